@@ -1,0 +1,26 @@
+"""ε-DPO (arXiv 2502.13177) on current TRL: the public face of the library.
+
+Only the two names below are meant for import from here. They are loaded on first use, so that commands which need no
+model (`epsdpo --help`, reading a finished run) do not wait for torch and trl.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from epsdpo.config import EpsilonDPOConfig
+    from epsdpo.trainer import EpsilonDPOTrainer
+
+__version__ = "0.1.0"
+__all__ = ["EpsilonDPOConfig", "EpsilonDPOTrainer"]
+
+
+def __getattr__(name: str):
+    if name == "EpsilonDPOConfig":
+        from epsdpo.config import EpsilonDPOConfig
+
+        return EpsilonDPOConfig
+    if name == "EpsilonDPOTrainer":
+        from epsdpo.trainer import EpsilonDPOTrainer
+
+        return EpsilonDPOTrainer
+    raise AttributeError(f"module 'epsdpo' has no attribute {name!r}; it offers {', '.join(__all__)}")

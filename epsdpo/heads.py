@@ -1,0 +1,83 @@
+"""How a causal language model splits into backbone and head.
+
+This module knows transformers' and TRL's conventions for reaching a head: logit scaling, soft-capping, sharded weights,
+autocast. It leaves the mathematics to `epsdpo.kernels`.
+"""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from epsdpo.kernels import Head
+
+
+def expose_hidden_states(model: PreTrainedModel) -> None:
+    """Let `model(..., on_hidden_states=f)` return `f(hidden_states, model)` in place of logits.
+
+    `f` gets the backbone's last hidden states (batch, sequence, hidden) and the causal language model itself. It runs
+    inside the model's own forward, so that whatever wraps the model (DDP, FSDP, DeepSpeed, PEFT, autocast) has its
+    parameters ready and sees its gradients. Without the argument the forward is what it was.
+    """
+    original_forward = model.forward
+
+    @functools.wraps(type(model).forward)
+    def forward(self: PreTrainedModel, *args: Any, on_hidden_states: Callable | None = None, **kwargs: Any) -> Any:
+        if on_hidden_states is None:
+            return original_forward(*args, **kwargs)
+        hidden_states = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
+        # A linear layer would cast its input here; the kernel computes outside autocast, so it is done by hand.
+        device = hidden_states.device.type
+        if torch.is_autocast_enabled(device):
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return on_hidden_states(hidden_states, self)
+
+    model.forward = types.MethodType(forward, model)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output head of a causal language model, whole even where FSDP2 or ZeRO-3 keeps it in shards."""
+    embedding = model.get_output_embeddings()
+    bias = getattr(embedding, "bias", None)
+    config = model.config.get_text_config()
+    return Head(
+        weight=_unsharded(embedding.weight),
+        bias=None if bias is None else _unsharded(bias),
+        scale=_logit_scale(config),
+        softcap=getattr(config, "final_logit_softcapping", None),
+        gathered=functools.partial(maybe_gather_lm_head_ctx, embedding.weight, bias),
+    )
+
+
+def require_separable_head(model: PreTrainedModel) -> None:
+    """Refuse a model whose backbone and head cannot be run one after the other.
+
+    Raises:
+        ValueError: naming the model class and what it lacks.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder; ε-DPO here needs a decoder-only causal language model")
+    if model.get_output_embeddings() is None or model.base_model is model:
+        raise ValueError(f"{name} has no separate backbone and output head; use an AutoModelForCausalLM class")
+
+
+def _unsharded(parameter: torch.Tensor) -> torch.Tensor:
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+
+
+def _logit_scale(config: Any) -> float:
+    """The factor between head and logits, under each of the names that transformers' models give it."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling

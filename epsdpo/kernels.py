@@ -1,0 +1,344 @@
+"""The mathematics of ε-DPO: tensors in, tensors out.
+
+This module knows the paper's equations and how to evaluate them over a large vocabulary in tiles. It knows nothing of
+models, batches, devices or trainers. Notation, per completion token: z and r are the logits of policy and reference,
+y the label, d = z - r. Equation numbers are those of arXiv 2502.13177.
+
+The two perturbed policies of Eqs. 3 and 4 are softmax(z + εd) and softmax(z - εd). With e_v = exp(z_v - max z),
+
+    log softmax(z ± εd)_y - log softmax(z)_y = ±ε d_y - log1p(Σ_v e_v expm1(±ε d_v) / Σ_v e_v),
+
+so one running maximum and one running sum serve all three softmaxes, and the differences, which are what the criterion
+compares, are exact where policy and reference agree. Nothing of size tokens × vocabulary is ever kept.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+# 512 × 16,384 float32 values are 32 MiB; about four such tiles are alive at once.
+TOKENS_PER_TILE = 512
+VOCABULARY_PER_TILE = 16_384
+
+
+@dataclass(frozen=True)
+class Head:
+    """A language-model head: logits = softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap).
+
+    Attributes:
+        weight: (vocabulary, hidden).
+        bias: (vocabulary,) or None.
+        scale: factor on the logits (Cohere's `logit_scale`, Granite's `1 / logits_scaling`).
+        softcap: bound of the logits (Gemma 2's `final_logit_softcapping`), or None.
+        gathered: makes the context in which a weight that is sharded between processes is whole.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    gathered: Callable[[], AbstractContextManager] = nullcontext
+
+    def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+        """Logits (tokens, columns) of `hidden` (tokens, hidden), accumulated and returned in float32 (or float64)."""
+        weight = self.weight[columns].to(hidden.dtype)
+        if hidden.dtype not in (torch.float16, torch.bfloat16):
+            logits = hidden @ weight.T
+        elif hidden.is_cuda:
+            logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        else:
+            logits = hidden.float() @ weight.float().T
+        if self.bias is not None:
+            logits = logits + self.bias[columns]
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def logits_gradient(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Carry a gradient with respect to the logits back through soft-capping and scale."""
+        if self.softcap is not None:
+            gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
+        return gradient * self.scale
+
+
+class TokenScores(NamedTuple):
+    """What one pass over both heads yields; each field has one value per token, `criterion` has three.
+
+    Attributes:
+        logps: log-probability of the label under the policy, in nats; the only field with a gradient.
+        ref_logps: log-probability of the label under the reference, in nats.
+        criterion: (3, tokens), the label's log-probability under z, z + εd and z - εd, up to one constant per token
+            that cancels when the three are compared (in float32 it is log softmax(z)_y itself, so that row 0 is 0).
+        entropy: entropy of the policy's next-token distribution, in nats.
+        mean_logits: mean of the policy's logits over the vocabulary.
+        is_top1: whether no token is likelier than the label.
+    """
+
+    logps: torch.Tensor
+    ref_logps: torch.Tensor
+    criterion: torch.Tensor
+    entropy: torch.Tensor
+    mean_logits: torch.Tensor
+    is_top1: torch.Tensor
+
+
+# --------------------------------------------------------------------------------------------- over pairs, no vocabulary
+
+
+def pair_steps(criterion: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """The decision of Eq. 5 for each pair: is the pair's log-ratio strictly monotone in β around the current β?
+
+    Args:
+        criterion: (3, 2·pairs), sums over completion tokens of `TokenScores.criterion`, chosen first, then rejected.
+        dtype: arithmetic in which sums and log-ratios are compared.
+
+    Returns:
+        (pairs,) int64: +1 if the log-ratio grows when the KL penalty is lowered (Eq. 1: choose β⁻ = β/(1+ε)), -1 if it
+        grows when the penalty is raised (Eq. 2: choose β⁺ = β/(1-ε)), 0 otherwise.
+    """
+    chosen, rejected = criterion.to(dtype).chunk(2, dim=1)
+    current, lowered, raised = chosen - rejected
+    relax = (lowered > current) & (current > raised)
+    tighten = (lowered < current) & (current < raised)
+    return relax.long() - tighten.long()
+
+
+def pair_beta(beta: float, steps: torch.Tensor, epsilon_step: float) -> torch.Tensor:
+    """β̃ of Eq. 5 for each pair: β/(1+ε) where the step is +1, β/(1-ε) where it is -1, β where it is 0."""
+    return beta / (1.0 + epsilon_step * steps.float())
+
+
+def updated_beta(beta: float, relaxed: int, tightened: int, pairs: int, epsilon_step: float, rule: str) -> float:
+    """β for the next batch, from how many of `pairs` chose β⁻ (`relaxed`) and β⁺ (`tightened`).
+
+    Rule "mean_step" is the released code's β/(1 + ε·mean step); "mean_beta" is line 5 of Algorithm 1, β ← E[β̃].
+    The two differ by ε²·variance of the steps, to leading order.
+    """
+    if rule == "mean_beta":
+        tied = pairs - relaxed - tightened
+        return beta * (relaxed / (1.0 + epsilon_step) + tightened / (1.0 - epsilon_step) + tied) / pairs
+    return beta / (1.0 + epsilon_step * (relaxed - tightened) / pairs)
+
+
+def dpo_loss(log_ratio_margin: torch.Tensor, beta: torch.Tensor) -> torch.Tensor:
+    """-log σ(β̃ (z - γ)) for each pair, where z - γ = `log_ratio_margin` (pairs,) and β̃ = `beta` is a constant."""
+    return -F.logsigmoid(beta.detach() * log_ratio_margin)
+
+
+# ------------------------------------------------------------------------------------------ over tokens and vocabulary
+
+
+def score_tokens(
+    hidden: torch.Tensor,
+    head: Head,
+    ref_hidden: torch.Tensor,
+    ref_head: Head,
+    labels: torch.Tensor,
+    epsilon: float,
+    criterion_dtype: torch.dtype = torch.float32,
+) -> TokenScores:
+    """Score completion tokens under policy, reference and both perturbed policies (Eqs. 3, 4) in one tiled pass.
+
+    Args:
+        hidden: (tokens, hidden size), the policy's last hidden states at the positions that predict `labels`.
+        head: the policy's head.
+        ref_hidden: (tokens, reference's hidden size), likewise of the reference.
+        ref_head: the reference's head, over the same vocabulary.
+        labels: (tokens,) int64.
+        epsilon: size ε_c of the perturbation.
+        criterion_dtype: float32 evaluates the criterion exactly; bfloat16 rounds logits, perturbed logits and
+            log-softmax as a model does that computes in bfloat16 throughout. Only `criterion` depends on it.
+
+    Returns:
+        TokenScores of `tokens` values. Gradients flow from `logps` to `hidden`, `head.weight` and `head.bias`.
+    """
+    with head.gathered(), ref_head.gathered():
+        # Weight and bias are passed beside the head that holds them: autograd tracks only arguments that are tensors.
+        scores = _ScoreTokens.apply(
+            hidden, head.weight, head.bias, head, ref_hidden, ref_head, labels, epsilon, criterion_dtype
+        )
+    return TokenScores(*scores)
+
+
+def token_kl(hidden: torch.Tensor, head: Head, ref_hidden: torch.Tensor, ref_head: Head) -> torch.Tensor:
+    """KL(π‖π_ref) of the next-token distributions, exact over the vocabulary, in nats: (tokens,), without gradient."""
+    divergences = []
+    with torch.no_grad(), head.gathered(), ref_head.gathered():
+        for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE):
+            policy, reference = _RunningSoftmax(hidden[tokens]), _RunningSoftmax(hidden[tokens])
+            for columns in _tiles(head.weight.shape[0], VOCABULARY_PER_TILE):
+                z, r = head.logits(hidden[tokens], columns), ref_head.logits(ref_hidden[tokens], columns)
+                policy.fold(z, difference=z - r)
+                reference.fold(r)
+            divergences.append(policy.mean("difference") - policy.log_normaliser() + reference.log_normaliser())
+    return torch.cat(divergences) if divergences else hidden.new_zeros(0)
+
+
+class _ScoreTokens(torch.autograd.Function):
+    """The pass behind `score_tokens`. Backward recomputes each tile of logits; only `logps` has a gradient."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, head, ref_hidden, ref_head, labels, epsilon, criterion_dtype):
+        tiles = [
+            _score_tile(hidden[tokens], head, ref_hidden[tokens], ref_head, labels[tokens], epsilon, criterion_dtype)
+            for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE)
+        ]
+        if not tiles:
+            raise ValueError("score_tokens got no completion token; every pair needs at least one")
+        *fields, log_normaliser = (torch.cat(field, dim=-1) for field in zip(*tiles, strict=True))
+        ctx.save_for_backward(hidden, labels, log_normaliser)
+        ctx.head = head
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*fields[1:])
+        return tuple(fields)
+
+    @staticmethod
+    def backward(ctx, gradient, *_):
+        if gradient is None:
+            return (None,) * 9
+        hidden, labels, log_normaliser = ctx.saved_tensors
+        head, accumulate = ctx.head, log_normaliser.dtype
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        with head.gathered():
+            weight = head.weight
+            hidden_gradient = torch.zeros_like(hidden, dtype=accumulate) if needs_hidden else None
+            weight_gradient = torch.zeros_like(weight, dtype=accumulate) if needs_weight else None
+            bias_gradient = torch.zeros_like(head.bias, dtype=accumulate) if needs_bias else None
+            for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE):
+                for columns in _tiles(weight.shape[0], VOCABULARY_PER_TILE):
+                    logits = head.logits(hidden[tokens], columns)
+                    # ∂ log softmax(z)_y / ∂z = 1[y] - softmax(z)
+                    tile = torch.exp(logits - log_normaliser[tokens].unsqueeze(1)).mul_(-gradient[tokens].unsqueeze(1))
+                    rows, local = _labels_within(labels[tokens], columns)
+                    tile[rows, local] += gradient[tokens][rows]
+                    tile = head.logits_gradient(tile, logits)
+                    if needs_hidden:
+                        hidden_gradient[tokens] += tile @ weight[columns].to(accumulate)
+                    if needs_weight:
+                        weight_gradient[columns] += tile.T @ hidden[tokens].to(accumulate)
+                    if needs_bias:
+                        bias_gradient[columns] += tile.sum(dim=0)
+            return (
+                hidden_gradient.to(hidden.dtype) if needs_hidden else None,
+                weight_gradient.to(weight.dtype) if needs_weight else None,
+                bias_gradient.to(head.bias.dtype) if needs_bias else None,
+                *(None,) * 6,
+            )
+
+
+def _score_tile(
+    hidden: torch.Tensor,
+    head: Head,
+    ref_hidden: torch.Tensor,
+    ref_head: Head,
+    labels: torch.Tensor,
+    epsilon: float,
+    criterion_dtype: torch.dtype,
+) -> tuple[torch.Tensor, ...]:
+    """The fields of `TokenScores` for one tile of tokens, and the policy's log-normaliser for the backward pass."""
+    exact = criterion_dtype == torch.float32
+    policy, reference = _RunningSoftmax(hidden), _RunningSoftmax(hidden)
+    rounded = [_RunningSoftmax(hidden) for _ in range(3)]
+    z_label = r_label = logits_sum = torch.zeros_like(policy.total)
+    for columns in _tiles(head.weight.shape[0], VOCABULARY_PER_TILE):
+        z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
+        rows, local = _labels_within(labels, columns)
+        z_label = z_label.index_put((rows,), z[rows, local])
+        r_label = r_label.index_put((rows,), r[rows, local])
+        logits_sum = logits_sum + z.sum(dim=1)
+        reference.fold(r)
+        if exact:
+            shift = (z - r) * epsilon
+            policy.fold(z, logit=z, lowered=torch.expm1(shift), raised=torch.expm1(-shift))
+        else:
+            policy.fold(z, logit=z)
+            for softmax, logits in zip(rounded, _perturbed_logits(z, r, epsilon, criterion_dtype), strict=True):
+                softmax.fold(logits.to(z.dtype))
+
+    if exact:
+        shift = (z_label - r_label) * epsilon
+        lowered = shift - torch.log1p(policy.mean("lowered"))
+        raised = -shift - torch.log1p(policy.mean("raised"))
+        criterion = torch.stack([torch.zeros_like(lowered), lowered, raised])
+    else:
+        label_logits = _perturbed_logits(z_label, r_label, epsilon, criterion_dtype)
+        criterion = torch.stack(
+            [softmax.rounded_log_prob(logits) for softmax, logits in zip(rounded, label_logits, strict=True)]
+        )
+    log_normaliser = policy.log_normaliser()
+    return (
+        policy.log_prob(z_label),
+        reference.log_prob(r_label),
+        criterion,
+        log_normaliser - policy.mean("logit"),
+        logits_sum / head.weight.shape[0],
+        z_label >= policy.maximum,
+        log_normaliser,
+    )
+
+
+def _perturbed_logits(
+    z: torch.Tensor, r: torch.Tensor, epsilon: float, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """z, (1+ε)z - εr and (1-ε)z + εr (Eqs. 3, 4), each product and sum rounded to `dtype`."""
+    z, r = z.to(dtype), r.to(dtype)
+    return z, (1.0 + epsilon) * z - epsilon * r, (1.0 - epsilon) * z + epsilon * r
+
+
+class _RunningSoftmax:
+    """Statistics of one softmax per token over a vocabulary that is seen tile by tile.
+
+    After every tile was folded, `mean(name)` is the expectation under the softmax of the values folded as `name`.
+    """
+
+    def __init__(self, hidden: torch.Tensor):
+        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        self.maximum = torch.full(hidden.shape[:1], -torch.inf, device=hidden.device, dtype=dtype)
+        self.total = torch.zeros_like(self.maximum)
+        self._weighted: dict[str, torch.Tensor] = {}
+
+    def fold(self, logits: torch.Tensor, **values: torch.Tensor) -> None:
+        maximum = torch.maximum(self.maximum, logits.amax(dim=1))
+        rescale = torch.exp(self.maximum - maximum)
+        weights = torch.exp(logits - maximum.unsqueeze(1))
+        self.maximum = maximum
+        self.total = self.total * rescale + weights.sum(dim=1)
+        for name, value in values.items():
+            self._weighted[name] = self._weighted.get(name, 0.0) * rescale + (weights * value).sum(dim=1)
+
+    def mean(self, name: str) -> torch.Tensor:
+        return self._weighted[name] / self.total
+
+    def log_normaliser(self) -> torch.Tensor:
+        return self.maximum + torch.log(self.total)
+
+    def log_prob(self, label_logits: torch.Tensor) -> torch.Tensor:
+        # In this order, as log_softmax does it: the maximum cancels before the small logarithm is added.
+        return (label_logits - self.maximum) - torch.log(self.total)
+
+    def rounded_log_prob(self, label_logits: torch.Tensor) -> torch.Tensor:
+        """`log_prob` rounded to the dtype of `label_logits`, where torch's own log_softmax rounds in that dtype.
+
+        On CUDA that is once, at the end; on the CPU also the sum and its logarithm (read off torch 2.13).
+        """
+        dtype, total = label_logits.dtype, self.total
+        log_total = torch.log(total)
+        if total.device.type == "cpu":
+            log_total = torch.log(total.to(dtype).to(total.dtype)).to(dtype).to(total.dtype)
+        return ((label_logits.to(total.dtype) - self.maximum) - log_total).to(dtype).to(total.dtype)
+
+
+def _tiles(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+
+
+def _labels_within(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows whose label lies in these columns of the vocabulary, and the label's place among them."""
+    rows = ((labels >= columns.start) & (labels < columns.stop)).nonzero().squeeze(1)
+    return rows, labels[rows] - columns.start

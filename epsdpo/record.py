@@ -1,0 +1,174 @@
+"""The β record of a run: what every optimiser step and every pair did, written as it happens and read back.
+
+This module knows the files and how they survive a killed process. What the numbers mean is the trainer's business,
+what they show is `epsdpo.trajectory`'s.
+
+    steps.jsonl     one line per optimiser step
+    pairs.parquet   one row per optimiser step and pair; while training runs, the newest rows are in pairs.arrow
+"""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+logger = logging.getLogger(__name__)
+
+STEPS_FILE, PAIRS_FILE, PAIRS_STREAM = "steps.jsonl", "pairs.parquet", "pairs.arrow"
+
+PAIR_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),  # optimiser step, from 1
+        ("epoch", pa.float64()),
+        ("pair_id", pa.string()),
+        ("decision", pa.int8()),  # +1: β⁻, KL penalty relaxed; 0: tie; -1: β⁺, tightened
+        ("beta", pa.float64()),  # the pair's β̃ in its loss
+        ("chosen_logps", pa.float64()),  # nats, summed over completion tokens
+        ("rejected_logps", pa.float64()),
+        ("ref_chosen_logps", pa.float64()),
+        ("ref_rejected_logps", pa.float64()),
+        ("chosen_tokens", pa.int64()),
+        ("rejected_tokens", pa.int64()),
+    ]
+)
+
+
+class BetaRecord:
+    """Writer of one run's record. Rows reach the file system step by step, so a killed run keeps what it did.
+
+    Args:
+        directory: the run's output folder.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        self._stream: pa.ipc.RecordBatchStreamWriter | None = None
+        self._sink = None
+
+    def rewind(self, step: int) -> None:
+        """Keep the rows up to optimiser step `step` and drop those after it; 0 starts the record over.
+
+        A run that is resumed from a checkpoint repeats the steps after it, so their first rows must go.
+        """
+        self.close()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        rows = list(_complete_lines(self.directory))
+        kept = [row for row in rows if row["step"] <= step]
+        if len(kept) < len(rows):
+            logger.info("β record: dropping %d steps after step %d, which will be run again", len(rows) - len(kept), step)
+        _replace(self.directory / STEPS_FILE, lambda path: path.write_text("".join(map(_line, kept)), encoding="utf-8"))
+
+        pairs = _read_pair_table(self.directory)
+        pairs = pairs.filter(pa.compute.less_equal(pairs["step"], step))
+        _replace(self.directory / PAIRS_FILE, lambda path: pq.write_table(pairs, path))
+        (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
+
+    def append(self, row: dict[str, Any], pairs: pd.DataFrame) -> None:
+        """Add one optimiser step: its row for steps.jsonl, and its pairs with the columns of `PAIR_SCHEMA`."""
+        if self._stream is None:
+            self._sink = (self.directory / PAIRS_STREAM).open("wb")
+            self._stream = pa.ipc.new_stream(self._sink, PAIR_SCHEMA)
+        self._stream.write_table(pa.Table.from_pandas(pairs, schema=PAIR_SCHEMA, preserve_index=False))
+        self._sink.flush()
+        with (self.directory / STEPS_FILE).open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def close(self) -> None:
+        """Move the pairs from the growing stream into the compressed Parquet file."""
+        if self._stream is None:
+            return
+        self._stream.close()
+        self._sink.close()
+        self._stream = self._sink = None
+        pairs = _read_pair_table(self.directory)
+        _replace(self.directory / PAIRS_FILE, lambda path: pq.write_table(pairs, path))
+        (self.directory / PAIRS_STREAM).unlink()
+
+
+def read_steps(directory: str | Path) -> pd.DataFrame:
+    """One row per optimiser step of the run in `directory`, in order; works while it is still training.
+
+    Columns: step, epoch, beta_before, beta_after, relaxed, tied, tightened (fractions of pairs that chose β⁻, β, β⁺),
+    mean_step (relaxed - tightened), loss, reward_margin (with each pair's β̃), log_ratio_margin (nats, without β),
+    reward_accuracy, pairs_seen (since the run began), seconds (of this step).
+
+    Raises:
+        FileNotFoundError: if no run was recorded there.
+    """
+    directory = Path(directory)
+    if not (directory / STEPS_FILE).exists():
+        raise FileNotFoundError(
+            f"{directory} holds no β record ({STEPS_FILE}). Give the output folder of a run of EpsilonDPOTrainer"
+        )
+    return pd.DataFrame(_complete_lines(directory))
+
+
+def read_pairs(directory: str | Path) -> pd.DataFrame:
+    """One row per optimiser step and pair of the run in `directory`; works while it is still training.
+
+    Columns: those of `PAIR_SCHEMA`, and policy_log_ratio, ref_log_ratio (chosen - rejected, nats), log_ratio_margin
+    (policy - reference) and reward_margin (β̃ times that: the implicit reward margin).
+
+    Raises:
+        FileNotFoundError: if no run was recorded there.
+    """
+    directory = Path(directory)
+    if not (directory / PAIRS_FILE).exists() and not (directory / PAIRS_STREAM).exists():
+        raise FileNotFoundError(
+            f"{directory} holds no β record ({PAIRS_FILE}). Give the output folder of a run of EpsilonDPOTrainer"
+        )
+    pairs = _read_pair_table(directory).to_pandas()
+    pairs["policy_log_ratio"] = pairs["chosen_logps"] - pairs["rejected_logps"]
+    pairs["ref_log_ratio"] = pairs["ref_chosen_logps"] - pairs["ref_rejected_logps"]
+    pairs["log_ratio_margin"] = pairs["policy_log_ratio"] - pairs["ref_log_ratio"]
+    pairs["reward_margin"] = pairs["beta"] * pairs["log_ratio_margin"]
+    return pairs
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def _complete_lines(directory: Path) -> Iterator[dict[str, Any]]:
+    """The rows of steps.jsonl; a last line without its newline was cut off by a kill and is not a row."""
+    path = directory / STEPS_FILE
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _read_pair_table(directory: Path) -> pa.Table:
+    """Parquet rows, then the stream's later rows: a kill while compacting can leave rows in both."""
+    finished = PAIR_SCHEMA.empty_table()
+    if (directory / PAIRS_FILE).exists():
+        finished = pq.read_table(directory / PAIRS_FILE, schema=PAIR_SCHEMA)
+    growing = pa.Table.from_batches(_stream_batches(directory / PAIRS_STREAM), PAIR_SCHEMA)
+    last_step = pa.compute.max(finished["step"]).as_py() or 0
+    return pa.concat_tables([finished, growing.filter(pa.compute.greater(growing["step"], last_step))])
+
+
+def _stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The whole batches of an Arrow stream whose writer may have been killed in the middle of one."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        try:
+            yield from pa.ipc.open_stream(file)
+        except (pa.ArrowInvalid, OSError):
+            logger.warning("%s ends in the middle of a step; its whole steps are used", path)
+
+
+def _replace(path: Path, write) -> None:
+    """Write a file beside `path` and rename it there, so that a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    os.replace(temporary, path)

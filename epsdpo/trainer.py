@@ -1,0 +1,410 @@
+"""`EpsilonDPOTrainer`: TRL's `DPOTrainer` with the loss of ε-DPO, a β that moves, and a record of how it moved.
+
+It knows how TRL and transformers call a loss, accumulate, log and checkpoint. The mathematics is in `epsdpo.kernels`,
+the way into a model in `epsdpo.heads`, the files of the record in `epsdpo.record`.
+"""
+
+import contextlib
+import logging
+import textwrap
+import time
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
+from trl.trainer.utils import get_config_model_id, use_adapter
+
+from epsdpo.config import EpsilonDPOConfig
+from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
+from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.record import PAIR_SCHEMA, BetaRecord
+
+logger = logging.getLogger(__name__)
+
+TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+CHECKPOINT_KEY = "EpsilonDPO"
+
+# One row per pair of a batch, gathered from all processes; metrics, β and the record are all made from it.
+PAIR_COLUMNS = (
+    "loss",
+    "decision",
+    "beta",
+    "chosen_logps",
+    "rejected_logps",
+    "ref_chosen_logps",
+    "ref_rejected_logps",
+    "chosen_tokens",
+    "rejected_tokens",
+    "chosen_logits_sum",
+    "rejected_logits_sum",
+    "chosen_top1",
+    "entropy_sum",
+    "tokens",
+)
+
+
+class EpsilonDPOTrainer(DPOTrainer):
+    """Trainer for ε-DPO (arXiv 2502.13177); it is called as `trl.DPOTrainer` is, with an `EpsilonDPOConfig`.
+
+    For each pair β̃ is β/(1+ε), β or β/(1-ε), by whether the pair's log-ratio is monotone under a perturbation of β
+    (Eq. 5); the loss is sigmoid DPO with β̃, and after each optimiser step β follows the mean over all its pairs, of
+    all micro-batches and processes (Algorithm 1). Evaluation reports the decisions and leaves β alone.
+
+    β is kept in the checkpoints, so an interrupted run continues as if it had not been interrupted. Beside TRL's
+    metrics it logs `kl/beta` (the β of the step), `kl/p_epsilon_steps` and `kl/n_epsilon_steps` (fractions of pairs
+    that chose β⁻ and β⁺) and `kl/avg_steps` (their difference); rewards use each pair's β̃. Every step and pair is
+    written to `output_dir` (see `epsdpo.record`); pairs are named by the data's `pair_id` column, or by row number.
+
+    Data may be in any format that TRL takes, or already tokenised, with columns `prompt_ids`, `chosen_ids` and
+    `rejected_ids` (lists of int), which are used as they are.
+
+    Raises:
+        ValueError: for a model or option that ε-DPO cannot serve, and for a checkpoint that holds no β or that of a
+            run with other settings.
+        FloatingPointError: when a pair's loss is not finite; the message names step, β and pairs.
+    """
+
+    _tag_names = ["trl", "dpo", "epsilon-dpo"]
+    _name = "ε-DPO"
+    _paper = {
+        "title": "KL Penalty Control via Perturbation for Direct Preference Optimization",
+        "id": "2502.13177",
+        "citation": textwrap.dedent("""\
+            @inproceedings{lee2025kl,
+                title     = {{KL Penalty Control via Perturbation for Direct Preference Optimization}},
+                author    = {Sangkyu Lee and Janghoon Han and Hosung Song and Stanley Jungkyu Choi and Honglak Lee and Youngjae Yu},
+                booktitle = {Advances in Neural Information Processing Systems 38 (NeurIPS 2025)},
+                year      = 2025,
+                url       = {https://arxiv.org/abs/2502.13177},
+            }"""),
+    }
+
+    def __init__(self, model, ref_model=None, args: EpsilonDPOConfig | None = None, *positional, **named):
+        if args is None:
+            model_id = model if isinstance(model, str) else get_config_model_id(model.config)
+            args = EpsilonDPOConfig(f"{model_id.split('/')[-1]}-EpsilonDPO")
+        elif not isinstance(args, EpsilonDPOConfig):
+            kind = "trl.DPOConfig" if isinstance(args, DPOConfig) else type(args).__name__
+            raise TypeError(f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys")
+        super().__init__(model, ref_model, args, *positional, **named)
+        if self._is_vision_dataset:
+            raise ValueError("the data set holds images; ε-DPO is implemented for text models only")
+        if self.aux_loss_enabled:
+            raise ValueError(
+                "the model is a mixture of experts with a load-balancing loss, which ε-DPO does not add. "
+                "Set router_aux_loss_coef=0.0 to train without it"
+            )
+        for causal_lm in self._causal_language_models():
+            require_separable_head(causal_lm)
+            expose_hidden_states(causal_lm)
+        self.data_collator = _KeepPairIndex(self.data_collator)
+        self.record = BetaRecord(self.args.output_dir)
+        self.add_callback(_Bookkeeping(self))
+        self._pair_ids = _pair_ids(self.train_dataset)
+        self._pairs_seen = 0
+        self._window: list[pd.DataFrame] = []  # the micro-batches of the optimiser step under way
+        self._step_pairs = pd.DataFrame()  # the pairs of the last finished optimiser step
+        self._step_betas = (self.beta, self.beta)  # β before and after it
+
+    def _causal_language_models(self):
+        yield self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        if self.ref_model is not None:
+            yield self.accelerator.unwrap_model(self.ref_model)
+
+    # ------------------------------------------------------------------------------------------------------------ data
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        first_row = next(iter(dataset))
+        if "pair_index" not in first_row:
+            dataset = dataset.map(_number_row, with_indices=True)
+        if not all(column in first_row for column in TOKENISED_COLUMNS):
+            rows = len(dataset) if isinstance(dataset, Dataset) else None
+            dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
+            if rows is not None and len(dataset) < rows:
+                logger.warning(
+                    "%s data: %d of %d pairs dropped, because the prompt alone fills max_length=%s",
+                    *(dataset_name, rows - len(dataset), rows, args.max_length),
+                )
+        return dataset
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if "pair_index" not in self._signature_columns:
+            self._signature_columns.append("pair_index")
+
+    # ------------------------------------------------------------------------------------------------------------ loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        completion_mask = inputs["completion_mask"][:, 1:].bool()  # (2·pairs, sequence - 1): tokens that are predicted
+        model_inputs = {key: inputs[key] for key in inputs if key not in ("completion_mask", "pair_index")}
+        scores = self._score_completions(model, model_inputs, completion_mask)
+
+        def per_sequence(values):  # (tokens,) -> (2·pairs,)
+            return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values).sum(dim=1)
+
+        logps, ref_logps = per_sequence(scores.logps), per_sequence(scores.ref_logps)
+        log_ratios = logps - ref_logps
+        chosen_log_ratios, rejected_log_ratios = log_ratios.chunk(2)
+        steps = pair_steps(
+            torch.stack([per_sequence(row) for row in scores.criterion]), getattr(torch, self.args.criterion_dtype)
+        )
+        beta = pair_beta(self.beta, steps, self.args.epsilon_step)
+        losses = dpo_loss(chosen_log_ratios - rejected_log_ratios, beta)
+
+        columns = [losses, steps, beta]
+        for values in (logps, ref_logps, completion_mask.sum(dim=1), per_sequence(scores.mean_logits)):
+            columns += values.chunk(2)
+        columns += [
+            per_sequence(scores.is_top1.float()).chunk(2)[0],
+            sum(per_sequence(scores.entropy).chunk(2)),
+            sum(inputs["attention_mask"].sum(dim=1).chunk(2)),
+        ]
+        pairs = self._gather_pairs(inputs["pair_index"], columns)
+        self._require_finite(pairs)
+        self._log_batch(pairs, mode)
+        if mode == "train":
+            self._window.append(pairs)
+        loss = losses.mean()
+        if not return_outputs:
+            return loss
+        with torch.no_grad():
+            return loss, model(**model_inputs)  # logits for `compute_metrics`, which the loss does not build
+
+    def _score_completions(self, model, model_inputs, completion_mask) -> TokenScores:
+        """One forward of the reference, then one of the policy that ends in the pass over both heads."""
+        labels = model_inputs["input_ids"][:, 1:][completion_mask]
+
+        def completion_tokens(hidden_states):
+            # Prompt-learning adapters prepend virtual tokens; the real positions are the last ones.
+            return hidden_states[:, :-1][:, -completion_mask.size(1) :][completion_mask]
+
+        def keep(hidden_states, language_model):
+            return completion_tokens(hidden_states), head_of(language_model)
+
+        def score(hidden_states, language_model):
+            hidden = completion_tokens(hidden_states)
+            return score_tokens(
+                hidden,
+                head_of(language_model),
+                ref_hidden.to(hidden.dtype),  # accelerate hands outputs of an autocast forward back in float32
+                ref_head,
+                labels,
+                self.args.epsilon,
+                getattr(torch, self.args.criterion_dtype),
+            )
+
+        with (
+            torch.no_grad(),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+            self._reference_adapter(),
+        ):
+            reference = self.model if self.ref_model is None else self.ref_model
+            ref_hidden, ref_head = reference(**model_inputs, on_hidden_states=keep)
+        return model(**model_inputs, on_hidden_states=score)
+
+    def _reference_adapter(self):
+        """With PEFT and no model of its own, the reference is the base model or TRL's frozen copy of the adapter."""
+        if self.ref_model is not None:
+            return contextlib.nullcontext()
+        peft_model = self.accelerator.unwrap_model(self.model)
+        return use_adapter(peft_model, adapter_name="ref" if "ref" in peft_model.peft_config else None)
+
+    # --------------------------------------------------------------------------------------------- metrics, β, record
+
+    def _gather_pairs(self, pair_index: torch.Tensor, columns: list[torch.Tensor]) -> pd.DataFrame:
+        table = torch.stack([column.detach().float() for column in columns], dim=1)  # (pairs, columns)
+        index, table = self.accelerator.gather((pair_index, table))
+        pairs = pd.DataFrame(table.double().cpu().numpy(), columns=list(PAIR_COLUMNS))
+        pairs.insert(0, "pair_index", index.cpu().numpy())
+        return pairs
+
+    def _require_finite(self, pairs: pd.DataFrame) -> None:
+        broken = pairs[~np.isfinite(pairs["loss"])]
+        if len(broken):
+            names = ", ".join(self._pair_ids.get(index, str(index)) for index in broken["pair_index"][:5])
+            raise FloatingPointError(
+                f"the loss of {len(broken)} of {len(pairs)} pairs is not finite after optimiser step "
+                f"{self.state.global_step} (pairs {names}; β {self.beta:.6g}; policy log-probability of the first "
+                f"chosen response {broken['chosen_logps'].iloc[0]:.6g} nats). Lower learning_rate or max_grad_norm, "
+                "use bfloat16 in place of float16, and look at those pairs; the last checkpoint is unharmed"
+            )
+
+    def _log_batch(self, pairs: pd.DataFrame, mode: str) -> None:
+        """TRL's metrics for one batch; they are averaged until they are logged."""
+        metrics = self._metrics[mode]
+        if mode == "train":
+            self._total_train_tokens += int(pairs["tokens"].sum())
+        else:
+            for name, value in _decision_metrics(pairs, self.beta).items():
+                metrics[name].append(value)
+        chosen_rewards = pairs["beta"] * (pairs["chosen_logps"] - pairs["ref_chosen_logps"])
+        rejected_rewards = pairs["beta"] * (pairs["rejected_logps"] - pairs["ref_rejected_logps"])
+        chosen_tokens, rejected_tokens = pairs["chosen_tokens"].sum(), pairs["rejected_tokens"].sum()
+        metrics["num_tokens"] = [self._total_train_tokens]
+        for name, value in {
+            "entropy": pairs["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),
+            "logits/chosen": pairs["chosen_logits_sum"].sum() / chosen_tokens,
+            "logits/rejected": pairs["rejected_logits_sum"].sum() / rejected_tokens,
+            "mean_token_accuracy": pairs["chosen_top1"].sum() / chosen_tokens,
+            "rewards/chosen": chosen_rewards.mean(),
+            "rewards/rejected": rejected_rewards.mean(),
+            "rewards/accuracies": (chosen_rewards > rejected_rewards).mean(),
+            "rewards/margins": (chosen_rewards - rejected_rewards).mean(),
+            "logps/chosen": pairs["chosen_logps"].mean(),
+            "logps/rejected": pairs["rejected_logps"].mean(),
+        }.items():
+            metrics[name].append(float(value))
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        # True on the last micro-batch of a window, also of a shorter one at the end of an epoch.
+        if self.accelerator.sync_gradients:
+            self._finish_window()
+        return loss
+
+    def _finish_window(self) -> None:
+        """Move β by all pairs of the optimiser step, and keep them for the record."""
+        pairs = pd.concat(self._window, ignore_index=True)
+        self._window.clear()
+        metrics = _decision_metrics(pairs, self.beta)
+        for name, value in metrics.items():
+            self._metrics["train"][name].append(value)
+        before = self.beta
+        self.beta = updated_beta(
+            before,
+            relaxed=int((pairs["decision"] == 1).sum()),
+            tightened=int((pairs["decision"] == -1).sum()),
+            pairs=len(pairs),
+            epsilon_step=self.args.epsilon_step,
+            rule=self.args.beta_update,
+        )
+        self._pairs_seen += len(pairs)
+        self._step_pairs, self._step_betas = pairs, (before, self.beta)
+
+    def _record_step(self, step: int, epoch: float, seconds: float) -> None:
+        pairs = self._step_pairs.assign(step=step, epoch=epoch)
+        pairs["pair_id"] = [self._pair_ids.get(index, str(index)) for index in pairs["pair_index"]]
+        pairs = pairs.astype({"decision": "int8", "chosen_tokens": "int64", "rejected_tokens": "int64"})
+        log_ratio_margin = (
+            pairs["chosen_logps"] - pairs["rejected_logps"] - pairs["ref_chosen_logps"] + pairs["ref_rejected_logps"]
+        )
+        decisions = _decision_metrics(pairs, self._step_betas[0])
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "beta_before": self._step_betas[0],
+            "beta_after": self._step_betas[1],
+            "relaxed": decisions["kl/p_epsilon_steps"],
+            "tied": float((pairs["decision"] == 0).mean()),
+            "tightened": decisions["kl/n_epsilon_steps"],
+            "mean_step": decisions["kl/avg_steps"],
+            "loss": float(pairs["loss"].mean()),
+            "reward_margin": float((pairs["beta"] * log_ratio_margin).mean()),
+            "log_ratio_margin": float(log_ratio_margin.mean()),
+            "reward_accuracy": float((log_ratio_margin > 0).mean()),
+            "pairs_seen": self._pairs_seen,
+            "seconds": seconds,
+        }
+        self.record.append(row, pairs[PAIR_SCHEMA.names])
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+
+    def _beta_settings(self) -> dict[str, Any]:
+        keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update")
+        return {key: getattr(self.args, key) for key in keys}
+
+    def _save_checkpoint(self, model, trial):
+        # Inside trainer_state.json, which transformers writes last: β is there exactly when the checkpoint is whole.
+        self.state.stateful_callbacks[CHECKPOINT_KEY] = {
+            "args": {},
+            "attributes": {"beta": self.beta, "pairs_seen": self._pairs_seen, "settings": self._beta_settings()},
+        }
+        super()._save_checkpoint(model, trial)
+
+    def _restore_beta(self, step: int, saved: dict[str, Any] | None) -> None:
+        """Take β from a checkpoint at optimiser step `step`, or begin from the config at step 0."""
+        self._window.clear()
+        self.beta, self._pairs_seen = self.args.beta, 0
+        if step == 0:
+            return
+        if saved is None:
+            if not self.args.fresh_beta:
+                raise ValueError(
+                    f"the checkpoint at step {step} holds no β, so it was not written by EpsilonDPOTrainer and the run "
+                    f"cannot continue where it stopped. Start without resume_from_checkpoint, or set fresh_beta=True "
+                    f"to continue its weights with β={self.args.beta}"
+                )
+            logger.warning("resuming at step %d with a fresh β of %g, as fresh_beta=True asks for", step, self.beta)
+            return
+        saved = saved["attributes"]
+        changed = {key: value for key, value in saved["settings"].items() if value != self._beta_settings()[key]}
+        if changed:
+            changes = ", ".join(f"{key}: {old} → {self._beta_settings()[key]}" for key, old in changed.items())
+            raise ValueError(
+                f"the checkpoint at step {step} belongs to a run with other settings ({changes}). "
+                "Restore them to resume it, or start a new run in another output_dir"
+            )
+        self.beta, self._pairs_seen = saved["beta"], saved["pairs_seen"]
+
+
+class _Bookkeeping(TrainerCallback):
+    """Keeps β and its record in step with the training loop: restored at its start, written after every step."""
+
+    def __init__(self, trainer: EpsilonDPOTrainer):
+        self.trainer = trainer
+        self.started = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._restore_beta(state.global_step, (state.stateful_callbacks or {}).get(CHECKPOINT_KEY))
+        if state.is_world_process_zero:
+            self.trainer.record.rewind(state.global_step)
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trainer._record_step(state.global_step, state.epoch, time.perf_counter() - self.started)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trainer.record.close()
+
+
+class _KeepPairIndex:
+    """A collator that passes on which row of the data set each pair is."""
+
+    def __init__(self, collator):
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = self.collator(examples)
+        batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
+        return batch
+
+
+def _number_row(row: dict[str, Any], index: int) -> dict[str, int]:
+    return {"pair_index": index}
+
+
+def _pair_ids(dataset) -> dict[int, str]:
+    """Row number -> the data's own name of the pair, where it has one and can be looked up."""
+    if not isinstance(dataset, Dataset) or "pair_id" not in dataset.column_names:
+        return {}
+    return {index: str(pair_id) for index, pair_id in zip(dataset["pair_index"], dataset["pair_id"], strict=True)}
+
+
+def _decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
+    relaxed, tightened = float((pairs["decision"] == 1).mean()), float((pairs["decision"] == -1).mean())
+    return {
+        "kl/beta": beta,
+        "kl/p_epsilon_steps": relaxed,
+        "kl/n_epsilon_steps": tightened,
+        "kl/avg_steps": relaxed - tightened,
+    }

@@ -1,0 +1,87 @@
+"""What the tests share: the reference models and pairs in tests/data/official, and quick trainers over them."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
+
+import json
+from pathlib import Path
+
+import pytest
+
+OFFICIAL = Path(__file__).parent / "data" / "official"
+
+
+@pytest.fixture(scope="session")
+def official():
+    """Folder with the tiny policy, reference and tokenizer, and what the released code did with them."""
+    return OFFICIAL
+
+
+@pytest.fixture(scope="session")
+def official_tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(OFFICIAL / "tok")
+
+
+@pytest.fixture(scope="session")
+def official_pairs(official_tokenizer):
+    """The 96 pairs, tokenised as trl 0.13 did: prompt and completion apart, no BOS, EOS after each completion."""
+    from datasets import Dataset
+
+    def ids(text):
+        return official_tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    rows = [json.loads(line) for line in (OFFICIAL / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    return Dataset.from_list(
+        [
+            {
+                "pair_id": f"pair-{number}",
+                "prompt_ids": ids(row["prompt"]),
+                "chosen_ids": [*ids(row["chosen"]), official_tokenizer.eos_token_id],
+                "rejected_ids": [*ids(row["rejected"]), official_tokenizer.eos_token_id],
+            }
+            for number, row in enumerate(rows)
+        ]
+    )
+
+
+@pytest.fixture
+def make_trainer(tmp_path, official_tokenizer, official_pairs):
+    """Build an EpsilonDPOTrainer on the reference models; keyword arguments go to its config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
+
+    def make(pairs=official_pairs, eval_pairs=None, dtype=torch.float32, trainer=EpsilonDPOTrainer, callbacks=None, **settings):
+        defaults = {
+            "output_dir": str(tmp_path / "run"),
+            "beta": 0.1,
+            "max_length": 128,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 4,
+            "optim": "adamw_torch",
+            "lr_scheduler_type": "linear",
+            "warmup_steps": 0.1,
+            "train_sampling_strategy": "sequential",
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return trainer(
+            model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy", dtype=dtype),
+            ref_model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "ref", dtype=dtype),
+            args=EpsilonDPOConfig(**{**defaults, **settings}),
+            train_dataset=pairs,
+            eval_dataset=eval_pairs,
+            processing_class=official_tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
