@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 WORLD = "world"
-METHODS = ("dpo", "epsilon_dpo")
+EXPERIMENT_FILE = "experiment.yaml"
 
 # Keys of the trainer's config that an experiment states elsewhere, with the place to say them.
 _STATED_ELSEWHERE = {
@@ -25,6 +26,7 @@ _STATED_ELSEWHERE = {
     "model_init_kwargs": "the `model` section",
     "trust_remote_code": "nowhere: code from a hub is never run",
     "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
+    "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
 }
 
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -127,6 +129,13 @@ class Experiment(_Section):
                 raise ValueError("train.beta_update has no effect under method 'dpo'. Remove it")
         return self
 
+    @property
+    def max_length(self) -> int | None:
+        """Longest prompt and completion together, in tokens: `train.max_length`, or TRL's default."""
+        from epsdpo.config import EpsilonDPOConfig
+
+        return self.train.get("max_length", EpsilonDPOConfig.max_length)
+
     def training_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `EpsilonDPOConfig` for this run, except `output_dir`.
 
@@ -202,6 +211,54 @@ def save_experiment(experiment: Experiment, path: str | Path) -> None:
     """Write the resolved config, defaults included, as YAML that `load_experiment` reads back to an equal object."""
     text = yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True)
     Path(path).write_text(text, encoding="utf-8")
+
+
+def claim_folder(
+    experiment: Experiment, folder: str | Path, pin: Callable[[ModelSection], ModelSection] | None = None
+) -> Experiment:
+    """Make `folder` the place of this experiment, and return the experiment as its config file there states it.
+
+    Results of one config are never mixed with those of another: a folder is refused once it holds a different one.
+
+    Args:
+        pin: replaces a model revision that may move by the commit it stands for; asked only for a new folder.
+
+    Raises:
+        ConfigError: if the folder holds another config, naming the keys that differ and the remedy.
+    """
+    path = Path(folder) / EXPERIMENT_FILE
+    if path.exists():
+        claimed = load_experiment(path)
+        if experiment.model.revision is None:
+            model = experiment.model.model_copy(update={"revision": claimed.model.revision})
+            experiment = experiment.model_copy(update={"model": model})
+        old, new = _flatten(claimed.model_dump()), _flatten(experiment.model_dump())
+        changes = [
+            f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
+            for key in {**old, **new}
+            if (key in old, old.get(key)) != (key in new, new.get(key))
+        ]
+        if changes:
+            raise ConfigError(
+                f"{path.parent} holds results of another config ({'; '.join(changes)}). "
+                "Choose another folder with --output, or delete this one"
+            )
+        return experiment
+    if pin is not None:
+        experiment = experiment.model_copy(update={"model": pin(experiment.model)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_experiment(experiment, partial)
+    partial.replace(path)
+    return experiment
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _check_train_section(experiment: Experiment, where: str) -> None:

@@ -6,10 +6,12 @@ y the label, d = z - r. Equation numbers are those of arXiv 2502.13177.
 
 The two perturbed policies of Eqs. 3 and 4 are softmax(z + εd) and softmax(z - εd). With e_v = exp(z_v - max z),
 
-    log softmax(z ± εd)_y - log softmax(z)_y = ±ε d_y - log1p(Σ_v e_v expm1(±ε d_v) / Σ_v e_v),
+    log softmax(z ± εd)_y - log softmax(z)_y = ±(ε d_y - c) - log1p(Σ_v e_v expm1(±(ε d_v - c)) / Σ_v e_v),
 
-so one running maximum and one running sum serve all three softmaxes, and the differences, which are what the criterion
-compares, are exact where policy and reference agree. Nothing of size tokens × vocabulary is ever kept.
+for any constant c, so one running maximum and one running sum serve all three softmaxes, and the differences, which
+are what the criterion compares, are exact where policy and reference agree. With c = ε d_y the logarithm's argument
+stays clear of 0 wherever the label is likely, and a constant offset between the two models' logits cancels. Nothing of
+size tokens × vocabulary is ever kept.
 """
 
 from collections.abc import Callable, Iterator
@@ -52,8 +54,15 @@ class Head:
             logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
         else:
             logits = hidden.float() @ weight.float().T
-        if self.bias is not None:
-            logits = logits + self.bias[columns]
+        return self._shaped(logits if self.bias is None else logits + self.bias[columns])
+
+    def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The logit (tokens,) of each token's label alone, equal to `logits` up to the order of a sum."""
+        accumulate = _accumulation_dtype(hidden)
+        logits = (hidden.to(accumulate) * self.weight[labels].to(accumulate)).sum(dim=1)
+        return self._shaped(logits if self.bias is None else logits + self.bias[labels])
+
+    def _shaped(self, logits: torch.Tensor) -> torch.Tensor:
         if self.scale != 1.0:
             logits = logits * self.scale
         if self.softcap is not None:
@@ -246,6 +255,7 @@ def _score_tile(
     policy, reference = _RunningSoftmax(hidden), _RunningSoftmax(hidden)
     rounded = [_RunningSoftmax(hidden) for _ in range(3)]
     z_label = r_label = logits_sum = torch.zeros_like(policy.total)
+    centre = epsilon * (head.label_logits(hidden, labels) - ref_head.label_logits(ref_hidden, labels))
     for columns in _tiles(head.weight.shape[0], VOCABULARY_PER_TILE):
         z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
         rows, local = _labels_within(labels, columns)
@@ -254,7 +264,7 @@ def _score_tile(
         logits_sum = logits_sum + z.sum(dim=1)
         reference.fold(r)
         if exact:
-            shift = (z - r) * epsilon
+            shift = (z - r) * epsilon - centre.unsqueeze(1)
             policy.fold(z, logit=z, lowered=torch.expm1(shift), raised=torch.expm1(-shift))
         else:
             policy.fold(z, logit=z)
@@ -262,7 +272,7 @@ def _score_tile(
                 softmax.fold(logits.to(z.dtype))
 
     if exact:
-        shift = (z_label - r_label) * epsilon
+        shift = (z_label - r_label) * epsilon - centre
         lowered = shift - torch.log1p(policy.mean("lowered"))
         raised = -shift - torch.log1p(policy.mean("raised"))
         criterion = torch.stack([torch.zeros_like(lowered), lowered, raised])
@@ -298,7 +308,7 @@ class _RunningSoftmax:
     """
 
     def __init__(self, hidden: torch.Tensor):
-        dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        dtype = _accumulation_dtype(hidden)
         self.maximum = torch.full(hidden.shape[:1], -torch.inf, device=hidden.device, dtype=dtype)
         self.total = torch.zeros_like(self.maximum)
         self._weighted: dict[str, torch.Tensor] = {}
@@ -332,6 +342,10 @@ class _RunningSoftmax:
         if total.device.type == "cpu":
             log_total = torch.log(total.to(dtype).to(total.dtype)).to(dtype).to(total.dtype)
         return ((label_logits.to(total.dtype) - self.maximum) - log_total).to(dtype).to(total.dtype)
+
+
+def _accumulation_dtype(tensor: torch.Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _tiles(length: int, size: int) -> Iterator[slice]:

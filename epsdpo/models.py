@@ -1,0 +1,62 @@
+"""Which weights and tokenizer an experiment starts from.
+
+It knows the embedded world, local folders and pinned hub models. Training and evaluation both ask here, so that the
+reference of one is the reference of the other.
+"""
+
+import re
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from epsdpo.experiment import WORLD, ConfigError, DataSection, ModelSection
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
+    """Where the reference (and the policy before training) is loaded from: a folder or hub id, and its revision."""
+    if model.name_or_path == WORLD:
+        from epsdpo.world import reference_model_dir
+
+        return str(reference_model_dir(data.world)), None
+    return model.name_or_path, model.revision
+
+
+def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:
+    """The tokenizer, with its chat template, of the model that an experiment starts from.
+
+    Raises:
+        ConfigError: if it cannot be loaded, naming the model and what to try.
+    """
+    source, revision = reference_source(model, data)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.name_or_path: cannot load the tokenizer of {source!r}"
+            f"{f' at revision {revision}' if revision else ''}: {error}\n"
+            "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
+        ) from error
+
+
+def pin_revision(model: ModelSection) -> ModelSection:
+    """The same section with the commit that a hub model's branch, tag or missing revision stands for today.
+
+    Raises:
+        ConfigError: if the hub cannot be asked.
+    """
+    if model.name_or_path == WORLD or Path(model.name_or_path).exists() or _COMMIT.fullmatch(model.revision or ""):
+        return model
+    from huggingface_hub import model_info
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        commit = model_info(model.name_or_path, revision=model.revision).sha
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.name_or_path: {model.name_or_path!r} is no local folder, and the hub cannot be asked which commit "
+            f"it stands at ({type(error).__name__}: {str(error).splitlines()[0]}). Give model.revision as a full "
+            "commit, or the path of a local copy"
+        ) from error
+    return model.model_copy(update={"revision": commit})
