@@ -52,7 +52,9 @@ class WorldSection(_Section):
     label_temperature: Annotated[float, Field(gt=0)] = Field(
         0.25, description="temperature of the Bradley-Terry label noise, in units of gold reward"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of the world itself: instructions, SFT model, labels")
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="seed of the world itself: instructions, SFT model, labels"
+    )
 
 
 class DataSection(_Section):
@@ -60,7 +62,9 @@ class DataSection(_Section):
 
     source: str = Field(WORLD, description="'world', a local JSON/JSONL/Parquet/Arrow file or folder, or a hub id")
     revision: str | None = Field(None, description="commit of a hub data set; null resolves the newest and records it")
-    subset: str | None = Field(None, description="`data_dir` of a hub data set, e.g. harmless-base of Anthropic/hh-rlhf")
+    subset: str | None = Field(
+        None, description="`data_dir` of a hub data set, e.g. harmless-base of Anthropic/hh-rlhf"
+    )
     train_split: str = Field("train", description="name of the split to train on")
     eval_split: str | None = Field(None, description="name of the held-out split; null for none")
     columns: dict[Literal["prompt", "chosen", "rejected", "pair_id"], str] = Field(
@@ -316,8 +320,9 @@ def _keys_beside(location: tuple) -> set[str]:
     for part in location[:-1]:
         annotation = section.model_fields[part].annotation
         section = next(
-            kind for kind in (annotation, *getattr(annotation, "__args__", ())) if isinstance(kind, type) and
-            issubclass(kind, BaseModel)
+            kind
+            for kind in (annotation, *getattr(annotation, "__args__", ()))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
         )
     return set(section.model_fields)
 

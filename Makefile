@@ -1,0 +1,64 @@
+# Everything runs in .venv, which is made on first use and left alone after that.
+
+PYTHON ?= python3.11
+TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+NOTEBOOKS := notebooks/*.ipynb
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab lint lock clean
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-6s %s\n' "$$target" "$$text"; done
+
+# The Hub is switched off to make sure of what the README says: demo and tests need no network.
+demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
+	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo
+
+test: $(READY)  ## run the tests
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5
+
+# Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
+lab: $(READY)  ## open the notebooks in JupyterLab
+	env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab \
+		--ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+
+lint: $(READY)  ## check style, and that notebooks hold no outputs
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/nbstripout --verify --keep-id --extra-keys \
+		"metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" $(NOTEBOOKS)
+
+# torch goes first, by itself: pip then takes a CPU wheel from disk if it is told of one, and nothing that follows
+# can pull in another torch with gigabytes of GPU libraries. The stamp is made last, so a set-up that failed or was
+# interrupted is taken up again by the next call.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo 'Python 3.11 is needed, and `$(PYTHON)` does not run or is not 3.11 to 3.13.'; \
+		echo 'Install Python 3.11, or name one that you have: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)'; \
+		exit 1; }
+	@echo 'Setting up .venv: about 2 GB on a CPU and about 3 minutes, once.'
+	@rm -f $@
+	@$(PYTHON) -m venv .venv
+	@echo '  [1/3] torch, the largest part'
+	@.venv/bin/python -m pip install --quiet torch==$(TORCH)
+	@echo '  [2/3] the other packages of requirements.lock'
+	@.venv/bin/python -m pip install --quiet --requirement requirements.lock
+	@echo '  [3/3] epsdpo itself'
+	@.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@.venv/bin/python -m pip check
+	@touch $@
+
+lock:  ## renew requirements.lock with the newest versions that pyproject.toml allows
+	rm -rf .cache/lock
+	$(PYTHON) -m venv .cache/lock/venv
+	.cache/lock/venv/bin/python -m pip install --quiet torch==$(TORCH)
+	.cache/lock/venv/bin/python -m pip install --quiet setuptools '.[dev]'
+	sed -n '/^#/p' requirements.lock > .cache/lock/requirements.lock
+	.cache/lock/venv/bin/python -m pip freeze --all --exclude epsdpo --exclude pip --exclude wheel \
+		| sed 's/+.*//' | grep -Ev '^(nvidia-|cuda-|triton==)' | LC_ALL=C sort -f >> .cache/lock/requirements.lock
+	mv .cache/lock/requirements.lock requirements.lock
+
+clean:  ## remove caches; keeps runs/ and .venv
+	rm -rf .cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -1,0 +1,158 @@
+"""Many experiments, one after the other: from a config file or folder to one report.
+
+This module knows the order of the stages, which of them experiments share, and what a failure stops. How one stage is
+run is the business of `epsdpo.stages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, claim_folder, load_experiments
+from epsdpo.models import pin_revision
+from epsdpo.stages import PAGE, StageError, resolve_path, run_stage
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report"
+
+
+def run_batch(config_path: str | Path, output_dir: str | Path | None = None) -> Path:
+    """Run every experiment of a config file or folder, then the report that joins them; return the report's HTML.
+
+    Args:
+        config_path: a YAML file, or a folder of them.
+        output_dir: the run folder; default `runs/<name of the file or folder>`, from the working directory.
+
+    Raises:
+        ConfigError: before any work, if a config is wrong or the run folder holds results of a different config.
+        StageError: after everything that could be run has been run, with a table of the stages that failed.
+    """
+    config_path = resolve_path(config_path)
+    name = config_path.resolve().name.removesuffix(".yaml")
+    run_dir = Path(output_dir) if output_dir else Path("runs") / name
+    # The baselines first, so that the others can be shown beside them.
+    experiments = sorted(load_experiments(config_path), key=lambda experiment: experiment.method != "dpo")
+    _check_names(experiments)
+    experiments = [claim_folder(experiment, run_dir / experiment.name, pin_revision) for experiment in experiments]
+
+    progress = _Progress(_plan(experiments))
+    prepared: dict[Path, bool] = {}
+    baselines: dict[Path, Path] = {}
+    for experiment in experiments:
+        config = str(run_dir / experiment.name / EXPERIMENT_FILE)
+        data_dir = run_dir / data_folder(experiment)
+        if data_dir not in prepared:
+            prepared[data_dir] = progress.run(data_dir.name, "prepare", {"config": config}, data_dir)
+        if prepared[data_dir]:
+            _run_experiment(experiment, config, run_dir, data_dir, baselines, progress)
+    if progress.trained():
+        progress.run(REPORT, "report", {"run_dir": str(run_dir)}, run_dir / REPORT)
+    progress.raise_for_failures()
+    return run_dir / REPORT / PAGE
+
+
+def data_folder(experiment: Experiment) -> str:
+    """Name of the prepared-data folder: experiments whose data would come out the same share one."""
+    decisive = {
+        "data": experiment.data.model_dump(),
+        "model": experiment.model.model_dump(),
+        "max_length": experiment.max_length,
+    }
+    return "data-" + hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _run_experiment(
+    experiment: Experiment,
+    config: str,
+    run_dir: Path,
+    data_dir: Path,
+    baselines: dict[Path, Path],
+    progress: _Progress,
+) -> None:
+    """Train, trajectory and evaluation of one experiment; the first that fails ends it.
+
+    `baselines` holds, for each prepared data set, the first DPO run trained on it: only such runs have pairs in common.
+    """
+    folder, data = run_dir / experiment.name, str(data_dir)
+    train_dir = folder / "train"
+    parameters: dict[str, Any] = {"config": config, "data_dir": data, "live": False}
+    if not progress.run(experiment.name, "train", parameters, train_dir):
+        return
+    if experiment.method == "dpo":
+        baselines.setdefault(data_dir, train_dir)
+    baseline = baselines.get(data_dir, train_dir)
+    parameters = {
+        "train_dir": str(train_dir),
+        "compare_with": "" if baseline == train_dir else str(baseline),
+        "data_dir": data,
+    }
+    if not progress.run(experiment.name, "trajectory", parameters, folder / "trajectory"):
+        return
+    if experiment.evaluate is not None:
+        parameters = {"config": config, "data_dir": data, "train_dir": str(train_dir)}
+        progress.run(experiment.name, "evaluate", parameters, folder / "evaluate")
+
+
+def _plan(experiments: list[Experiment]) -> list[tuple[str, str]]:
+    """(folder, stage) of everything to run, in order."""
+    plan: dict[tuple[str, str], None] = {}
+    for experiment in experiments:
+        plan[data_folder(experiment), "prepare"] = None
+        for stage in ("train", "trajectory", *(["evaluate"] if experiment.evaluate else [])):
+            plan[experiment.name, stage] = None
+    plan[REPORT, "report"] = None
+    return list(plan)
+
+
+class _Progress:
+    """Runs the stages of a plan, says so in a line each, and keeps what failed."""
+
+    def __init__(self, plan: list[tuple[str, str]]):
+        self.plan = plan
+        self.seconds: dict[tuple[str, str], float] = {}
+        self.failures: dict[tuple[str, str], StageError] = {}
+
+    def run(self, folder: str, stage: str, parameters: dict[str, Any], output_dir: Path) -> bool:
+        """Run one stage of the plan; False if it failed, with the reason logged and kept."""
+        key = (folder, stage)
+        place = f"[{self.plan.index(key) + 1}/{len(self.plan)}] {folder} / {stage}"
+        logger.info("%s …", place)
+        begin = time.monotonic()
+        try:
+            run_stage(stage, parameters, output_dir)
+        except StageError as error:
+            self.failures[key] = error
+            logger.error("%s: %s", place, error)
+            return False
+        self.seconds[key] = time.monotonic() - begin
+        logger.info("%s: done in %.0f s (%.0f s so far)", place, self.seconds[key], sum(self.seconds.values()))
+        return True
+
+    def trained(self) -> bool:
+        """Whether there is anything to report."""
+        return any(stage == "train" for _, stage in self.seconds)
+
+    def raise_for_failures(self) -> None:
+        """End in one error that lists every stage that failed, and those that therefore were not run."""
+        if not self.failures:
+            return
+        rows = []
+        for folder, stage in self.plan:
+            if (folder, stage) in self.failures:
+                rows.append(f"  failed   {folder} / {stage}: {str(self.failures[folder, stage]).splitlines()[0]}")
+            elif (folder, stage) not in self.seconds:
+                rows.append(f"  not run  {folder} / {stage}")
+        raise StageError("\n".join([f"{len(rows)} of {len(self.plan)} stages are missing:", *rows]))
+
+
+def _check_names(experiments: list[Experiment]) -> None:
+    taken = {REPORT, *(data_folder(experiment) for experiment in experiments)}
+    for experiment in experiments:
+        if experiment.name in taken:
+            raise ConfigError(f"name: {experiment.name!r} is a folder of the run itself; name the experiment otherwise")

@@ -1,0 +1,114 @@
+"""The manifest of a stage: what went in, what came out, and on what it was made.
+
+A folder is finished if, and only if, it holds a manifest: it is written last and appears in one piece. This module
+reads facts and writes that one file. When a manifest is due, and when an old one goes, is decided in `epsdpo.stages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
+
+# Weights are large and their size says enough; hashing tens of gigabytes would cost minutes.
+LARGEST_HASHED_BYTES = 64 * 2**20
+
+
+def write_manifest(
+    output_dir: Path,
+    *,
+    stage: str,
+    parameters: dict[str, Any],
+    seeds: dict[str, int],
+    inputs: list[Path],
+    started: datetime,
+    repository: Path,
+) -> Path:
+    """Declare `output_dir` finished: describe it in `manifest.json`, which appears in one piece.
+
+    Args:
+        inputs: files and folders that the stage read. A folder that holds manifests is described by these, any other
+            by its files.
+        started: when the stage began, in UTC.
+        repository: where the code lies, to record its git commit.
+    """
+    finished = datetime.now(UTC)
+    content = {
+        "stage": stage,
+        "status": "ok",
+        "parameters": parameters,
+        "seeds": seeds,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": finished.isoformat(timespec="seconds"),
+        "seconds": round((finished - started).total_seconds(), 3),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": _gpu_names(),
+        "git": _git_state(repository),
+        "inputs": {str(path): _describe(path) for path in _input_files(inputs, output_dir)},
+        "outputs": {path.relative_to(output_dir).as_posix(): _describe(path) for path in _files_below(output_dir)},
+    }
+    path = output_dir / MANIFEST
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size >= LARGEST_HASHED_BYTES:
+        return {"bytes": size}
+    with path.open("rb") as file:
+        return {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _input_files(inputs: list[Path], output_dir: Path) -> list[Path]:
+    """The files that stand for the inputs; a batch folder holds the stage's own output too, which is no input."""
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
+            below = [file for file in _files_below(path) if not file.is_relative_to(output_dir)]
+            files += [file for file in below if file.name == MANIFEST] or below
+        else:
+            files.append(path)
+    return files
+
+
+def _gpu_names() -> list[str]:
+    """Names of the NVIDIA GPUs, asked of the driver: asking torch would take GPU memory from the stages to come."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    answer = subprocess.run(
+        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+def _git_state(repository: Path) -> dict[str, Any] | None:
+    """Commit and dirty flag of the code, or None where it does not lie in a git checkout with a commit."""
+    if shutil.which("git") is None:
+        return None
+    commit, status = (
+        subprocess.run(["git", "-C", str(repository), *command], capture_output=True, text=True, check=False)
+        for command in (["rev-parse", "--verify", "HEAD"], ["status", "--porcelain"])
+    )
+    if commit.returncode != 0:
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}

@@ -1,0 +1,249 @@
+"""One stage of a run: a parameterised notebook, executed headless, with its HTML and its manifest.
+
+This module knows where the notebooks lie, what parameters they take and how to run one with this interpreter. The order
+of stages is the business of `epsdpo.batch`, the content of a manifest that of `epsdpo.manifest`, and everything about
+the method that of the notebooks and the library behind them.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import sys
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+from epsdpo.experiment import ConfigError, load_experiment
+from epsdpo.manifest import MANIFEST, write_manifest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+NOTEBOOKS = REPOSITORY / "notebooks"
+
+# Stage -> notebook, in the order of a run.
+STAGES = {
+    "prepare": "01_prepare_data.ipynb",
+    "train": "02_train.ipynb",
+    "trajectory": "03_beta_trajectory.ipynb",
+    "evaluate": "04_evaluate.ipynb",
+    "report": "05_report.ipynb",
+}
+
+EXECUTED = "notebook.ipynb"
+PAGE = "notebook.html"
+
+_KINDS = {kind.__name__: kind for kind in (str, int, float, bool)}
+_TRACEBACK_LINES = 12
+
+# nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
+_PAGE_TEMPLATE = """
+{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_css -%}
+<style>main { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; height: auto; }</style>
+{%- endblock -%}
+"""
+
+
+class StageError(RuntimeError):
+    """A stage that did not finish. The message names the stage, the error and the notebook to look at."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One typed assignment in a notebook's `parameters` cell."""
+
+    kind: type
+    required: bool
+
+
+def resolve_path(path: str | Path) -> Path:
+    """`path` as given if it exists from the working directory, else relative to the repository root.
+
+    Raises:
+        ConfigError: if it exists in neither place.
+    """
+    places = list(dict.fromkeys([Path.cwd(), REPOSITORY]))
+    for place in places:
+        if (place / path).exists():
+            return Path(path) if place == Path.cwd() else place / path
+    raise ConfigError(f"{path}: no such file or folder in {' or in '.join(map(str, places))}")
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """What a notebook's `parameters` cell declares: `name: type = default`, or `name: type` for what must be given.
+
+    Raises:
+        StageError: if the notebook has not exactly one such cell, or the cell holds anything but such assignments.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise StageError(f"{notebook}: {len(tagged)} cells are tagged 'parameters'; tag exactly one")
+    parameters = {}
+    for statement in ast.parse(tagged[0].source).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(name), annotation=ast.Name(kind)) if kind in _KINDS:
+                parameters[name] = Parameter(_KINDS[kind], required=statement.value is None)
+            case _:
+                raise StageError(
+                    f"{notebook}: {ast.unparse(statement)!r} in the 'parameters' cell has no type; "
+                    f"write `name: type = default` with one of {', '.join(_KINDS)}"
+                )
+    return parameters
+
+
+def check_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as the notebook wants them; an int is accepted for a float, and nothing else is converted.
+
+    Raises:
+        ConfigError: listing every unknown, missing or mistyped parameter with its remedy.
+    """
+    declared = read_parameters(notebook)
+    problems = [
+        f"parameter {name!r} is missing; give it a {parameter.kind.__name__}"
+        for name, parameter in declared.items()
+        if parameter.required and name not in values
+    ]
+    checked = {}
+    for name, value in values.items():
+        if name not in declared:
+            nearest = difflib.get_close_matches(name, declared, n=1) or sorted(declared)
+            problems.append(f"parameter {name!r} is unknown; did you mean {' or '.join(map(repr, nearest))}?")
+            continue
+        kind = declared[name].kind
+        if type(value) is kind or (kind is float and type(value) is int):
+            checked[name] = kind(value)
+        else:
+            remedy = " (YAML reads 7e-7 as text: write 7.0e-7)" if kind in (int, float) and type(value) is str else ""
+            problems.append(
+                f"parameter {name!r} is {value!r} of type {type(value).__name__}; expected {kind.__name__}{remedy}"
+            )
+    if problems:
+        raise ConfigError("\n".join(f"{notebook.name}: {problem}" for problem in problems))
+    return checked
+
+
+def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path) -> Path:
+    """Execute the notebook of `stage` headless and return the path of the manifest that declares it finished.
+
+    `output_dir` receives `notebook.ipynb`, `notebook.html` (without code, readable offline) and, last, `manifest.json`,
+    beside what the notebook itself writes there; it is passed to the notebook as `output_dir`. Files of an earlier,
+    interrupted run stay, for the notebook to resume from. What the notebook prints is passed on as it comes. The
+    notebook runs in the working directory of the caller, so relative paths mean the same inside and outside.
+
+    Raises:
+        ConfigError: before a kernel starts, if a parameter is unknown, missing or mistyped, or an input is not there.
+        StageError: if the notebook is not there, a cell fails, or the kernel dies. No manifest is left.
+    """
+    output_dir = Path(output_dir)
+    notebook = NOTEBOOKS / STAGES[stage]
+    if not notebook.is_file():
+        raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
+    parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
+    inputs, seeds = _inputs(parameters), _seeds(parameters)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    executed, page = output_dir / EXECUTED, output_dir / PAGE
+    for left_over in (output_dir / MANIFEST, executed, page):
+        left_over.unlink(missing_ok=True)
+    started = datetime.now(UTC)
+    problem = _execute(notebook, executed, parameters)
+    _write_page(executed, page, title=f"{output_dir.parent.name} · {stage}")
+    if problem:
+        raise StageError(f"stage {stage} failed: {problem}\nexecuted notebook: {executed}\nto read it: {page}")
+    return write_manifest(
+        output_dir,
+        stage=stage,
+        parameters=parameters,
+        seeds=seeds,
+        inputs=inputs,
+        started=started,
+        repository=REPOSITORY,
+    )
+
+
+def _inputs(parameters: dict[str, Any]) -> list[Path]:
+    """The files and folders among the parameters. By convention these are `config`, `compare_with` and `*_dir`."""
+    names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
+    return [resolve_path(parameters[name]) for name in names if name != "output_dir" and parameters[name]]
+
+
+def _seeds(parameters: dict[str, Any]) -> dict[str, int]:
+    """The seeds behind a stage that is told its experiment; the others draw no random numbers of their own."""
+    if "config" not in parameters:
+        return {}
+    experiment = load_experiment(resolve_path(parameters["config"]))
+    return {"experiment": experiment.seed, "world": experiment.data.world.seed}
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        # The inline backend is set so that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
+        return KernelSpec(**get_kernel_dict(), env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+
+    @default("transport_encryption")
+    def _encrypt_where_possible(self) -> str:
+        # Without it ipykernel warns in every log that the connection is open to other users of the machine.
+        return "auto"
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
+    """Run all cells, saving as they finish, and return what went wrong, or None."""
+    try:
+        result = papermill.execute_notebook(
+            notebook,
+            executed,
+            parameters,
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            kernel_manager_class=_OwnKernelManager,
+            iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
+        )
+    except PapermillExecutionError as error:
+        lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+        return "\n".join([f"{error.ename}: {error.evalue}", *lines])
+    except DeadKernelError:
+        return (
+            "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use smaller "
+            "batches, a shorter max_length or a smaller model"
+        )
+    except RuntimeError as error:
+        return f"its kernel did not start: {error}"
+    if result.metadata.papermill.get("exception"):
+        # papermill takes sys.exit(0) for success although the cells after it were not run.
+        return "a cell left the notebook early by exit(); let it run to its last cell"
+    return None
+
+
+def _write_page(executed: Path, page: Path, title: str) -> None:
+    exporter = HTMLExporter(
+        raw_template=_PAGE_TEMPLATE,
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+    )
+    text, _ = exporter.from_filename(str(executed), resources={"metadata": {"name": title}})
+    page.write_text(text, encoding="utf-8")

@@ -1,0 +1,175 @@
+"""Train one experiment: the entry point of the notebook, of the command and of `accelerate launch`.
+
+    python -m epsdpo.train --config configs/demo/epsilon_dpo_fp32.yaml
+    accelerate launch --config_file configs/accelerate/zero3.yaml -m epsdpo.train --config configs/paper/llama3_instruct.yaml
+
+It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data`'s business,
+the algorithm `epsdpo.trainer`'s.
+"""
+
+import argparse
+import json
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from epsdpo.config import EpsilonDPOConfig
+from epsdpo.data import PreparedData, load_prepared, prepare
+from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.models import load_tokenizer, pin_revision, reference_source
+from epsdpo.trainer import EpsilonDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+MODEL_FOLDER = "model"
+
+
+def train(
+    experiment: Experiment,
+    data: PreparedData,
+    output_dir: str | Path,
+    callbacks: Sequence[TrainerCallback] | None = None,
+) -> Path:
+    """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
+
+    The folder receives the resolved config, the β record (see `epsdpo.record`), checkpoints, and under `model/` the
+    trained model and tokenizer; that folder is returned. A run that already finished there is not repeated.
+
+    Args:
+        callbacks: how progress is shown; default: a plain line for each `logging_steps`.
+
+    Raises:
+        ConfigError: if the folder holds a run of another config.
+    """
+    output_dir = Path(output_dir)
+    with PartialState().main_process_first():
+        experiment = claim_folder(experiment, output_dir, pin_revision)
+    model_dir = output_dir / MODEL_FOLDER
+    if model_dir.exists():
+        logger.info("%s is trained already; delete %s to train it again", experiment.name, output_dir)
+        return model_dir
+
+    trainer = build_trainer(experiment, data, output_dir, [ProgressLines()] if callbacks is None else callbacks)
+    checkpoint = last_whole_checkpoint(output_dir)
+    if checkpoint is not None:
+        logger.info("continuing %s from %s", experiment.name, checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+    # Under another name first, so that model/ exists only when it is whole.
+    unfinished = output_dir / f"{MODEL_FOLDER}.partial"
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        unfinished.rename(model_dir)
+    PartialState().wait_for_everyone()
+    return model_dir
+
+
+def build_trainer(
+    experiment: Experiment, data: PreparedData, output_dir: str | Path, callbacks: Sequence[TrainerCallback]
+) -> EpsilonDPOTrainer:
+    """The trainer of an experiment, ready for `train()`; the reference is a second copy of the starting model."""
+    source, revision = reference_source(experiment.model, experiment.data)
+    arguments = EpsilonDPOConfig(
+        output_dir=str(output_dir),
+        disable_tqdm=True,
+        model_init_kwargs={
+            "revision": revision,
+            "dtype": experiment.model.dtype,
+            "attn_implementation": experiment.model.attn_implementation,
+        },
+        **experiment.training_arguments(),
+    )
+    if arguments.do_eval and data.eval is None:
+        raise ConfigError(
+            f"train.eval_strategy is {str(arguments.eval_strategy)!r}, but there are no held-out pairs. "
+            "Set data.eval_split, or train.eval_strategy: 'no'"
+        )
+    trainer = EpsilonDPOTrainer(
+        model=source,
+        args=arguments,
+        train_dataset=data.train,
+        eval_dataset=data.eval if arguments.do_eval else None,
+        processing_class=load_tokenizer(experiment.model, experiment.data),
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
+    return trainer
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None; one cut off by a kill is passed over."""
+    checkpoints = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            # transformers writes this file last.
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
+            continue
+        checkpoints[state["global_step"]] = folder
+    return checkpoints[max(checkpoints)] if checkpoints else None
+
+
+class ProgressLines(TrainerCallback):
+    """Progress as plain lines, one for each log, for terminals, log files and headless notebooks."""
+
+    def __init__(self):
+        self.started, self.first_step = 0.0, 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        prefix = "eval_" if "eval_loss" in logs else ""
+        if not state.is_world_process_zero or f"{prefix}loss" not in logs:
+            return  # the summary at the end of training
+        line = (
+            f"step {state.global_step}/{state.max_steps} · epoch {state.epoch:.2f} · {'eval ' * bool(prefix)}"
+            f"loss {logs[prefix + 'loss']:.4f} · margin {logs[prefix + 'rewards/margins']:+.3f} · "
+            f"β {logs[prefix + 'kl/beta']:.5g} (β⁻ {logs[prefix + 'kl/p_epsilon_steps']:.0%}, "
+            f"β⁺ {logs[prefix + 'kl/n_epsilon_steps']:.0%})"
+        )
+        if not prefix:
+            seconds = (time.monotonic() - self.started) / max(1, state.global_step - self.first_step)
+            left = math.ceil(seconds * (state.max_steps - state.global_step))
+            line += f" · {seconds:.2f} s/step · {left // 60}:{left % 60:02d} left"
+        print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m epsdpo.train`: exit code 0 when trained, 2 when the config was refused."""
+    parser = argparse.ArgumentParser(
+        prog="python -m epsdpo.train", description="Prepare data and train one experiment."
+    )
+    parser.add_argument("--config", required=True, help="YAML config of one experiment")
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the experiment>)")
+    parser.add_argument("--data", metavar="DIR", help="prepared data (default: made in <run folder>/data)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.WARNING, format="%(message)s")
+    try:
+        experiment = load_experiment(options.config)
+        run_dir = Path(options.output or Path("runs") / experiment.name)
+        data_dir = Path(options.data or run_dir / "data")
+        with PartialState().main_process_first():
+            if not options.data and not (data_dir / "report.json").exists():
+                tokenizer = load_tokenizer(experiment.model, experiment.data)
+                prepare(experiment.data, tokenizer, data_dir, max_length=experiment.max_length)
+            data = load_prepared(data_dir)
+        model_dir = train(experiment, data, run_dir / "train")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if PartialState().is_main_process:
+        print(f"Trained model: {model_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What a β record says: summaries, and which pairs were relaxed or tightened.
+
+It reads `epsdpo.record` and makes tables with intervals; `epsdpo.plots` draws them. "Relaxed" pairs chose β⁻ (KL
+penalty lowered, step +1), "tightened" ones β⁺ (raised, step -1), "tied" ones kept β.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from epsdpo.record import read_pairs, read_steps
+
+DECISIONS = {"relaxed": 1, "tied": 0, "tightened": -1}
+
+
+def summarise(train_dir: str | Path) -> dict[str, float]:
+    """One run in numbers: steps, pairs, β at start and end, its range, and the shares of each decision over all pairs.
+
+    `seconds_per_step` is the median over steps, so that a pause does not count.
+    """
+    steps, pairs = read_steps(train_dir), read_pairs(train_dir)
+    betas = np.r_[steps["beta_before"].iloc[0], steps["beta_after"]]
+    return {
+        "steps": int(steps["step"].iloc[-1]),
+        "pairs": len(pairs),
+        "beta_initial": float(betas[0]),
+        "beta_final": float(betas[-1]),
+        "beta_min": float(betas.min()),
+        "beta_max": float(betas.max()),
+        **{name: float((pairs["decision"] == decision).mean()) for name, decision in DECISIONS.items()},
+        "mean_step": float(pairs["decision"].mean()),
+        "seconds_per_step": float(steps["seconds"].median()),
+    }
+
+
+def decision_fractions(pairs: pd.DataFrame, windows: int = 16) -> pd.DataFrame:
+    """Shares of the decisions over training, pooled over `windows` equal stretches of optimiser steps.
+
+    Returns:
+        One row per stretch and decision: decision, step (middle of the stretch), first_step, last_step, pairs,
+        share, low, high (95 % Wilson interval).
+    """
+    steps = np.sort(pairs["step"].unique())
+    rows = []
+    for stretch in np.array_split(steps, min(windows, len(steps))):
+        inside = pairs[pairs["step"].between(stretch[0], stretch[-1])]
+        place = {"step": float(stretch.mean()), "first_step": int(stretch[0]), "last_step": int(stretch[-1])}
+        rows += [place | row for row in _shares(inside["decision"])]
+    return pd.DataFrame(rows)
+
+
+def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFrame:
+    """Shares of the decisions among pairs with alike `quantity` (a column of `pairs`), in bins of equal size.
+
+    Returns:
+        One row per bin and decision: decision, centre (median of the quantity in the bin), left, right, pairs, share,
+        low, high (95 % Wilson interval). Bins that coincide because many values are equal are merged.
+    """
+    bin_of = pd.qcut(pairs[quantity], bins, duplicates="drop")
+    rows = []
+    for interval, group in pairs.groupby(bin_of, observed=True):
+        place = {"centre": float(group[quantity].median()), "left": interval.left, "right": interval.right}
+        rows += [place | row for row in _shares(group["decision"])]
+    return pd.DataFrame(rows)
+
+
+def with_lengths(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs with `length_difference` (chosen - rejected) and `length` (both together), in completion tokens."""
+    return pairs.assign(
+        length_difference=pairs["chosen_tokens"] - pairs["rejected_tokens"],
+        length=pairs["chosen_tokens"] + pairs["rejected_tokens"],
+    )
+
+
+def examples(pairs: pd.DataFrame, texts: pd.DataFrame, decision: str, count: int = 3) -> pd.DataFrame:
+    """Pairs of the last epoch with the given decision, spread evenly over the range of the implicit reward margin.
+
+    Args:
+        pairs: from `read_pairs`.
+        texts: prepared training data with columns pair_id, prompt, chosen, rejected.
+        decision: "relaxed", "tied" or "tightened".
+
+    Returns:
+        At most `count` rows from the lowest to the highest margin, each with its texts.
+    """
+    last_epoch = pairs.drop_duplicates("pair_id", keep="last")
+    alike = last_epoch[last_epoch["decision"] == DECISIONS[decision]].sort_values("reward_margin")
+    chosen = alike.iloc[np.unique(np.linspace(0, len(alike) - 1, count).round().astype(int))] if len(alike) else alike
+    columns = ["pair_id", "step", "reward_margin", "chosen_tokens", "rejected_tokens"]
+    return chosen[columns].merge(texts[["pair_id", "prompt", "chosen", "rejected"]], on="pair_id", how="left")
+
+
+def compare(train_dirs: Sequence[str | Path], titles: Sequence[str]) -> pd.DataFrame:
+    """`summarise` of several runs, one row each, under `title`."""
+    return pd.DataFrame(
+        [{"title": title, **summarise(train_dir)} for train_dir, title in zip(train_dirs, titles, strict=True)]
+    )
+
+
+def _shares(decisions: pd.Series) -> list[dict[str, float]]:
+    rows = []
+    for name, decision in DECISIONS.items():
+        count, total = int((decisions == decision).sum()), len(decisions)
+        low, high = stats.binomtest(count, total).proportion_ci(method="wilson")
+        rows.append({"decision": name, "pairs": total, "share": count / total, "low": low, "high": high})
+    return rows

@@ -1,0 +1,174 @@
+"""Configs: every mistake is refused with key, value and remedy before anything runs, and what is saved reads back."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from epsdpo.experiment import ConfigError, check_experiment, load_experiment, load_experiments, save_experiment
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+COMMITTED = sorted(path for folder in ("demo", "paper") for path in (CONFIGS / folder).glob("*.yaml"))
+
+MINIMAL = {"name": "run", "method": "epsilon_dpo", "train": {"beta": 0.1}}
+
+
+def check(**changes):
+    return check_experiment({**MINIMAL, **changes}, where="run.yaml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        # unknown keys, at each level, with the nearest known one
+        ({"metod": "dpo"}, "run.yaml: metod is unknown; did you mean 'method'?"),
+        ({"data": {"sorce": "world"}}, "run.yaml: data.sorce is unknown; did you mean 'source'?"),
+        ({"data": {"world": {"sead": 1}}}, "run.yaml: data.world.sead is unknown; did you mean 'seed'?"),
+        ({"model": {"name_or_pth": "world"}}, "run.yaml: model.name_or_pth is unknown; did you mean 'name_or_path'?"),
+        ({"evaluate": {"temprature": 1.0}}, "run.yaml: evaluate.temprature is unknown; did you mean 'temperature'?"),
+        ({"train": {"epsilonn": 0.01}}, "run.yaml: train.epsilonn is unknown; did you mean 'epsilon'?"),
+        ({"evaluate": {"quux": 1}}, "run.yaml: evaluate.quux is unknown; known keys: batch_size, bootstrap_samples"),
+        # numbers that arrive as text
+        ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
+        ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),
+        ({"evaluate": {"temperature": "1e-1"}}, "evaluate.temperature is the text '1e-1', not a number"),
+        ({"seed": "42"}, "seed is '42' (str): input should be a valid integer"),
+        # wrong types and values out of range
+        ({"seed": True}, "seed is True (bool)"),
+        ({"seed": 4.0}, "seed is 4.0 (float)"),
+        ({"seed": -1}, "seed is -1 (int): input should be greater than or equal to 0"),
+        ({"data": {"max_prompt_length": 0}}, "data.max_prompt_length is 0 (int): input should be greater than 0"),
+        ({"data": {"max_train_pairs": True}}, "data.max_train_pairs is True (bool)"),
+        ({"data": {"world": {"responses_per_prompt": 1}}}, "data.world.responses_per_prompt is 1 (int)"),
+        ({"data": {"columns": {"promt": "text"}}}, "data.columns"),
+        ({"model": {"dtype": "fp32"}}, "model.dtype is 'fp32' (str): input should be 'float32', 'bfloat16'"),
+        ({"evaluate": {"top_p": 1.5}}, "evaluate.top_p is 1.5 (float): input should be less than or equal to 1"),
+        ({"evaluate": {"batch_size": True}}, "evaluate.batch_size is True (bool)"),
+        ({"train": {"bf16": 1}}, "train.bf16 is 1 (int)"),
+        ({"train": {"beta": "a lot"}}, "train.beta is 'a lot' (str)"),
+        ({"train": {"max_steps": True}}, "train.max_steps is True (bool)"),
+        ({"method": "simpo"}, "method is 'simpo' (str): input should be 'dpo' or 'epsilon_dpo'"),
+        ({"name": "../elsewhere"}, "name is '../elsewhere' (str)"),
+        # keys that are said elsewhere
+        ({"train": {"seed": 1}}, "train.seed belongs elsewhere: the top-level `seed`"),
+        ({"train": {"output_dir": "x"}}, "train.output_dir belongs elsewhere: the --output option of the command"),
+        ({"train": {"trust_remote_code": True}}, "train.trust_remote_code belongs elsewhere: nowhere"),
+        # sections that do not fit together
+        ({"data": {"source": "pairs.jsonl"}}, "the world's model knows only the world's words. Name a model"),
+        (
+            {"data": {"source": "pairs.jsonl"}, "model": {"name_or_path": "m"}, "evaluate": {}},
+            "only the embedded world has a judge so far, and data.source is 'pairs.jsonl'. Remove the evaluate section",
+        ),
+        ({"method": "dpo", "train": {"epsilon_step": 0.01}}, "train.epsilon_step is 0.01, but method 'dpo' keeps β"),
+        ({"method": "dpo", "train": {"beta_update": "mean_beta"}}, "train.beta_update has no effect under method"),
+    ],
+)
+def test_mistakes_are_refused_with_key_value_and_remedy(changes, message):
+    with pytest.raises(ConfigError) as refusal:
+        check(**changes)
+    assert message in str(refusal.value)
+    assert str(refusal.value).startswith("run.yaml: ")
+
+
+def test_missing_keys_are_named():
+    with pytest.raises(ConfigError) as refusal:
+        check_experiment({"name": "run"}, where="run.yaml")
+    assert str(refusal.value).splitlines() == ["run.yaml: method is missing", "run.yaml: train is missing"]
+
+
+def test_all_mistakes_of_the_train_section_are_listed_at_once():
+    with pytest.raises(ConfigError) as refusal:
+        check(train={"betta": 0.1, "epsilon": "1e-2", "seed": 1})
+    assert len(str(refusal.value).splitlines()) == 3
+
+
+def test_defaults_say_what_a_config_leaves_out():
+    experiment = check()
+    assert experiment.title == "run"
+    assert experiment.seed == 42
+    assert experiment.evaluate is None
+    assert (experiment.data.source, experiment.model.name_or_path) == ("world", "world")
+    assert check(evaluate={}).evaluate.temperature == 1.0
+
+
+def test_a_whole_number_will_do_for_a_float():
+    assert check(evaluate={"temperature": 0}).evaluate.temperature == 0.0
+    assert check(train={"max_grad_norm": 1}).train == {"max_grad_norm": 1}
+
+
+def test_plain_dpo_is_epsilon_dpo_with_steps_of_size_zero():
+    train = {"beta": 0.1, "epsilon": 0.02}
+    assert check(method="dpo", train=train).training_arguments() == {**train, "epsilon_step": 0.0, "seed": 42}
+    assert check(method="dpo", train={"epsilon_step": 0.0}).training_arguments()["epsilon_step"] == 0.0
+    assert check(train=train, seed=7).training_arguments() == {**train, "seed": 7}
+
+
+def test_what_is_saved_reads_back_equal(tmp_path):
+    experiment = check(
+        title="ε = 0.02",
+        train={"beta": 0.1, "learning_rate": 7.0e-7, "report_to": ["none"]},
+        data={"columns": {"prompt": "question"}, "max_prompt_length": 64},
+        evaluate={"top_p": 0.9},
+    )
+    path = tmp_path / "other-name.yaml"
+    save_experiment(experiment, path)
+    assert load_experiment(path) == experiment
+    assert "ε = 0.02" in path.read_text(encoding="utf-8")
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))["train"]["learning_rate"] == 7e-7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("method: [", "not readable as YAML"),
+        ("- method", "expected keys and values at the top level, got list"),
+        ("", "expected keys and values at the top level, got NoneType"),
+        ("method: !!python/object/apply:os.getcwd []", "not readable as YAML"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(path)
+    with pytest.raises(ConfigError, match="absent.yaml: no such config file"):
+        load_experiment(tmp_path / "absent.yaml")
+
+
+def write(path: Path, **changes) -> None:
+    values = {key: value for key, value in {**MINIMAL, **changes}.items() if value is not None}
+    path.write_text(yaml.safe_dump(values))
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    write(tmp_path / "b.yaml", name=None)
+    write(tmp_path / "a.yaml", name=None, method="dpo")
+    (tmp_path / "notes.md").write_text("not a config")
+    assert [experiment.name for experiment in load_experiments(tmp_path)] == ["a", "b"]
+    assert load_experiments(tmp_path / "a.yaml") == [load_experiment(tmp_path / "a.yaml")]
+
+
+def test_problems_of_a_folder_are_listed_together(tmp_path):
+    write(tmp_path / "a.yaml", seed="1")
+    write(tmp_path / "b.yaml", name="twin")
+    write(tmp_path / "c.yaml", name="twin")
+    with pytest.raises(ConfigError) as refusal:
+        load_experiments(tmp_path)
+    seed, twins = str(refusal.value).splitlines()
+    assert "a.yaml: seed is '1'" in seed
+    assert "2 configs are named 'twin'; give each its own `name`" in twins
+
+
+def test_an_empty_folder_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"the folder holds no \*\.yaml config"):
+        load_experiments(tmp_path)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_committed_configs_load_and_their_trainer_accepts_them(path, tmp_path):
+    from epsdpo import EpsilonDPOConfig
+
+    arguments = load_experiment(path).training_arguments()
+    # The precision of the paper's runs needs a GPU; everything else is checked by the trainer's own config.
+    config = EpsilonDPOConfig(**{**arguments, "output_dir": str(tmp_path), "bf16": False, "use_cpu": True})
+    assert config.epsilon_step == arguments.get("epsilon_step", config.epsilon)

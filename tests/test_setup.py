@@ -1,0 +1,170 @@
+"""The set-up files against each other: lock, ranges, conda environment, licence, and what the Makefile does with them.
+
+The Makefile is run for real, with a stand-in for Python that writes down what it is asked to install: the true
+installation takes minutes and a network.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LOCK = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCK)}
+ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+
+
+def test_the_lock_holds_exact_public_versions_only():
+    for line in LOCK:
+        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
+    assert len(PINS) == len(LOCK)
+    assert sorted(LOCK, key=str.upper) == LOCK
+
+
+@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
+def test_every_direct_dependency_is_locked_within_its_range(requirement):
+    assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_lock_is_closed():
+    """Whatever a locked package needs on this platform is locked too, so pip has nothing left to choose."""
+    missing = set()
+    for name in PINS:
+        try:
+            needs = [Requirement(line) for line in requires(name) or []]
+        except PackageNotFoundError:
+            needs = []  # locked for another platform
+        missing |= {
+            canonicalize_name(need.name) for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
+        } - PINS.keys()
+    brought_by_torch = {name for name in missing if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
+    assert missing == brought_by_torch
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
+def test_no_file_of_the_set_up_names_a_package_host(name):
+    text = (ROOT / name).read_text(encoding="utf-8").replace(PROJECT["urls"]["Paper"], "")
+    assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links|(^|\s)(-f|-i) \S*/", text)
+
+
+def test_conda_users_get_the_versions_of_the_lock():
+    """conda brings Python and pip alone; every other version is read from the lock itself."""
+    *conda, pip = ENVIRONMENT["dependencies"]
+    assert conda == ["python=3.11", "pip"]
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert Version("3.11") in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_the_licence_is_the_complete_apache_2_text():
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    # The text as the Apache Software Foundation publishes it, appendix included.
+    assert hashlib.sha256(text.encode()).hexdigest() == (
+        "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"
+    )
+
+
+def test_the_citation_is_of_the_paper_and_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["license"] == PROJECT["license"]
+    paper = citation["preferred-citation"]
+    assert paper["url"] == PROJECT["urls"]["Paper"]
+    assert paper["title"] == "KL Penalty Control via Perturbation for Direct Preference Optimization"
+    assert len(paper["authors"]) == 6
+
+
+STAND_IN = """#!/bin/sh
+# Answers for python and for the python of the environment it "makes"; fails where a file named `broken` says so.
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv" >> calls ;;
+  "-m "*) echo "$*" >> calls; if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
+esac
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the Makefile and what it reads, and a stand-in for Python."""
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "python").write_text(STAND_IN, encoding="utf-8")
+    (tmp_path / "python").chmod(0o755)
+    return tmp_path
+
+
+def make(checkout: Path, *arguments: str, python: str = "./python") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["make", f"PYTHON={python}", *arguments], cwd=checkout, capture_output=True, text=True, check=False
+    )
+
+
+def calls(checkout: Path) -> list[str]:
+    """What was asked of Python since the last look."""
+    log = checkout / "calls"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return lines
+
+
+def test_set_up_installs_torch_first_and_happens_once(checkout):
+    first = make(checkout, "test")
+    assert first.returncode == 0, first.stderr
+    assert "Setting up .venv" in first.stdout
+    venv, torch, lock, itself, check, tests = calls(checkout)
+    assert venv == "venv"
+    assert torch == f"-m pip install --quiet torch=={PINS['torch']}"
+    assert lock == "-m pip install --quiet --requirement requirements.lock"
+    assert itself == "-m pip install --quiet --no-deps --no-build-isolation --editable ."
+    assert check == "-m pip check"
+    assert tests.startswith("-m pytest")
+
+    second = make(checkout, "demo")
+    assert "Setting up" not in second.stdout
+    assert calls(checkout) == ["-m epsdpo run configs/demo"]
+
+
+@pytest.mark.parametrize("broken", ["torch==", "requirement requirements.lock", "editable", "pip check"])
+def test_a_failed_set_up_is_taken_up_again(checkout, broken):
+    (checkout / "broken").write_text(broken)
+    assert make(checkout, "demo").returncode != 0
+    assert calls(checkout)[-1].startswith("-m pip"), "work started in a broken environment"
+    (checkout / "broken").unlink()
+    assert make(checkout, "demo").returncode == 0
+    assert calls(checkout)[-1] == "-m epsdpo run configs/demo"
+
+
+def test_a_new_lock_sets_up_again(checkout):
+    make(checkout, "test")
+    calls(checkout)
+    later = (checkout / ".venv" / "ready").stat().st_mtime + 10
+    os.utime(checkout / "requirements.lock", (later, later))
+    assert "Setting up" in make(checkout, "test").stdout
+
+
+def test_a_missing_python_is_explained(checkout):
+    answer = make(checkout, "demo", python="python-that-is-not-there")
+    assert answer.returncode != 0
+    assert "Python 3.11 is needed, and `python-that-is-not-there` does not run" in answer.stdout
+    assert "make PYTHON=/path/to/python3.11 demo" in answer.stdout
+    assert not (checkout / ".venv").exists()
+
+
+def test_make_lists_its_targets(checkout):
+    listed = make(checkout).stdout.splitlines()
+    assert [line.split()[1] for line in listed] == ["help", "demo", "test", "lab", "lint", "lock", "clean"]
+    assert all(len(line.split()) > 3 for line in listed)
+    assert not calls(checkout)

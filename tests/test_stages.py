@@ -1,0 +1,406 @@
+"""Running a notebook as a stage: strict parameters, manifest last, readable failures, no orphaned kernels.
+
+The notebooks are tiny but real, and so are the kernels. The order of a batch is checked with a recorder in place of the
+kernels, since starting eleven of them would only make the same calls more slowly.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from epsdpo import batch, stages
+from epsdpo.__main__ import main
+from epsdpo.experiment import ConfigError, load_experiment
+from epsdpo.stages import StageError, check_parameters, read_parameters, resolve_path, run_stage
+
+COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+
+PARAMETERS = "output_dir: str\nsteps: int = 1\nlr: float = 0.5\nlive: bool = True\ntrain_dir: str = ''"
+
+
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """A function that writes cells as the notebook of stage `train` and returns its path."""
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    monkeypatch.setattr(stages, "NOTEBOOKS", folder)
+
+    def write(*cells: str, parameters: str = PARAMETERS) -> Path:
+        book = nbformat.v4.new_notebook()
+        # A kernel that nobody has: the stage has to use this interpreter all the same.
+        book.metadata.kernelspec = {"name": "no-such-kernel", "display_name": "none", "language": "python"}
+        book.cells = [
+            nbformat.v4.new_markdown_cell("# Heading"),
+            nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+            *map(nbformat.v4.new_code_cell, cells),
+        ]
+        nbformat.write(book, folder / "02_train.ipynb")
+        return folder / "02_train.ipynb"
+
+    return write
+
+
+def test_a_finished_stage(notebook, tmp_path, monkeypatch, capfd):
+    notebook(
+        "import sys\nfrom pathlib import Path\nprint('run by', sys.executable, 'for', steps * lr)",
+        "(Path(output_dir) / 'result.txt').write_text('42')",
+        "import matplotlib.pyplot as plt\nplt.plot([0, 1]);",
+        "(Path(output_dir) / 'manifest.json').exists()",
+    )
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    upstream = tmp_path / "upstream"
+    upstream.mkdir()
+    (upstream / "manifest.json").write_text("{}")
+    (upstream / "weights.bin").write_text("not described: the manifest stands for the folder")
+    output_dir = tmp_path / "run" / "train"
+    output_dir.mkdir(parents=True)
+    (output_dir / "manifest.json").write_text("of an earlier run")
+
+    path = run_stage("train", {"steps": 3, "lr": 2, "train_dir": str(upstream)}, output_dir)
+
+    streamed = f"run by {sys.executable} for 6.0"
+    assert streamed in capfd.readouterr().out
+    executed = nbformat.read(output_dir / "notebook.ipynb", as_version=4)
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert outputs[-1].data["text/plain"] == "False", "the old manifest was still there while the stage ran"
+    assert any("image/png" in output.get("data", {}) for output in outputs), "MPLBACKEND swallowed the figure"
+
+    page = (output_dir / "notebook.html").read_text(encoding="utf-8")
+    assert streamed in page
+    assert "import sys" not in page
+    assert "<script" not in page
+    assert "data:image/png;base64" in page
+
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    assert path == output_dir / "manifest.json"
+    assert manifest["stage"] == "train"
+    assert manifest["status"] == "ok"
+    assert manifest["parameters"] == {
+        "output_dir": str(output_dir),
+        "steps": 3,
+        "lr": 2.0,
+        "train_dir": str(upstream),
+    }
+    assert manifest["outputs"].keys() == {"notebook.html", "notebook.ipynb", "result.txt"}
+    assert manifest["outputs"]["result.txt"] == {"bytes": 2, "sha256": hashlib.sha256(b"42").hexdigest()}
+    assert manifest["inputs"] == {
+        str(upstream / "manifest.json"): {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+    }
+    assert manifest["started"] <= manifest["finished"]
+    assert manifest["packages"]["trl"].startswith("1.")
+    assert manifest["cpus"] == os.cpu_count()
+
+
+def test_a_failing_cell(notebook, tmp_path):
+    notebook("loss = 1.0", "raise ValueError('loss is NaN at step 7')", "open(output_dir + '/late', 'w')")
+    (tmp_path / "manifest.json").write_text("of an earlier run")
+
+    with pytest.raises(StageError, match="loss is NaN at step 7") as failure:
+        run_stage("train", {}, tmp_path)
+
+    message = str(failure.value)
+    assert message.startswith("stage train failed: ValueError")
+    assert str(tmp_path / "notebook.ipynb") in message
+    assert "\x1b" not in message, "terminal colours in an error message"
+    assert "loss is NaN" in (tmp_path / "notebook.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "manifest.json").exists()
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_killed_kernel(notebook, tmp_path):
+    notebook("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(StageError, match="out of memory"):
+        run_stage("train", {}, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    assert (tmp_path / "notebook.html").exists()
+
+
+def test_leaving_early_is_a_failure(notebook, tmp_path):
+    notebook("import sys\nsys.exit(0)")
+    with pytest.raises(StageError, match="left the notebook early"):
+        run_stage("train", {}, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
+    """As a scheduler ends a job: the runner is told, and nothing of it may keep the GPU."""
+    book = notebook(
+        "import os, subprocess, time\nchild = subprocess.Popen(['sleep', '60'])",
+        "open(output_dir + '/pids.part', 'w').write(f'{os.getpid()} {child.pid}')",
+        "os.rename(output_dir + '/pids.part', output_dir + '/pids')\ntime.sleep(60)",
+    )
+    program = (
+        "import pathlib, signal, sys\nfrom epsdpo import stages\nimport epsdpo.__main__ as command\n"
+        f"stages.NOTEBOOKS = pathlib.Path({str(book.parent)!r})\n"
+        "import epsdpo.batch as batch\n"
+        f"batch.run_batch = lambda *_: stages.run_stage('train', {{}}, {str(tmp_path)!r})\n"
+        "sys.exit(command.main(['run', 'any']))"
+    )
+    runner = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until((tmp_path / "pids").exists)
+        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        runner.send_signal(signal.SIGTERM)
+        assert runner.wait(timeout=30) == 143
+        wait_until(lambda: not any(is_running(pid) for pid in pids))
+    finally:
+        runner.kill()
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process runs; one that has ended but was not yet collected by its parent does not."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stepz": 1}, "parameter 'stepz' is unknown; did you mean 'steps'"),
+        ({"steps": "3"}, r"'steps' is '3' of type str; expected int \("),
+        ({"lr": "7e-7"}, r"'lr' is '7e-7' of type str; expected float \(.*write 7.0e-7"),
+        ({"steps": True}, "'steps' is True of type bool; expected int"),
+        ({"lr": False}, "'lr' is False of type bool; expected float"),
+        ({"steps": 3.0}, "'steps' is 3.0 of type float; expected int"),
+        ({"live": 1}, "'live' is 1 of type int; expected bool"),
+        ({"train_dir": None}, "'train_dir' is None of type NoneType; expected str"),
+        ({"train_dir": "nowhere"}, "nowhere: no such file or folder"),
+    ],
+)
+def test_bad_parameters_are_refused_before_a_kernel_starts(notebook, tmp_path, values, message):
+    notebook("open(output_dir + '/ran', 'w')")
+    with pytest.raises(ConfigError, match=message):
+        run_stage("train", values, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_bad_parameter_is_named_at_once(notebook):
+    with pytest.raises(ConfigError) as refusal:
+        check_parameters(notebook(), {"stepz": 1, "live": "yes"})
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == 3
+    assert "'output_dir' is missing" in lines[0]
+
+
+@pytest.mark.parametrize("cell", ["steps = 1", "steps: list = []", "steps: int = 1\nprint(steps)"])
+def test_a_parameters_cell_holds_typed_assignments_only(notebook, cell):
+    with pytest.raises(StageError, match="has no type"):
+        read_parameters(notebook(parameters=cell))
+
+
+def test_a_notebook_needs_one_parameters_cell(notebook):
+    path = notebook()
+    book = nbformat.read(path, as_version=4)
+    book.cells = [book.cells[0]]
+    nbformat.write(book, path)
+    with pytest.raises(StageError, match="0 cells are tagged"):
+        read_parameters(path)
+
+
+def test_a_missing_notebook_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "NOTEBOOKS", tmp_path)
+    with pytest.raises(StageError, match=r"02_train\.ipynb is not there"):
+        run_stage("train", {}, tmp_path / "out")
+
+
+def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_path("epsdpo/stages.py") == stages.REPOSITORY / "epsdpo" / "stages.py"
+    (tmp_path / "epsdpo").mkdir()
+    (tmp_path / "epsdpo" / "stages.py").touch()
+    assert resolve_path("epsdpo/stages.py").resolve() == (tmp_path / "epsdpo" / "stages.py").resolve()
+    with pytest.raises(ConfigError, match=r"no-such\.yaml: no such file"):
+        resolve_path("no-such.yaml")
+
+
+@pytest.fixture
+def configs(tmp_path, monkeypatch):
+    """Three experiments on one data set, of which the baseline comes last by name, and one on another."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for name, method, pairs in [
+        ("a_eps", "epsilon_dpo", 64),
+        ("b_eps", "epsilon_dpo", 64),
+        ("c_dpo", "dpo", 64),
+        ("d_other", "epsilon_dpo", 32),
+    ]:
+        config = {"method": method, "train": {"beta": 0.1}, "data": {"max_train_pairs": pairs}}
+        config |= {"evaluate": {}} if name != "b_eps" else {}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The stages that a batch asks for, as (folder relative to the run, stage, parameters); `broken` ones fail."""
+
+    class Calls(list):
+        broken: tuple[str, str] | None = None
+
+    recorded = Calls()
+
+    def record(stage, parameters, output_dir):
+        recorded.append((str(Path(output_dir).relative_to("runs/configs")), stage, parameters))
+        if recorded.broken == (Path(output_dir).parent.name, stage):
+            raise StageError(f"stage {stage} failed: the disc is full\nmore lines")
+
+    monkeypatch.setattr(batch, "run_stage", record)
+    return recorded
+
+
+def test_a_batch_runs_its_stages_in_order(configs, calls):
+    assert batch.run_batch(configs, None) == Path("runs/configs/report/notebook.html")
+
+    shared, other = calls[0][0], next(folder for folder, stage, _ in calls[1:] if stage == "prepare")
+    assert shared.startswith("data-")
+    assert len(shared) == len("data-") + 8
+    assert [folder for folder, _, _ in calls] == [
+        shared,
+        "c_dpo/train",
+        "c_dpo/trajectory",
+        "c_dpo/evaluate",
+        "a_eps/train",
+        "a_eps/trajectory",
+        "a_eps/evaluate",
+        "b_eps/train",
+        "b_eps/trajectory",
+        other,
+        "d_other/train",
+        "d_other/trajectory",
+        "d_other/evaluate",
+        "report",
+    ]
+    compared = {folder: values["compare_with"] for folder, stage, values in calls if stage == "trajectory"}
+    assert compared == {
+        "c_dpo/trajectory": "",
+        "a_eps/trajectory": "runs/configs/c_dpo/train",
+        "b_eps/trajectory": "runs/configs/c_dpo/train",
+        "d_other/trajectory": "",  # the baseline saw other pairs
+    }
+    trained = {folder: values for folder, stage, values in calls if stage == "train"}
+    assert trained["d_other/train"] == {
+        "config": "runs/configs/d_other/experiment.yaml",
+        "data_dir": f"runs/configs/{other}",
+        "live": False,
+    }
+    resolved = load_experiment("runs/configs/c_dpo/experiment.yaml")
+    assert resolved == load_experiment(configs / "c_dpo.yaml")
+
+
+def test_a_failure_stops_its_experiment_only(configs, calls, capsys):
+    calls.broken = ("c_dpo", "train")
+    assert main(["run", str(configs)]) == 1
+    ran = [folder for folder, _, _ in calls]
+    assert "c_dpo/trajectory" not in ran
+    assert "a_eps/evaluate" in ran
+    assert ran[-1] == "report"
+    assert all(not values["compare_with"] for _, stage, values in calls if stage == "trajectory")
+    printed = capsys.readouterr()
+    assert printed.err.splitlines() == [
+        "3 of 14 stages are missing:",
+        "  failed   c_dpo / train: stage train failed: the disc is full",
+        "  not run  c_dpo / trajectory",
+        "  not run  c_dpo / evaluate",
+    ]
+    assert "[14/14] report / report" in printed.out
+    assert "Traceback" not in printed.out + printed.err
+
+
+def test_no_report_without_a_trained_model(configs, calls):
+    (configs / "d_other.yaml").unlink()
+    data = batch.data_folder(load_experiment(configs / "a_eps.yaml"))
+    calls.broken = ("configs", "prepare")
+    with pytest.raises(StageError, match="10 of 10 stages are missing"):
+        batch.run_batch(configs)
+    assert [folder for folder, _, _ in calls] == [data]
+
+
+def test_results_of_another_config_are_not_overwritten(configs, calls, capsys):
+    batch.run_batch(configs)
+    batch.run_batch(configs)  # the same again is welcome: this is how an interrupted run goes on
+    before = len(calls)
+    config = yaml.safe_load((configs / "b_eps.yaml").read_text())
+    config["train"] = {"beta": 0.2, "epsilon": 0.02}
+    (configs / "b_eps.yaml").write_text(yaml.safe_dump(config))
+    assert main(["run", str(configs)]) == 2
+    message = capsys.readouterr().err
+    assert "b_eps holds results of another config (train.beta was 0.1, is 0.2; train.epsilon was 'not set'" in message
+    assert "--output" in message
+    assert len(calls) == before
+    assert load_experiment("runs/configs/b_eps/experiment.yaml").train == {"beta": 0.1}
+
+
+def test_one_bad_config_refuses_the_whole_batch(configs, calls, capsys):
+    (configs / "e_bad.yaml").write_text("method: dpo\ntrain: {beta: 0.1}\nepsilonn: 1\n")
+    assert main(["run", str(configs)]) == 2
+    assert "epsilonn is unknown" in capsys.readouterr().err
+    assert not calls
+    assert not Path("runs").exists()
+
+
+def test_an_experiment_cannot_take_the_folder_of_the_report(configs, calls):
+    (configs / "a_eps.yaml").rename(configs / "report.yaml")
+    with pytest.raises(ConfigError, match="'report' is a folder of the run itself"):
+        batch.run_batch(configs)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seed": 7}, True),
+        ({"title": "another"}, True),
+        ({"train": {"beta": 0.5}}, True),
+        ({"train": {"beta": 0.1, "max_length": 128}}, False),
+        ({"data": {"max_train_pairs": 63}}, False),
+        ({"model": {"dtype": "bfloat16"}}, False),
+    ],
+)
+def test_experiments_share_prepared_data_only_if_it_would_come_out_the_same(tmp_path, change, same):
+    folders = []
+    for values in ({}, change):
+        config = {"method": "epsilon_dpo", "train": {"beta": 0.1}, "data": {"max_train_pairs": 64}, **values}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        folders.append(batch.data_folder(load_experiment(tmp_path / "config.yaml")))
+    assert (folders[0] == folders[1]) == same
+
+
+def test_the_committed_notebooks_are_those_of_the_stages():
+    assert {path.name for path in COMMITTED} == set(stages.STAGES.values())
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_notebooks_are_clean(path):
+    book = nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    nbformat.validate(book)
+    assert (book.nbformat, book.nbformat_minor) == (4, 5)
+    assert book.metadata.kernelspec.name == "python3"
+    assert "papermill" not in book.metadata
+    for cell in book.cells:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+        assert "papermill" not in cell.metadata
+    parameters = read_parameters(path)
+    assert "output_dir" in parameters
+    assert not any(parameter.required for parameter in parameters.values()), "a notebook opens with working defaults"

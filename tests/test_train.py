@@ -1,0 +1,214 @@
+"""The entry point: interrupted runs, refused checkpoints and folders, the released recipes through accelerate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from epsdpo.record import read_pairs, read_steps
+from epsdpo.train import last_whole_checkpoint
+
+REPOSITORY = Path(__file__).parents[1]
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def config(tmp_path, official):
+    """A config file of a run of 36 steps on local files, with a last window of half size in each epoch."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
+        (model / source.name).write_bytes(source.read_bytes())
+    values = {
+        "method": "epsilon_dpo",
+        "data": {"source": str(official / "pairs.jsonl")},
+        "model": {"name_or_path": str(model)},
+        "train": {
+            "beta": 0.1,
+            "epsilon": 0.05,
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
+            "max_length": 128,
+            "num_train_epochs": 3,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "save_strategy": "steps",
+            "save_steps": 5,
+            "logging_steps": 6,
+            "use_cpu": True,
+        },
+    }
+    return write_config(tmp_path / "run.yaml", values)
+
+
+def write_config(path, values, **changes):
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values[section][name] = value
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def start(config, output, *launcher):
+    command = [sys.executable, *launcher, "-m", "epsdpo.train", "--config", str(config), "--output", str(output)]
+    # CPU arithmetic depends on the number of threads in its last bits, and these runs are compared to the last bit.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(config, output, *launcher):
+    process = start(config, output, *launcher)
+    log, _ = process.communicate(timeout=300)
+    return process.returncode, log
+
+
+def kill_after_step(process, train_dir, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (train_dir / "steps.jsonl").read_text().count("\n") if (train_dir / "steps.jsonl").exists() else 0
+        if lines >= step:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(config, tmp_path):
+    """Killed twice: before its first checkpoint, and later between two of them."""
+    assert run(config, tmp_path / "whole")[0] == 0
+    killed = tmp_path / "killed"
+    for step in (2, 13):
+        kill_after_step(start(config, killed), killed / "train", step)
+    assert not (killed / "train" / "model").exists()
+    code, log = run(config, killed)
+    assert code == 0 and "continuing run from" in log
+
+    whole, killed = tmp_path / "whole" / "train", killed / "train"
+    columns = [column for column in read_steps(whole).columns if column != "seconds"]
+    pd.testing.assert_frame_equal(read_steps(killed)[columns], read_steps(whole)[columns], check_exact=True)
+    pd.testing.assert_frame_equal(read_pairs(killed), read_pairs(whole), check_exact=True)
+    assert len(read_pairs(killed)) == 3 * 96
+    for name, weight in load_file(whole / "model" / "model.safetensors").items():
+        assert weight.equal(load_file(killed / "model" / "model.safetensors")[name]), name
+
+
+def test_finished_run_is_not_repeated_and_another_config_is_refused(config, tmp_path):
+    values = yaml.safe_load(config.read_text())
+    write_config(config, values, train__max_steps=4)
+    code, log = run(config, tmp_path / "out")
+    assert code == 0, log
+    code, log = run(config, tmp_path / "out")
+    assert code == 0 and "is trained already" in log
+    write_config(config, values, train__epsilon=0.07)
+    code, log = run(config, tmp_path / "out")
+    assert code == 2 and "train.epsilon was 0.05, is 0.07" in log and "--output" in log
+
+
+def test_checkpoint_cut_off_by_a_kill_is_passed_over(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    (tmp_path / "checkpoint-5" / "trainer_state.json").unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def rewrite_state(checkpoint, change):
+    path = Path(checkpoint) / "trainer_state.json"
+    state = json.loads(path.read_text())
+    change(state["stateful_callbacks"])
+    path.write_text(json.dumps(state))
+
+
+def test_checkpoint_without_beta_needs_consent(make_trainer, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "epsilon": 0.1}
+    make_trainer(**settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    rewrite_state(checkpoint, lambda callbacks: callbacks.pop("EpsilonDPO"))
+    with pytest.raises(ValueError, match="step 3 holds no β.*fresh_beta=True"):
+        make_trainer(**settings).train(resume_from_checkpoint=str(checkpoint))
+    resumed = make_trainer(**settings, fresh_beta=True)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert read_steps(tmp_path / "run").set_index("step").loc[4, "beta_before"] == 0.1
+
+
+def test_checkpoint_of_other_settings_is_refused(make_trainer, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    make_trainer(**settings).train()
+    with pytest.raises(ValueError, match=r"epsilon: 0\.01 → 0\.02"):
+        make_trainer(**settings, epsilon=0.02, epsilon_step=0.01).train(
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3")
+        )
+
+
+@pytest.fixture
+def tiny_ultrafeedback(tmp_path, official):
+    """Rows as princeton-nlp's sets have them: a prompt string, and whole conversations as chosen and rejected."""
+    folder = tmp_path / "ultrafeedback"
+    folder.mkdir()
+    lines = (official / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = []
+    for line in lines:
+        row = json.loads(line)
+        user = {"role": "user", "content": row["prompt"]}
+        rows.append(
+            {
+                "prompt": row["prompt"],
+                **{
+                    side: [user, {"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")
+                },
+            }
+        )
+    for split, part in {"train": rows[:36], "test": rows[36:44]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("recipe", ["llama3_instruct", "mistral_instruct"])
+def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
+    values = yaml.safe_load((REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    model = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(official / "tok")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    for source in (official / "policy").iterdir():
+        (model / source.name).write_bytes(source.read_bytes())
+    config = write_config(
+        tmp_path / f"{recipe}.yaml",
+        values,
+        model__name_or_path=str(model),
+        data__source=str(tiny_ultrafeedback),
+        train__use_cpu=True,
+        train__gradient_accumulation_steps=values["train"]["gradient_accumulation_steps"] // processes,
+    )
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+    code, log = run(config, tmp_path / "out", *launcher, "--num_processes", str(processes), "--main_process_port", "0")
+    assert code == 0, log
+    steps = read_steps(tmp_path / "out" / "train")
+    assert len(steps) == 5 and steps["beta_before"][0] == 0.01  # 36 pairs in batches of 8
+    assert len(read_pairs(tmp_path / "out" / "train")) >= 36
+    assert {path.name for path in (tmp_path / "out" / "train").glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in range(1, 6)
+    }
+    weights = load_file(tmp_path / "out" / "train" / "model" / "model.safetensors")
+    assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
