@@ -61,11 +61,17 @@ class EpsilonDPOConfig(DPOConfig):
         if self.epsilon_step is None:
             self.epsilon_step = self.epsilon
         if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1): β/(1 - ε) has to stay positive and finite. The paper uses 0.01")
+            raise ValueError(
+                f"epsilon={self.epsilon} must lie in (0, 1), so that β/(1 - ε) stays positive. The paper uses 0.01"
+            )
         if not 0.0 <= self.epsilon_step < 1.0:
-            raise ValueError(f"epsilon_step={self.epsilon_step} must lie in [0, 1). Leave it out to use epsilon={self.epsilon}")
+            raise ValueError(
+                f"epsilon_step={self.epsilon_step} must lie in [0, 1). Leave it out to use epsilon={self.epsilon}"
+            )
         if not self.beta > 0.0:
-            raise ValueError(f"beta={self.beta} must be positive: ε-DPO scales it and can never leave 0. The paper starts from 0.01")
+            raise ValueError(
+                f"beta={self.beta} must be positive: ε-DPO scales it and can never leave 0. The paper starts from 0.01"
+            )
         if self.criterion_dtype not in CRITERION_DTYPES:
             raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {CRITERION_DTYPES}")
         if self.beta_update not in BETA_UPDATES:

@@ -97,7 +97,7 @@ class TokenScores(NamedTuple):
     is_top1: torch.Tensor
 
 
-# --------------------------------------------------------------------------------------------- over pairs, no vocabulary
+# ------------------------------------------------------------------------------------------- over pairs, no vocabulary
 
 
 def pair_steps(criterion: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -9,7 +9,6 @@ what they show is `epsdpo.trajectory`'s.
 
 import json
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,9 @@ class BetaRecord:
         rows = list(_complete_lines(self.directory))
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
-            logger.info("β record: dropping %d steps after step %d, which will be run again", len(rows) - len(kept), step)
+            logger.info(
+                "β record: dropping %d steps after step %d, which will be run again", len(rows) - len(kept), step
+            )
         _replace(self.directory / STEPS_FILE, lambda path: path.write_text("".join(map(_line, kept)), encoding="utf-8"))
 
         pairs = _read_pair_table(self.directory)
@@ -171,4 +172,4 @@ def _replace(path: Path, write) -> None:
     """Write a file beside `path` and rename it there, so that a kill leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".partial")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -1,7 +1,8 @@
 """Train one experiment: the entry point of the notebook, of the command and of `accelerate launch`.
 
     python -m epsdpo.train --config configs/demo/epsilon_dpo_fp32.yaml
-    accelerate launch --config_file configs/accelerate/zero3.yaml -m epsdpo.train --config configs/paper/llama3_instruct.yaml
+    accelerate launch --config_file configs/accelerate/zero3.yaml \\
+        -m epsdpo.train --config configs/paper/llama3_instruct.yaml
 
 It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data`'s business,
 the algorithm `epsdpo.trainer`'s.

@@ -77,7 +77,8 @@ class EpsilonDPOTrainer(DPOTrainer):
         "citation": textwrap.dedent("""\
             @inproceedings{lee2025kl,
                 title     = {{KL Penalty Control via Perturbation for Direct Preference Optimization}},
-                author    = {Sangkyu Lee and Janghoon Han and Hosung Song and Stanley Jungkyu Choi and Honglak Lee and Youngjae Yu},
+                author    = {Sangkyu Lee and Janghoon Han and Hosung Song and
+                             Stanley Jungkyu Choi and Honglak Lee and Youngjae Yu},
                 booktitle = {Advances in Neural Information Processing Systems 38 (NeurIPS 2025)},
                 year      = 2025,
                 url       = {https://arxiv.org/abs/2502.13177},
@@ -90,7 +91,9 @@ class EpsilonDPOTrainer(DPOTrainer):
             args = EpsilonDPOConfig(f"{model_id.split('/')[-1]}-EpsilonDPO")
         elif not isinstance(args, EpsilonDPOConfig):
             kind = "trl.DPOConfig" if isinstance(args, DPOConfig) else type(args).__name__
-            raise TypeError(f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys")
+            raise TypeError(
+                f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys"
+            )
         super().__init__(model, ref_model, args, *positional, **named)
         if self._is_vision_dataset:
             raise ValueError("the data set holds images; ε-DPO is implemented for text models only")

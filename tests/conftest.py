@@ -55,7 +55,14 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
 
     from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 
-    def make(pairs=official_pairs, eval_pairs=None, dtype=torch.float32, trainer=EpsilonDPOTrainer, callbacks=None, **settings):
+    def make(
+        pairs=official_pairs,
+        eval_pairs=None,
+        dtype=torch.float32,
+        trainer=EpsilonDPOTrainer,
+        callbacks=None,
+        **settings,
+    ):
         defaults = {
             "output_dir": str(tmp_path / "run"),
             "beta": 0.1,

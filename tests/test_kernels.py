@@ -181,9 +181,7 @@ def test_pair_beta_by_hand():
 def test_updated_beta_by_hand():
     # Of 8 pairs 4 relax and 2 tighten: the mean step is 1/4; the mean β̃ is (4/1.1 + 2/0.9 + 2)/8.
     assert updated_beta(0.2, 4, 2, 8, 0.1, "mean_step") == pytest.approx(0.2 / 1.025, rel=1e-15)
-    assert updated_beta(0.2, 4, 2, 8, 0.1, "mean_beta") == pytest.approx(
-        0.2 * (4 / 1.1 + 2 / 0.9 + 2) / 8, rel=1e-15
-    )
+    assert updated_beta(0.2, 4, 2, 8, 0.1, "mean_beta") == pytest.approx(0.2 * (4 / 1.1 + 2 / 0.9 + 2) / 8, rel=1e-15)
 
 
 @settings(max_examples=50, deadline=None)

@@ -55,7 +55,9 @@ def test_vanishing_steps_are_trls_dpo(make_trainer, trl_trainer, tmp_path, setti
 
 def test_epsilon_does_change_the_run(make_trainer, tmp_path):
     """The comparison above would also pass if ε were ignored."""
-    runs = [make_trainer(max_steps=8, epsilon=epsilon, output_dir=str(tmp_path / str(epsilon))) for epsilon in (1e-6, 0.3)]
+    runs = [
+        make_trainer(max_steps=8, epsilon=epsilon, output_dir=str(tmp_path / str(epsilon))) for epsilon in (1e-6, 0.3)
+    ]
     for trainer in runs:
         trainer.train()
     assert abs(runs[0].beta / 0.1 - 1) < 1e-4 < abs(runs[1].beta / 0.1 - 1)
@@ -135,7 +137,9 @@ def test_evaluation_reports_the_decisions_and_leaves_beta_alone(make_trainer, of
     betas = read_steps(evaluated.args.output_dir)["beta_after"].tolist()
     assert [log["eval_kl/beta"] for log in logs] == betas
     for log in logs:
-        assert log["eval_kl/p_epsilon_steps"] - log["eval_kl/n_epsilon_steps"] == pytest.approx(log["eval_kl/avg_steps"])
+        assert log["eval_kl/p_epsilon_steps"] - log["eval_kl/n_epsilon_steps"] == pytest.approx(
+            log["eval_kl/avg_steps"]
+        )
     assert len(read_pairs(evaluated.args.output_dir)) == 6 * 4  # evaluated pairs are not part of the record
 
 
@@ -264,7 +268,9 @@ def test_nonsense_is_refused_by_value_with_a_remedy(tmp_path, settings, message)
 
 def test_trl_config_is_refused(official, official_pairs, tmp_path):
     with pytest.raises(TypeError, match=r"args is a trl.DPOConfig; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig"):
-        EpsilonDPOTrainer(str(official / "policy"), args=DPOConfig(str(tmp_path), bf16=False), train_dataset=official_pairs)
+        EpsilonDPOTrainer(
+            str(official / "policy"), args=DPOConfig(str(tmp_path), bf16=False), train_dataset=official_pairs
+        )
 
 
 def test_epsilon_step_defaults_to_epsilon(tmp_path):

@@ -1,0 +1,286 @@
+"""What makes a row a usable preference pair: the formats it may come in, the checks it must pass, and its tokens.
+
+It works on rows in memory and knows nothing of files. Reading is left to `epsdpo.data.sources`, counting and writing to
+`epsdpo.data.split`.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from epsdpo.data.sources import DataError, Rows
+
+STANDARD = "standard"
+CONVERSATIONAL = "conversational"
+WHOLE_CONVERSATIONS = "conversational, prompt inside the conversations"
+TRANSCRIPTS = "transcripts in the manner of Anthropic HH"
+
+# Why a row may be refused. The first reason that applies is the one counted.
+REFUSALS = {
+    "missing_value": "a column is null",
+    "wrong_type": "a value is not of the data's format, or not valid Unicode text",
+    "not_a_transcript": "chosen or rejected does not start with a Human: or Assistant: header",
+    "no_assistant_turn": "chosen or rejected does not begin and end with the assistant",
+    "prompts_differ": "chosen and rejected answer different prompts",
+    "empty_prompt": "the prompt has no text, or none of its tokens is left in front of both completions",
+    "empty_chosen": "the chosen response has no text",
+    "empty_rejected": "the rejected response has no text",
+    "identical_pair": "chosen and rejected are the same text or the same tokens",
+    "template_refuses": "the chat template raises an error on these turns",
+    "two_bos": "the tokens start with two BOS: the text or the chat template writes one where there is one already",
+    "prompt_fills_max_length": "the prompt alone fills max_length, so that nothing of a completion would be left",
+}
+
+Messages = list[dict[str, Any]]
+
+_COMPLETIONS = ("chosen", "rejected")
+_HEADER = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+class Refused(Exception):
+    """A row that cannot be used, with the reason (a key of `REFUSALS`) and, where there is one, a message on it."""
+
+    def __init__(self, reason: str, message: str = ""):
+        super().__init__(reason)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prompt and its two completions: texts, or lists of messages with `role` and `content`."""
+
+    prompt: str | Messages
+    chosen: str | Messages
+    rejected: str | Messages
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """The texts that are tokenised: the prompt alone, and with either completion behind it."""
+
+    prompt: str
+    with_chosen: str
+    with_rejected: str
+
+    def parts(self) -> tuple[str, str, str]:
+        """Prompt, chosen and rejected as a reader would divide them: completions start where the three texts part."""
+        prompt = _common_prefix(self.prompt, self.with_chosen, self.with_rejected)
+        return prompt, self.with_chosen[len(prompt) :], self.with_rejected[len(prompt) :]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids of one pair. `lost_prompt` ids at the end of the prompt's own rendering are in no sequence."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    lost_prompt: list[int]
+
+
+def detect_format(rows: Rows) -> str | None:
+    """Tell the format from the columns and the first row without nulls; None if they make no format (no prompt).
+
+    Rows of another format than the first are refused later, one by one, as `wrong_type`.
+    """
+    has_prompt = "prompt" in rows.columns
+    first = next((row for row in rows.values if None not in row.values()), None)
+    if first is not None and isinstance(first["chosen"], list):
+        return CONVERSATIONAL if has_prompt and isinstance(first["prompt"], list) else WHOLE_CONVERSATIONS
+    if has_prompt:
+        return STANDARD
+    is_transcript = (isinstance(row["chosen"], str) and _HEADER.match(row["chosen"]) for row in rows.values)
+    return TRANSCRIPTS if any(is_transcript) else None
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str) -> None:
+    """Refuse a tokenizer that cannot write this format.
+
+    Raises:
+        DataError: naming the tokenizer and the remedy.
+    """
+    name = tokenizer.name_or_path or "the tokenizer"
+    if data_format != STANDARD:
+        if tokenizer.chat_template is None:
+            raise DataError(
+                f"{name} has no chat template, but the data are conversations ({data_format}). Use an instruction-"
+                "tuned model, or put its chat_template.jinja into a local copy of the model's folder"
+            )
+    elif tokenizer.eos_token is None:
+        raise DataError(f"{name} has no EOS token to end a completion with. Set eos_token in its tokenizer_config.json")
+    elif tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]:
+        raise DataError(
+            f"{name} ends every text with EOS, prompts too. Set add_eos_token to false in its tokenizer_config.json"
+        )
+
+
+# ------------------------------------------------------------------------------------------------- rows into pairs
+
+
+def read_pair(row: dict[str, Any], data_format: str) -> Pair:
+    """The pair of one row.
+
+    Raises:
+        Refused: with the first reason, of those that show before tokenisation, why the row cannot be used.
+    """
+    needed = ("chosen", "rejected") if data_format in (WHOLE_CONVERSATIONS, TRANSCRIPTS) else ("prompt", *_COMPLETIONS)
+    pair_id = row.get("pair_id", "")
+    if pair_id is None or any(row[column] is None for column in needed):
+        raise Refused("missing_value")
+    if not isinstance(pair_id, str | int):
+        raise Refused("wrong_type")
+    if data_format == STANDARD:
+        pair = Pair(*(_text(row[column]) for column in needed))
+    elif data_format == CONVERSATIONAL:
+        pair = Pair(*(_messages(row[column]) for column in needed))
+    else:
+        turns = _transcript if data_format == TRANSCRIPTS else _messages
+        pair = _split_conversations(turns(row["chosen"]), turns(row["rejected"]))
+    for part in ("prompt", *_COMPLETIONS):
+        if _is_blank(getattr(pair, part)):
+            raise Refused(f"empty_{part}")
+    if data_format == CONVERSATIONAL and any(
+        completion[end]["role"] != "assistant" for completion in (pair.chosen, pair.rejected) for end in (0, -1)
+    ):
+        raise Refused("no_assistant_turn")
+    if pair.chosen == pair.rejected:
+        raise Refused("identical_pair")
+    return pair
+
+
+def repeats_prompt(row: dict[str, Any], pair: Pair) -> bool:
+    """Whether the `prompt` text beside whole conversations, which is not used, says what their first user turn says."""
+    first = next((message["content"] for message in pair.prompt if message["role"] == "user"), None)
+    return first is not None and isinstance(row["prompt"], str) and row["prompt"].strip() == first.strip()
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise Refused("wrong_type")
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and no tokenizer accepts
+        raise Refused("wrong_type") from None
+    return value
+
+
+def _messages(value: Any) -> Messages:
+    """Messages without the nulls that Arrow adds for the keys of other messages."""
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise Refused("wrong_type")
+    for message in value:
+        _text(message.get("role"))
+        _text(message.get("content"))
+    return [{key: part for key, part in message.items() if part is not None} for message in value]
+
+
+def _transcript(value: Any) -> Messages:
+    """The turns of "\\n\\nHuman: ... \\n\\nAssistant: ...", without the headers and the space around them."""
+    before, *parts = _HEADER.split(_text(value))
+    if before.strip() or not parts:
+        raise Refused("not_a_transcript")
+    return [
+        {"role": _ROLES[header], "content": content.strip()}
+        for header, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _split_conversations(chosen: Messages, rejected: Messages) -> Pair:
+    """The last turn of each conversation is the completion, the turns before it are the prompt of both."""
+    if any(not turns or turns[-1]["role"] != "assistant" for turns in (chosen, rejected)):
+        raise Refused("no_assistant_turn")
+    if chosen[:-1] != rejected[:-1]:
+        raise Refused("prompts_differ")
+    return Pair(chosen[:-1], chosen[-1:], rejected[-1:])
+
+
+def _is_blank(part: str | Messages) -> bool:
+    return not part.strip() if isinstance(part, str) else not any(message["content"].strip() for message in part)
+
+
+# ------------------------------------------------------------------------------------------------ pairs into tokens
+
+
+def render(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """The texts to tokenise: through the chat template, or plain with EOS behind completions that lack it.
+
+    After a template nothing is appended: it ends the turn itself, and the second EOS that trl 0.13 put there is a token
+    no model sees when it answers.
+
+    Raises:
+        Refused: if the chat template raises an error.
+    """
+    if isinstance(pair.prompt, str):
+        chosen, rejected = (
+            text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+            for text in (pair.chosen, pair.rejected)
+        )
+        return Rendered(pair.prompt, pair.prompt + chosen, pair.prompt + rejected)
+    try:
+        return Rendered(
+            render_prompt(pair.prompt, tokenizer),
+            tokenizer.apply_chat_template(pair.prompt + pair.chosen, tokenize=False),
+            tokenizer.apply_chat_template(pair.prompt + pair.rejected, tokenize=False),
+        )
+    except TemplateError as error:
+        raise Refused("template_refuses", str(error)) from error
+
+
+def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
+    """A conversation up to and including the header of the assistant's next turn."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def tokenise(batch: list[Rendered], tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[Tokens]:
+    """Token ids of a batch of pairs, by the rule of TRL 1.16.
+
+    Prompt and prompt + completion are tokenised apart from each other. The completion is what follows the tokens that
+    all three share, which are the prompt's unless a template renders it differently on its own, or tokens merge across
+    the boundary.
+
+    Args:
+        batch: the texts.
+        tokenizer: the model's tokenizer.
+        templated: whether a chat template wrote the texts, special tokens included, so that none is to be added.
+    """
+    texts = [text for pair in batch for text in (pair.prompt, pair.with_chosen, pair.with_rejected)]
+    ids = tokenizer(texts, add_special_tokens=not templated, verbose=False)["input_ids"] if texts else []
+    tokens = []
+    for prompt, with_chosen, with_rejected in zip(ids[::3], ids[1::3], ids[2::3], strict=True):
+        shared = len(_common_prefix(prompt, with_chosen, with_rejected))
+        tokens.append(Tokens(prompt[:shared], with_chosen[shared:], with_rejected[shared:], prompt[shared:]))
+    return tokens
+
+
+def check_tokens(tokens: Tokens, bos: int | None) -> None:
+    """Refuse a pair whose texts were fine and whose tokens are not.
+
+    Only the start is searched for BOS: some models use one token for BOS and EOS, and some templates put a BOS before
+    every turn.
+
+    Raises:
+        Refused: with the reason.
+    """
+    for part in ("prompt", *_COMPLETIONS):
+        if not getattr(tokens, part):
+            raise Refused(f"empty_{part}")
+    if tokens.chosen == tokens.rejected:
+        raise Refused("identical_pair")
+    if bos is not None and tokens.prompt[:2] == [bos, bos]:
+        raise Refused("two_bos")
+
+
+def cut_prompt(prompt: list[int], max_prompt_length: int | None) -> list[int]:
+    """The last `max_prompt_length` tokens, as in the paper's runs (trl 0.13). A BOS goes with what is cut off."""
+    return prompt if max_prompt_length is None else prompt[-max_prompt_length:]
+
+
+def _common_prefix(*sequences):
+    # Meant for paths, but it compares any strings or lists, at the speed of one comparison of the extremes.
+    return os.path.commonprefix(sequences)

@@ -1,0 +1,264 @@
+"""Where preference pairs come from: one split of a file, a folder, a hub data set or the embedded world, as rows.
+
+It knows files and the hub. Which rows make a usable pair is left to `epsdpo.data.rows`.
+"""
+
+import gzip
+import json
+import re
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from epsdpo.experiment import WORLD, ConfigError, DataSection
+
+COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
+GOLD_COLUMNS = ("chosen_gold", "rejected_gold")
+WORLD_SPLITS = ("train", "eval")
+
+_JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_SUFFIXES = (*_JSON_SUFFIXES, ".parquet", ".arrow")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class DataError(ConfigError):
+    """Data that cannot be prepared as the config says. The message names the place, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that was found: its `kind` is "world", "file", "folder" or "hub"; `revision` is a hub commit."""
+
+    kind: str
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One split as read: plain Python values, each row with all of `columns`, which are our names.
+
+    `source_columns` are all columns of the source by its own names; `where` names source and split in messages.
+    """
+
+    where: str
+    source_columns: list[str]
+    columns: tuple[str, ...]
+    values: list[dict[str, Any]]
+
+
+def find_source(section: DataSection) -> Source:
+    """Decide what `data.source` names. A local path wins over a hub id of the same name.
+
+    Raises:
+        DataError: if it names a path that does not exist, a hub data set that cannot be reached, or if `revision`,
+            `subset` or `eval_split` is set where it has no meaning.
+    """
+    path = Path(section.source).expanduser()
+    if section.source == WORLD:
+        source = Source("world", WORLD)
+    elif path.is_file():
+        source = Source("file", section.source)
+    elif path.is_dir():
+        source = Source("folder", section.source)
+    elif _looks_like_path(section.source):
+        raise DataError(
+            f"data.source {section.source!r}: no such file or folder, seen from {Path.cwd()}. "
+            "Check the path; a hub id has the form owner/name"
+        )
+    else:
+        return Source("hub", section.source, _resolve_revision(section))
+    if section.revision is not None:
+        raise DataError(
+            f"data.revision is {section.revision!r}, but data.source {section.source!r} is no hub data set. Remove it"
+        )
+    if source.kind == "file" and section.eval_split is not None:
+        raise DataError(
+            f"data.eval_split is {section.eval_split!r}, but data.source {section.source!r} is a file, and a file is "
+            "one split. Name its folder, with train_split and eval_split after the files in it; or remove eval_split"
+        )
+    if section.subset is not None and source.kind != "folder":
+        raise DataError(
+            f"data.subset is {section.subset!r}, but data.source {section.source!r} is no folder and no hub data set. "
+            "Remove it"
+        )
+    return source
+
+
+def read_split(source: Source, section: DataSection, split: str, limit: int | None) -> Rows:
+    """Read the first `limit` rows (None: all) of a split, with the columns renamed as `data.columns` says.
+
+    Raises:
+        DataError: for a missing split or column (naming those that exist), or a file that cannot be read.
+    """
+    wanted = {ours: section.columns.get(ours, ours) for ours in (*COLUMNS, *GOLD_COLUMNS)}
+    theirs = list(wanted.values())
+    if source.kind == "world":
+        present, rows = _read_world(section, split)
+    elif source.kind == "hub":
+        present, rows = _read_hub(source, section.subset, split, theirs)
+    else:
+        present, rows = [], []
+        for file in _files_of(source, section.subset, split):
+            names, more = _read_file(file, theirs)
+            present += [name for name in names if name not in present]
+            rows += more
+    where = f"data.source {source.name!r}, split {split!r}"
+    for ours in ("chosen", "rejected", *section.columns):
+        if wanted[ours] not in present:
+            raise DataError(missing_column(where, ours, wanted[ours], present))
+    columns = tuple(ours for ours in wanted if wanted[ours] in present)
+    return Rows(where, present, columns, [{ours: row.get(wanted[ours]) for ours in columns} for row in rows[:limit]])
+
+
+def missing_column(where: str, ours: str, theirs: str, present: list[str]) -> str:
+    """The message for a column that a split should have and has not."""
+    return (
+        f"{where}: no column {theirs!r} among {', '.join(present) or 'none at all'}. "
+        f"Name the one that holds it in the config, e.g. data: {{columns: {{{ours}: its_name}}}}"
+    )
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(_SUFFIXES)
+
+
+# ------------------------------------------------------------------------------------------------------------- world
+
+
+def _read_world(section: DataSection, split: str) -> tuple[list[str], list[dict[str, Any]]]:
+    if split not in WORLD_SPLITS:
+        raise DataError(f"data.source 'world' has no split {split!r}; it has {', '.join(WORLD_SPLITS)}")
+    from epsdpo.world import preference_pairs
+
+    pairs = preference_pairs(section.world, split)
+    return list(pairs.columns), pairs.to_dict("records")
+
+
+# ------------------------------------------------------------------------------------------------------- local files
+
+
+def _files_of(source: Source, subset: str | None, split: str) -> list[Path]:
+    """Files of a split: the file named; of a folder `<split>.<ext>`, or the hub's `<split>-00000-of-00004.<ext>`."""
+    path = Path(source.name).expanduser()
+    if source.kind == "file":
+        return [path]
+    folder = path / subset if subset else path
+    if not folder.is_dir():
+        raise DataError(f"data.subset {subset!r}: no such folder in {path}")
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in _SUFFIXES if file.name.endswith(suffix)), None)
+        if suffix is not None:
+            stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.name.removesuffix(suffix))
+            splits.setdefault(stem, []).append(file)
+    if split not in splits:
+        raise DataError(
+            f"data.source {source.name!r}: no split {split!r} in {folder}, but {', '.join(splits) or 'no data files'}. "
+            f"A split is a file {split}.<ext>, with <ext> one of {', '.join(s[1:] for s in _SUFFIXES)}"
+        )
+    files = splits[split]
+    if len({file.name.partition(".")[2] for file in files}) > 1:
+        raise DataError(
+            f"data.source {source.name!r}: split {split!r} is there in several formats "
+            f"({', '.join(file.name for file in files)}). Keep one, or name the file itself"
+        )
+    return files
+
+
+def _read_file(path: Path, wanted: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of all columns of a file, and its rows reduced to the wanted columns."""
+    if not path.name.endswith(_SUFFIXES):
+        raise DataError(f"{path}: not a data file that can be read; known are {', '.join(s[1:] for s in _SUFFIXES)}")
+    if path.name.endswith(_JSON_SUFFIXES):
+        rows = _read_json(path)
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return names, [{name: row.get(name) for name in wanted} for row in rows]
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else _read_arrow(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
+    return table.column_names, table.select([name for name in wanted if name in table.column_names]).to_pylist()
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """A JSON array of objects, or one object per line, whatever the file is called."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable as UTF-8 text: {error}") from error
+    if text.lstrip().startswith("["):
+        rows = enumerate(_parse_json(text, str(path)), start=1)
+        unit = "element"
+    else:
+        # Not splitlines(): JSON strings may hold line separators such as U+2028 as they are.
+        lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+        rows = ((number, _parse_json(line, f"{path}, line {number}")) for number, line in lines)
+        unit = "line"
+    objects = []
+    for number, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, {unit} {number}: expected an object with columns, got {type(row).__name__}")
+        objects.append(row)
+    return objects
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not valid JSON: {error}. The file may be cut off; fetch or write it again"
+        ) from error
+
+
+def _read_arrow(path: Path) -> pa.Table:
+    """An Arrow file (Feather) or an Arrow stream (what `datasets` writes)."""
+    with pa.memory_map(str(path)) as file:
+        try:
+            return pa.ipc.open_file(file).read_all()
+        except pa.ArrowInvalid:
+            file.seek(0)
+            return pa.ipc.open_stream(file).read_all()
+
+
+# --------------------------------------------------------------------------------------------------------------- hub
+
+
+def _resolve_revision(section: DataSection) -> str:
+    """The commit that `data.revision` (a branch, a tag, a commit; None is the default branch) stands for now."""
+    if section.revision is not None and _COMMIT.fullmatch(section.revision):
+        return section.revision
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(section.source, revision=section.revision).sha
+    except Exception as error:  # the HTTP client behind it changes from release to release, and its errors with it
+        raise DataError(_unreachable(section.source, error)) from error
+
+
+def _read_hub(
+    source: Source, subset: str | None, split: str, wanted: list[str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    import datasets
+
+    try:
+        table = datasets.load_dataset(source.name, data_dir=subset, split=split, revision=source.revision)
+    except ValueError as error:  # its text names the splits or configurations that exist
+        raise DataError(f"data.source {source.name!r}, split {split!r}: {error}") from error
+    except (OSError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(_unreachable(source.name, error)) from error
+    return table.column_names, table.select_columns([name for name in wanted if name in table.column_names]).to_list()
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"data.source {name!r} is no local path, and the hub did not give it: {type(error).__name__}: {error}. "
+        "If this machine is offline (no network, or HF_HUB_OFFLINE is set), fetch the files elsewhere and name their "
+        "path; otherwise check the id, the revision and your access"
+    )

@@ -1,0 +1,80 @@
+"""Figures of an evaluation: drawing only, no number is made here that is not a count of bars."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from epsdpo.plots.style import NEUTRAL, RUN_COLOURS, new_figure
+
+POLICY, REFERENCE = RUN_COLOURS[1], NEUTRAL
+WIN, TIE, LOSS = "#009E73", "#999999", "#CC79A7"
+
+
+def win_rates(table: pd.DataFrame, title: str) -> Figure:
+    """Win rates as points with their intervals, one line each from top to bottom, and the 50 % line.
+
+    Args:
+        table: columns label, win_rate, low, high (percent).
+        title: what to see.
+    """
+    figure, (axes,) = new_figure(height=1.6 + 0.45 * len(table))
+    heights = np.arange(len(table))[::-1]
+    errors = np.vstack([table["win_rate"] - table["low"], table["high"] - table["win_rate"]])
+    axes.axvline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
+    axes.errorbar(table["win_rate"], heights, xerr=errors, fmt="o", color=POLICY, capsize=4, linewidth=2.0)
+    for height, rate, high in zip(heights, table["win_rate"], table["high"], strict=True):
+        axes.annotate(f"{rate:.1f}", (high, height), xytext=(8, 0), textcoords="offset points", va="center")
+    # The 50 % line and the numbers beside the intervals are always in the picture.
+    low, high = min(50.0, *table["low"]), max(50.0, *table["high"])
+    margin = 0.1 * max(high - low, 10.0)
+    axes.set_xlim(low - margin, high + 1.5 * margin)
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_yticks(heights, table["label"])
+    axes.set_xlabel("win rate against the reference (%), with 95 % bootstrap interval over prompts")
+    axes.set_title(title)
+    return figure
+
+
+def response_lengths(responses: pd.DataFrame) -> Figure:
+    """How long the responses of policy and reference are, in tokens; the dotted lines are the means."""
+    figure, (axes,) = new_figure()
+    longest = int(responses[["policy_tokens", "reference_tokens"]].to_numpy().max())
+    width = max(1, -(-longest // 40))
+    edges = np.arange(0, longest + width, width) + 0.5
+    styles = {"reference": (REFERENCE, {"alpha": 0.35}), "policy": (POLICY, {"histtype": "step", "linewidth": 2.0})}
+    for side, (colour, style) in styles.items():
+        tokens = responses[f"{side}_tokens"]
+        share = np.full(len(tokens), 1.0 / len(tokens))
+        axes.hist(tokens, edges, weights=share, color=colour, label=f"{side}, mean {tokens.mean():.1f}", **style)
+        axes.axvline(tokens.mean(), color=colour, linestyle=":", linewidth=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("tokens per response, end token included")
+    axes.set_ylabel("share of prompts")
+    axes.set_title("Response lengths on the held-out prompts")
+    axes.legend(frameon=False)
+    return figure
+
+
+def gold_differences(responses: pd.DataFrame) -> Figure:
+    """Prompt by prompt, by how much the gold reward of the policy's response exceeds the reference's."""
+    difference = (responses["policy_gold"] - responses["reference_gold"]).round(6)
+    figure, (axes,) = new_figure()
+    # A bin around 0 that holds the ties, and as many bins on either side.
+    reach = max(0.1, float(difference.abs().max()))
+    edges = np.linspace(-reach, reach, 26)
+    groups = {"better": (difference > 0, WIN), "equal": (difference == 0, TIE), "worse": (difference < 0, LOSS)}
+    axes.hist(
+        [difference[rows] for rows, _ in groups.values()],
+        edges,
+        stacked=True,
+        color=[colour for _, colour in groups.values()],
+        label=[f"{name}: {rows.sum()} of {len(difference)}" for name, (rows, _) in groups.items()],
+    )
+    axes.axvline(0.0, color=REFERENCE, linestyle="--", linewidth=1.0)
+    axes.set_xlabel("gold reward of the policy's response − gold reward of the reference's")
+    axes.set_ylabel("prompts")
+    axes.set_title("On which side the gold judge comes down, and how clearly")
+    axes.legend(frameon=False, title="policy's response is")
+    return figure
