@@ -38,6 +38,24 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
+STEP_COLUMNS = (
+    "step",  # optimiser step, from 1
+    "epoch",
+    "beta_before",
+    "beta_after",
+    "relaxed",  # fractions of the step's pairs that chose β⁻, β, β⁺
+    "tied",
+    "tightened",
+    "mean_step",  # relaxed - tightened
+    "loss",
+    "reward_margin",  # with each pair's β̃
+    "log_ratio_margin",  # nats, without β
+    "reward_accuracy",
+    "pairs_seen",  # since the run began
+    "seconds",  # of this step
+)
+
+
 class BetaRecord:
     """Writer of one run's record. Rows reach the file system step by step, so a killed run keeps what it did.
 
@@ -95,9 +113,7 @@ class BetaRecord:
 def read_steps(directory: str | Path) -> pd.DataFrame:
     """One row per optimiser step of the run in `directory`, in order; works while it is still training.
 
-    Columns: step, epoch, beta_before, beta_after, relaxed, tied, tightened (fractions of pairs that chose β⁻, β, β⁺),
-    mean_step (relaxed - tightened), loss, reward_margin (with each pair's β̃), log_ratio_margin (nats, without β),
-    reward_accuracy, pairs_seen (since the run began), seconds (of this step).
+    Columns: `STEP_COLUMNS`.
 
     Raises:
         FileNotFoundError: if no run was recorded there.
@@ -107,7 +123,7 @@ def read_steps(directory: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{directory} holds no β record ({STEPS_FILE}). Give the output folder of a run of EpsilonDPOTrainer"
         )
-    return pd.DataFrame(_complete_lines(directory))
+    return pd.DataFrame(_complete_lines(directory), columns=list(STEP_COLUMNS))
 
 
 def read_pairs(directory: str | Path) -> pd.DataFrame:

@@ -59,10 +59,13 @@ def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFr
         One row per bin and decision: decision, centre (median of the quantity in the bin), left, right, pairs, share,
         low, high (95 % Wilson interval). Bins that coincide because many values are equal are merged.
     """
-    bin_of = pd.qcut(pairs[quantity], bins, duplicates="drop")
+    values = pairs[quantity]
+    edges = np.unique(values.quantile(np.linspace(0, 1, bins + 1)))
+    bin_of = np.digitize(values, edges[1:-1], right=True)
     rows = []
-    for interval, group in pairs.groupby(bin_of, observed=True):
-        place = {"centre": float(group[quantity].median()), "left": interval.left, "right": interval.right}
+    for _, group in pairs.groupby(bin_of):
+        inside = group[quantity]
+        place = {"centre": float(inside.median()), "left": float(inside.min()), "right": float(inside.max())}
         rows += [place | row for row in _shares(group["decision"])]
     return pd.DataFrame(rows)
 
