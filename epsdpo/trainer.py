@@ -1,7 +1,7 @@
 """`EpsilonDPOTrainer`: TRL's `DPOTrainer` with the loss of ε-DPO, a β that moves, and a record of how it moved.
 
 It knows how TRL and transformers call a loss, accumulate, log and checkpoint. The mathematics is in `epsdpo.kernels`,
-the way into a model in `epsdpo.heads`, the files of the record in `epsdpo.record`.
+the way into a model in `epsdpo.heads`, metrics in `epsdpo.metrics`, the files of the record in `epsdpo.record`.
 """
 
 import contextlib
@@ -22,30 +22,13 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import PAIR_SCHEMA, BetaRecord
 
 logger = logging.getLogger(__name__)
 
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CHECKPOINT_KEY = "EpsilonDPO"
-
-# One row per pair of a batch, gathered from all processes; metrics, β and the record are all made from it.
-PAIR_COLUMNS = (
-    "loss",
-    "decision",
-    "beta",
-    "chosen_logps",
-    "rejected_logps",
-    "ref_chosen_logps",
-    "ref_rejected_logps",
-    "chosen_tokens",
-    "rejected_tokens",
-    "chosen_logits_sum",
-    "rejected_logits_sum",
-    "chosen_top1",
-    "entropy_sum",
-    "tokens",
-)
 
 
 class EpsilonDPOTrainer(DPOTrainer):
@@ -152,8 +135,8 @@ class EpsilonDPOTrainer(DPOTrainer):
             return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values).sum(dim=1)
 
         logps, ref_logps = per_sequence(scores.logps), per_sequence(scores.ref_logps)
-        log_ratios = logps - ref_logps
-        chosen_log_ratios, rejected_log_ratios = log_ratios.chunk(2)
+        # Per token first: two sums of thousands of nats would leave few digits to their difference.
+        chosen_log_ratios, rejected_log_ratios = per_sequence(scores.logps - scores.ref_logps).chunk(2)
         steps = pair_steps(
             torch.stack([per_sequence(row) for row in scores.criterion]), getattr(torch, self.args.criterion_dtype)
         )
@@ -221,11 +204,9 @@ class EpsilonDPOTrainer(DPOTrainer):
     # --------------------------------------------------------------------------------------------- metrics, β, record
 
     def _gather_pairs(self, pair_index: torch.Tensor, columns: list[torch.Tensor]) -> pd.DataFrame:
-        table = torch.stack([column.detach().float() for column in columns], dim=1)  # (pairs, columns)
-        index, table = self.accelerator.gather((pair_index, table))
-        pairs = pd.DataFrame(table.double().cpu().numpy(), columns=list(PAIR_COLUMNS))
-        pairs.insert(0, "pair_index", index.cpu().numpy())
-        return pairs
+        """The batch's pairs on all processes, in the columns of `PAIR_COLUMNS`."""
+        table = torch.stack([column.detach().float() for column in columns], dim=1)
+        return pair_table(*self.accelerator.gather((pair_index, table)))
 
     def _require_finite(self, pairs: pd.DataFrame) -> None:
         broken = pairs[~np.isfinite(pairs["loss"])]
@@ -244,25 +225,11 @@ class EpsilonDPOTrainer(DPOTrainer):
         if mode == "train":
             self._total_train_tokens += int(pairs["tokens"].sum())
         else:
-            for name, value in _decision_metrics(pairs, self.beta).items():
+            for name, value in decision_metrics(pairs, self.beta).items():
                 metrics[name].append(value)
-        chosen_rewards = pairs["beta"] * (pairs["chosen_logps"] - pairs["ref_chosen_logps"])
-        rejected_rewards = pairs["beta"] * (pairs["rejected_logps"] - pairs["ref_rejected_logps"])
-        chosen_tokens, rejected_tokens = pairs["chosen_tokens"].sum(), pairs["rejected_tokens"].sum()
         metrics["num_tokens"] = [self._total_train_tokens]
-        for name, value in {
-            "entropy": pairs["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),
-            "logits/chosen": pairs["chosen_logits_sum"].sum() / chosen_tokens,
-            "logits/rejected": pairs["rejected_logits_sum"].sum() / rejected_tokens,
-            "mean_token_accuracy": pairs["chosen_top1"].sum() / chosen_tokens,
-            "rewards/chosen": chosen_rewards.mean(),
-            "rewards/rejected": rejected_rewards.mean(),
-            "rewards/accuracies": (chosen_rewards > rejected_rewards).mean(),
-            "rewards/margins": (chosen_rewards - rejected_rewards).mean(),
-            "logps/chosen": pairs["chosen_logps"].mean(),
-            "logps/rejected": pairs["rejected_logps"].mean(),
-        }.items():
-            metrics[name].append(float(value))
+        for name, value in preference_metrics(pairs).items():
+            metrics[name].append(value)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -275,8 +242,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         """Move β by all pairs of the optimiser step, and keep them for the record."""
         pairs = pd.concat(self._window, ignore_index=True)
         self._window.clear()
-        metrics = _decision_metrics(pairs, self.beta)
-        for name, value in metrics.items():
+        for name, value in decision_metrics(pairs, self.beta).items():
             self._metrics["train"][name].append(value)
         before = self.beta
         self.beta = updated_beta(
@@ -294,26 +260,8 @@ class EpsilonDPOTrainer(DPOTrainer):
         pairs = self._step_pairs.assign(step=step, epoch=epoch)
         pairs["pair_id"] = [self._pair_ids.get(index, str(index)) for index in pairs["pair_index"]]
         pairs = pairs.astype({"decision": "int8", "chosen_tokens": "int64", "rejected_tokens": "int64"})
-        log_ratio_margin = (
-            pairs["chosen_logps"] - pairs["rejected_logps"] - pairs["ref_chosen_logps"] + pairs["ref_rejected_logps"]
-        )
-        decisions = _decision_metrics(pairs, self._step_betas[0])
-        row = {
-            "step": step,
-            "epoch": epoch,
-            "beta_before": self._step_betas[0],
-            "beta_after": self._step_betas[1],
-            "relaxed": decisions["kl/p_epsilon_steps"],
-            "tied": float((pairs["decision"] == 0).mean()),
-            "tightened": decisions["kl/n_epsilon_steps"],
-            "mean_step": decisions["kl/avg_steps"],
-            "loss": float(pairs["loss"].mean()),
-            "reward_margin": float((pairs["beta"] * log_ratio_margin).mean()),
-            "log_ratio_margin": float(log_ratio_margin.mean()),
-            "reward_accuracy": float((log_ratio_margin > 0).mean()),
-            "pairs_seen": self._pairs_seen,
-            "seconds": seconds,
-        }
+        row = {"step": step, "epoch": epoch, **step_row(pairs, *self._step_betas)}
+        row |= {"pairs_seen": self._pairs_seen, "seconds": seconds}
         self.record.append(row, pairs[PAIR_SCHEMA.names])
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
@@ -401,13 +349,3 @@ def _pair_ids(dataset) -> dict[int, str]:
     if not isinstance(dataset, Dataset) or "pair_id" not in dataset.column_names:
         return {}
     return {index: str(pair_id) for index, pair_id in zip(dataset["pair_index"], dataset["pair_id"], strict=True)}
-
-
-def _decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
-    relaxed, tightened = float((pairs["decision"] == 1).mean()), float((pairs["decision"] == -1).mean())
-    return {
-        "kl/beta": beta,
-        "kl/p_epsilon_steps": relaxed,
-        "kl/n_epsilon_steps": tightened,
-        "kl/avg_steps": relaxed - tightened,
-    }
