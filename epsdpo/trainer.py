@@ -185,21 +185,23 @@ class EpsilonDPOTrainer(DPOTrainer):
                 getattr(torch, self.args.criterion_dtype),
             )
 
-        with (
-            torch.no_grad(),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-            self._reference_adapter(),
-        ):
-            reference = self.model if self.ref_model is None else self.ref_model
+        with torch.no_grad(), self._reference() as reference:
             ref_hidden, ref_head = reference(**model_inputs, on_hidden_states=keep)
         return model(**model_inputs, on_hidden_states=score)
 
-    def _reference_adapter(self):
-        """With PEFT and no model of its own, the reference is the base model or TRL's frozen copy of the adapter."""
+    @contextlib.contextmanager
+    def _reference(self):
+        """The reference: a model of its own, or with PEFT the base model or TRL's frozen copy of the adapter."""
         if self.ref_model is not None:
-            return contextlib.nullcontext()
+            yield self.ref_model
+            return
         peft_model = self.accelerator.unwrap_model(self.model)
-        return use_adapter(peft_model, adapter_name="ref" if "ref" in peft_model.peft_config else None)
+        adapter = "ref" if "ref" in peft_model.peft_config else None
+        with (
+            use_adapter(peft_model, adapter_name=adapter),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            yield self.model
 
     # --------------------------------------------------------------------------------------------- metrics, β, record
 
