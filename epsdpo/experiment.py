@@ -43,14 +43,14 @@ class _Section(BaseModel):
 class WorldSection(_Section):
     """The embedded offline world: how many prompts, responses and pairs it makes, and how noisy its labels are."""
 
-    train_pairs: PositiveInt = Field(2048, description="preference pairs to train on")
+    train_pairs: PositiveInt = Field(3840, description="preference pairs to train on")
     eval_pairs: PositiveInt = Field(256, description="held-out preference pairs, for the loss and margins in eval")
-    prompts: PositiveInt = Field(256, description="held-out instructions that 04_evaluate answers")
+    prompts: PositiveInt = Field(512, description="held-out instructions that 04_evaluate answers")
     responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
         4, description="responses sampled per instruction, of which best and worst by noisy label form the pair"
     )
     label_temperature: Annotated[float, Field(gt=0)] = Field(
-        0.25, description="temperature of the Bradley-Terry label noise, in units of gold reward"
+        0.15, description="temperature of the Bradley-Terry label noise, in units of gold reward"
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         0, description="seed of the world itself: instructions, SFT model, labels"
