@@ -95,7 +95,7 @@ def overview(results: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "run": results["title"],
-            "ε": results["epsilon"],
+            "ε": results["epsilon"].map("{:g}".format),
             "criterion": results["criterion"],
             "steps": results["steps"],
             "β at start": results["beta_initial"].map("{:.4g}".format),
@@ -124,6 +124,30 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             "prompts": results["n_scored"],
         }
     ).set_index("run")
+
+
+def headline(runs: list[Run]) -> str:
+    """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so."""
+    gains = gains_over_baseline(runs).set_index("title")
+    sentences = []
+    for run in runs:
+        summary, title = run.evaluation, run.experiment.title
+        text = f"β went from {run.trajectory['beta_initial']:.4g} to {run.trajectory['beta_final']:.4g}"
+        if summary is not None:
+            text += (
+                f"; win rate over its reference {summary['win_rate']:.1f} % "
+                f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}] "
+                f"at a divergence of {summary['kl_per_response']:.2f} nats per response"
+            )
+        if title in gains.index:
+            gain = gains.loc[title]
+            certain = gain["low"] > 0 or gain["high"] < 0
+            text += (
+                f"; {gain['difference']:+.1f} points [{gain['low']:+.1f}, {gain['high']:+.1f}] to "
+                f"{runs[0].experiment.title}{'' if certain else ', which may be chance'}"
+            )
+        sentences.append(f"<li><b>{html.escape(title)}</b>: {html.escape(text)}.</li>")
+    return f"<ul>{''.join(sentences)}</ul>"
 
 
 def links_table(runs: list[Run], page_dir: str | Path) -> str:

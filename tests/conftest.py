@@ -74,7 +74,7 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
             "warmup_steps": 0.1,
             "train_sampling_strategy": "sequential",
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "logging_steps": 1,
             "save_strategy": "no",
             "report_to": "none",

@@ -46,7 +46,7 @@ def config(tmp_path, official):
             "max_length": 128,
             "num_train_epochs": 3,
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "save_strategy": "steps",
             "save_steps": 5,
             "logging_steps": 6,

@@ -194,7 +194,7 @@ def test_lora_with_the_base_model_as_reference(official, official_tokenizer, off
             max_steps=4,
             learning_rate=1e-3,
             bf16=False,
-            gradient_checkpointing=True,
+            activation_checkpointing=True,
             save_strategy="no",
             report_to="none",
             use_cpu=True,

@@ -1,16 +1,14 @@
 """Tables of a β record, by hand-counted numbers and against statistics of another library."""
 
-
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from epsdpo import plots
+from epsdpo import plots, trajectory
 from epsdpo.plots.trajectory import beta_trajectory, decision_fractions, decisions_by, training_curves
-from epsdpo.record import PAIR_SCHEMA, BetaRecord, read_pairs, read_steps
+from epsdpo.record import BetaRecord, read_pairs, read_steps
 from epsdpo.trajectory import compare, examples, summarise, with_lengths
-from epsdpo import trajectory
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_style
+from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_styles
 
 
 def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
@@ -16,6 +16,7 @@ def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
         title: what to see.
     """
     figure, (axes,) = new_figure()
+    styles = run_styles(table["title"])
     for index, row in enumerate(table.itertuples()):
         axes.errorbar(
             row.kl_per_response,
@@ -26,7 +27,7 @@ def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
             ],
             yerr=[[row.win_rate - row.win_rate_low], [row.win_rate_high - row.win_rate]],
             fmt="os^Dv"[index % 5],
-            color=run_style(index)["color"],
+            color=styles[row.title]["color"],
             capsize=3,
             label=row.title,
         )

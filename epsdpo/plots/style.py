@@ -5,6 +5,7 @@ JupyterLab, headless, and whatever backend a user has set.
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +21,7 @@ RUN_LINES = ("--", "-", "-.", ":")
 NEUTRAL = "#555555"
 
 
-def new_figure(width: float = 7.5, height: float = 3.6, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure of `width` × `height` inches and its panels, in reading order."""
     figure = Figure(figsize=(width, height), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
@@ -30,9 +31,17 @@ def new_figure(width: float = 7.5, height: float = 3.6, rows: int = 1, columns: 
     return figure, panels
 
 
-def run_style(index: int) -> dict[str, str]:
-    """Colour and line of the run at this place; neighbours differ in both, so that print in grey works too."""
-    return {"color": RUN_COLOURS[index % len(RUN_COLOURS)], "linestyle": RUN_LINES[index % len(RUN_LINES)]}
+def run_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Colour and line of each run: the first of several is the baseline, in dashed grey, a single one is in colour.
+
+    Neighbours differ in both, so that a print in grey can be read too.
+    """
+    names = list(names)
+    first = 0 if len(names) > 1 else 1
+    return {
+        name: {"color": RUN_COLOURS[place % len(RUN_COLOURS)], "linestyle": RUN_LINES[place % len(RUN_LINES)]}
+        for place, name in enumerate(names, start=first)
+    }
 
 
 def save(figure: Figure, path: str | Path, data: pd.DataFrame) -> Image:

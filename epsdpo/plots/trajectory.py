@@ -5,7 +5,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_style
+from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_styles
 
 
 def beta_trajectory(runs: dict[str, pd.DataFrame], title: str) -> Figure:
@@ -16,8 +16,8 @@ def beta_trajectory(runs: dict[str, pd.DataFrame], title: str) -> Figure:
         title: what to see.
     """
     figure, (axes,) = new_figure()
-    for index, (name, steps) in enumerate(runs.items()):
-        axes.plot(steps["step"], steps["beta_before"], label=name, linewidth=1.8, **run_style(index))
+    for name, style in run_styles(runs).items():
+        axes.plot(runs[name]["step"], runs[name]["beta_before"], label=name, linewidth=1.8, **style)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")
     axes.set_ylim(bottom=0.0)
@@ -35,8 +35,8 @@ def training_curves(runs: dict[str, pd.DataFrame]) -> Figure:
         "reward_accuracy": "pairs with margin > 0",
     }
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-        for index, (name, steps) in enumerate(runs.items()):
-            style = run_style(index)
+        for name, style in run_styles(runs).items():
+            steps = runs[name]
             axes.plot(steps["step"], steps[column], color=style["color"], alpha=0.25, linewidth=0.8)
             smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()
             axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **style)
@@ -81,7 +81,7 @@ def live(steps: pd.DataFrame, title: str) -> Figure:
     figure, panels = new_figure(width=10.5, height=2.8, columns=3)
     quantities = {"loss": "loss (nats)", "reward_margin": "implicit reward margin", "beta_before": "β (KL penalty)"}
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-        axes.plot(steps["step"], steps[column], color=run_style(1)["color"], linewidth=1.5)
+        axes.plot(steps["step"], steps[column], linewidth=1.5, **run_styles([title])[title])
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)

@@ -1,0 +1,125 @@
+"""Every notebook, executed for real: a whole batch through the runner that users call, and the live chart."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from nbclient import NotebookClient
+
+from epsdpo.batch import run_batch
+from epsdpo.data import load_prepared
+from epsdpo.evaluation.judge import gold_judge
+from epsdpo.record import read_pairs, read_steps
+from epsdpo.report import collect, gains_over_baseline
+from epsdpo.stages import NOTEBOOKS
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo"
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """The demo, with fewer pairs and prompts, from data to report. Builds the world's model if need be."""
+    folder = tmp_path_factory.mktemp("batch")
+    configs = folder / "configs"
+    configs.mkdir()
+    for name in ("dpo", "epsilon_dpo_bf16"):
+        values = yaml.safe_load((DEMO / f"{name}.yaml").read_text(encoding="utf-8"))
+        values["data"]["world"] |= {"train_pairs": 192, "eval_pairs": 32, "prompts": 24}
+        values["evaluate"]["bootstrap_samples"] = 100
+        values["title"] += " <script>alert('title')</script>"
+        (configs / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    page = run_batch(configs, folder / "runs")
+    return folder / "runs", page
+
+
+def test_every_stage_is_finished_and_readable(batch):
+    run_dir, page = batch
+    stages = [path.parent for path in run_dir.glob("**/manifest.json")]
+    assert len(stages) == 1 + 2 * 3 + 1
+    for folder in stages:
+        html = (folder / "notebook.html").read_text(encoding="utf-8")
+        assert "Traceback" not in html
+        assert not re.search(r'(?:src|href)="https?:', html)  # reads offline
+    assert page == run_dir / "report" / "notebook.html" and page.exists()
+
+
+def test_text_of_configs_and_models_is_escaped(batch):
+    run_dir, _ = batch
+    for page in run_dir.glob("**/notebook.html"):
+        text = page.read_text(encoding="utf-8")
+        assert "<script>alert" not in text, page
+        assert "<bos>" not in text and "<user>" not in text, page
+    assert "&lt;script&gt;alert" in (run_dir / "report" / "notebook.html").read_text(encoding="utf-8")
+
+
+def test_training_saw_each_pair_once_and_moved_beta(batch):
+    run_dir, _ = batch
+    (data_dir,) = run_dir.glob("data-*")
+    ids = sorted(load_prepared(data_dir).train["pair_id"])
+    for name in ("dpo", "epsilon_dpo_bf16"):
+        steps, pairs = read_steps(run_dir / name / "train"), read_pairs(run_dir / name / "train")
+        assert sorted(pairs["pair_id"]) == ids and len(ids) == 192
+        assert len(steps) == 6
+    dpo, epsilon = (read_steps(run_dir / name / "train") for name in ("dpo", "epsilon_dpo_bf16"))
+    assert set(dpo["beta_after"]) == {0.3}
+    assert dpo["relaxed"].max() > 0  # the criterion is recorded for DPO too
+    assert epsilon["beta_after"].nunique() > 1
+
+
+def test_figures_stand_beside_their_numbers(batch):
+    run_dir, _ = batch
+    pictures = list(run_dir.glob("**/*.png"))
+    assert len(pictures) >= 1 + 2 * (1 + 4 + 3) + 4
+    for picture in pictures:
+        assert len(pd.read_csv(picture.with_suffix(".csv"))) > 0, picture
+
+
+def test_report_joins_what_the_stages_wrote(batch):
+    run_dir, page = batch
+    runs, unfinished = collect(run_dir)
+    assert [run.experiment.method for run in runs] == ["dpo", "epsilon_dpo"] and not unfinished
+    text = page.read_text(encoding="utf-8")
+    for run in runs:
+        assert f"{run.evaluation['win_rate']:.1f} [{run.evaluation['win_rate_low']:.1f}" in text
+        responses = pd.read_parquet(run.directory / "evaluate" / "responses.parquet")
+        assert responses["preference"].mean() - 1 == pytest.approx(run.evaluation["win_rate"] / 100)
+        rewards = [gold_judge(row.instruction, row.policy_response) for row in responses.itertuples()]
+        assert rewards == pytest.approx(responses["policy_gold"].tolist())
+    gain = gains_over_baseline(runs).iloc[0]
+    assert gain["difference"] == pytest.approx(runs[1].evaluation["win_rate"] - runs[0].evaluation["win_rate"])
+    for link in re.findall(r'href="(\.\./[^"]+)"', text):
+        assert (page.parent / link).exists(), link
+
+
+def test_unfinished_experiment_is_named_not_dropped(batch, tmp_path):
+    run_dir, _ = batch
+    for name in ("dpo", "epsilon_dpo_bf16"):
+        (tmp_path / name).symlink_to(run_dir / name)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "experiment.yaml").write_text((run_dir / "dpo" / "experiment.yaml").read_text(encoding="utf-8"))
+    runs, unfinished = collect(tmp_path)
+    assert len(runs) == 2 and unfinished == ["killed"]
+
+
+def test_live_chart_is_redrawn_in_place(batch, tmp_path):
+    """02_train as JupyterLab runs it: one picture, which the cell updates while training goes on."""
+    run_dir, _ = batch
+    (data_dir,) = run_dir.glob("data-*")
+    notebook = nbformat.read(NOTEBOOKS / "02_train.ipynb", as_version=4)
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    config = tmp_path / "config.yaml"
+    config.write_text((run_dir / "epsilon_dpo_bf16" / "experiment.yaml").read_text(encoding="utf-8"))
+    values = {"config": str(config), "data_dir": str(data_dir), "output_dir": str(tmp_path / "train"), "live": True}
+    parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    NotebookClient(notebook, timeout=300).execute()
+    (cell,) = [cell for cell in notebook.cells if "LiveChart()" in cell.source]
+    pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 1
+    assert "Step 6 of 6, done" in pictures[0]["metadata"]["image/png"]["alt"]
+    assert not [output for output in cell.outputs if "s/step" in output.get("text", "")]
+    assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 6
