@@ -22,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from epsdpo.config import EpsilonDPOConfig
-from epsdpo.data import PreparedData, load_prepared, prepare
+from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.models import load_tokenizer, pin_revision, reference_source
 from epsdpo.trainer import EpsilonDPOTrainer
@@ -50,7 +50,8 @@ def train(
         ConfigError: if the folder holds a run of another config.
     """
     output_dir = Path(output_dir)
-    with PartialState().main_process_first():
+    processes = process_state(experiment)
+    with processes.main_process_first():
         experiment = claim_folder(experiment, output_dir, pin_revision)
     model_dir = output_dir / MODEL_FOLDER
     if model_dir.exists():
@@ -68,7 +69,7 @@ def train(
     trainer.save_model(str(unfinished))
     if trainer.is_world_process_zero():
         unfinished.rename(model_dir)
-    PartialState().wait_for_everyone()
+    processes.wait_for_everyone()
     return model_dir
 
 
@@ -102,6 +103,11 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer
+
+
+def process_state(experiment: Experiment) -> PartialState:
+    """The processes that train together, on the devices that the trainer will use."""
+    return PartialState(cpu=experiment.train.get("use_cpu", False))
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
@@ -153,13 +159,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the experiment>)")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: made in <run folder>/data)")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO if PartialState().is_main_process else logging.WARNING, format="%(message)s")
     try:
         experiment = load_experiment(options.config)
+        processes = process_state(experiment)
+        level = logging.INFO if processes.is_main_process else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s")
         run_dir = Path(options.output or Path("runs") / experiment.name)
         data_dir = Path(options.data or run_dir / "data")
-        with PartialState().main_process_first():
-            if not options.data and not (data_dir / "report.json").exists():
+        with processes.main_process_first():
+            if not options.data and not (data_dir / REPORT).exists():
                 tokenizer = load_tokenizer(experiment.model, experiment.data)
                 prepare(experiment.data, tokenizer, data_dir, max_length=experiment.max_length)
             data = load_prepared(data_dir)
@@ -167,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
-    if PartialState().is_main_process:
+    if processes.is_main_process:
         print(f"Trained model: {model_dir}")
     return 0
 

@@ -22,7 +22,7 @@ from epsdpo.evaluation.judge import annotate, follows_every_rule, gold_judge, pr
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.tables import by_task, examples, headline, side_by_side
 from epsdpo.evaluation.winrate import win_rate
-from epsdpo.experiment import check_experiment
+from epsdpo.experiment import WorldSection, check_experiment
 from epsdpo.plots import evaluation as evaluation_figures
 from epsdpo.world_language import TASKS, build_tokenizer, render, sample_instructions
 
@@ -293,7 +293,7 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
 
     summary, responses = result.summary, result.responses
     assert summary["n_total"] == summary["n_scored"] == len(annotations) == len(responses) == 20
-    recomputed = [preference(row["reward_1"], row["reward_2"], 0.25) for row in annotations]
+    recomputed = [preference(row["reward_1"], row["reward_2"], WorldSection().label_temperature) for row in annotations]
     assert [row["preference"] for row in annotations] == pytest.approx(recomputed)
     assert summary["win_rate"] == pytest.approx(100.0 * (sum(recomputed) / 20 - 1.0))
     assert responses["policy_gold"].tolist() == [

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from epsdpo.experiment import load_experiment
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.train import last_whole_checkpoint
 
@@ -75,7 +77,10 @@ def start(config, output, *launcher):
 
 def run(config, output, *launcher):
     process = start(config, output, *launcher)
-    log, _ = process.communicate(timeout=300)
+    try:
+        log, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()  # does nothing to a process that has ended
     return process.returncode, log
 
 
@@ -161,6 +166,17 @@ def test_checkpoint_of_other_settings_is_refused(make_trainer, tmp_path):
         )
 
 
+def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
+    """Read as `accelerate launch` reads it: 16 processes, which with 1 × 8 pairs each make the global batch of 128."""
+    launch = load_config_from_file(str(REPOSITORY / "configs" / "accelerate" / "zero3.yaml"))
+    assert launch.distributed_type == "DEEPSPEED" and launch.deepspeed_config["zero_stage"] == 3
+    assert launch.mixed_precision == "bf16"
+    for recipe in ("llama3_instruct", "mistral_instruct"):
+        train = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").train
+        pairs = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
+        assert pairs * launch.num_processes == 128
+
+
 @pytest.fixture
 def tiny_ultrafeedback(tmp_path, official):
     """Rows as princeton-nlp's sets have them: a prompt string, and whole conversations as chosen and rejected."""
@@ -184,7 +200,13 @@ def tiny_ultrafeedback(tmp_path, official):
     return folder
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+LAUNCHERS = {
+    1: ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "--main_process_port", "0"],
+    2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+}
+
+
+@pytest.mark.parametrize("processes", LAUNCHERS)
 @pytest.mark.parametrize("recipe", ["llama3_instruct", "mistral_instruct"])
 def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
     values = yaml.safe_load((REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").read_text(encoding="utf-8"))
@@ -202,8 +224,7 @@ def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tin
         train__use_cpu=True,
         train__gradient_accumulation_steps=values["train"]["gradient_accumulation_steps"] // processes,
     )
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
-    code, log = run(config, tmp_path / "out", *launcher, "--num_processes", str(processes), "--main_process_port", "0")
+    code, log = run(config, tmp_path / "out", *LAUNCHERS[processes])
     assert code == 0, log
     steps = read_steps(tmp_path / "out" / "train")
     assert len(steps) == 5 and steps["beta_before"][0] == 0.01  # 36 pairs in batches of 8
