@@ -20,7 +20,7 @@ test: $(READY)  ## run the tests
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
 lab: $(READY)  ## open the notebooks in JupyterLab
-	env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyterlab \
+	env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS='ignore:IProgress not found' .venv/bin/python -m jupyterlab \
 		--ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: $(READY)  ## check style, and that notebooks hold no outputs

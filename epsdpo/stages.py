@@ -197,8 +197,13 @@ class _OwnKernelManager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        # The inline backend is set so that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
-        return KernelSpec(**get_kernel_dict(), env={"MPLBACKEND": "module://matplotlib_inline.backend_inline"})
+        environment = {
+            # So that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # tqdm recommends widgets, which would stand still in a page.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
+        return KernelSpec(**get_kernel_dict(), env=environment)
 
     @default("transport_encryption")
     def _encrypt_where_possible(self) -> str:

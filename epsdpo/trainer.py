@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -107,7 +107,7 @@ class EpsilonDPOTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         first_row = next(iter(dataset))
         if "pair_index" not in first_row:
-            dataset = dataset.map(_number_row, with_indices=True)
+            dataset = _number_rows(dataset)
         if not all(column in first_row for column in TOKENISED_COLUMNS):
             rows = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -342,8 +342,10 @@ class _KeepPairIndex:
         return batch
 
 
-def _number_row(row: dict[str, Any], index: int) -> dict[str, int]:
-    return {"pair_index": index}
+def _number_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    if isinstance(dataset, Dataset):
+        return dataset.add_column("pair_index", list(range(len(dataset))))
+    return dataset.map(lambda row, index: {"pair_index": index}, with_indices=True)
 
 
 def _pair_ids(dataset) -> dict[int, str]:

@@ -42,7 +42,7 @@ def test_every_stage_is_finished_and_readable(batch):
     assert len(stages) == 1 + 2 * 3 + 1
     for folder in stages:
         html = (folder / "notebook.html").read_text(encoding="utf-8")
-        assert "Traceback" not in html
+        assert "Traceback" not in html and "Warning" not in html
         assert not re.search(r'(?:src|href)="https?:', html)  # reads offline
     assert page == run_dir / "report" / "notebook.html" and page.exists()
 

@@ -227,6 +227,12 @@ def test_trl_formats_are_tokenised_by_trl(make_trainer, row):
     assert read_pairs(trainer.args.output_dir)["pair_id"].tolist() == [str(number) for number in range(8)]
 
 
+def test_streamed_data_are_numbered_as_they_come(make_trainer, official_pairs):
+    trainer = make_trainer(official_pairs.to_iterable_dataset(), max_steps=3)
+    trainer.train()
+    assert read_pairs(trainer.args.output_dir)["pair_id"].tolist() == [str(number) for number in range(12)]
+
+
 def test_nonfinite_loss_stops_with_step_beta_and_pairs(make_trainer):
     class Break(TrainerCallback):
         def on_step_end(self, args, state, control, model=None, **kwargs):
