@@ -6,6 +6,7 @@ notebook `05_report` shows them.
 
 import html
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,7 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
                 cells.append("<td>–</td>")
                 continue
             seconds = json.loads(manifest.read_text(encoding="utf-8"))["seconds"]
-            link = html.escape(Path("..", page.relative_to(Path(page_dir).parent)).as_posix())
+            link = html.escape(os.path.relpath(page.resolve(), Path(page_dir).resolve()))
             cells.append(f'<td><a href="{link}">{stage}</a> ({seconds:.0f} s)</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("run", *STAGE_FOLDERS))

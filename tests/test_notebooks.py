@@ -14,7 +14,7 @@ from epsdpo.batch import run_batch
 from epsdpo.data import load_prepared
 from epsdpo.evaluation.judge import gold_judge
 from epsdpo.record import read_pairs, read_steps
-from epsdpo.report import collect, gains_over_baseline
+from epsdpo.report import collect, gains_over_baseline, links_table
 from epsdpo.stages import NOTEBOOKS
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
@@ -93,6 +93,17 @@ def test_report_joins_what_the_stages_wrote(batch):
     assert gain["difference"] == pytest.approx(runs[1].evaluation["win_rate"] - runs[0].evaluation["win_rate"])
     for link in re.findall(r'href="(\.\./[^"]+)"', text):
         assert (page.parent / link).exists(), link
+
+
+def test_links_work_from_a_page_anywhere(batch, tmp_path, monkeypatch):
+    """05_report opened in JupyterLab writes elsewhere, by a relative path."""
+    run_dir, _ = batch
+    monkeypatch.chdir(tmp_path)
+    links = re.findall(r'href="([^"]+)"', links_table(collect(run_dir)[0], "pages/report"))
+    assert len(links) == 6
+    for link in links:
+        assert Path("pages/report", link).resolve() == (tmp_path / "pages" / "report" / link).resolve()
+        assert (tmp_path / "pages" / "report" / link).resolve().is_relative_to(run_dir)
 
 
 def test_unfinished_experiment_is_named_not_dropped(batch, tmp_path):
