@@ -107,9 +107,12 @@ def checkout(tmp_path):
 
 
 def make(checkout: Path, *arguments: str, python: str = "./python") -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["make", f"PYTHON={python}", *arguments], cwd=checkout, capture_output=True, text=True, check=False
-    )
+    command = ["make", f"PYTHON={python}", *arguments]
+    # As from a user's shell: within `make test` the outer make would pass on its own options.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    }
+    return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
 def calls(checkout: Path) -> list[str]:
