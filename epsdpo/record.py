@@ -32,6 +32,10 @@ PAIR_SCHEMA = pa.schema(
         ("rejected_logps", pa.float64()),
         ("ref_chosen_logps", pa.float64()),
         ("ref_rejected_logps", pa.float64()),
+        ("policy_log_ratio", pa.float64()),  # chosen - rejected
+        ("ref_log_ratio", pa.float64()),
+        ("log_ratio_margin", pa.float64()),  # policy - reference: z - γ
+        ("reward_margin", pa.float64()),  # β̃ (z - γ), the implicit reward margin
         ("chosen_tokens", pa.int64()),
         ("rejected_tokens", pa.int64()),
     ]
@@ -89,11 +93,17 @@ class BetaRecord:
         (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
 
     def append(self, row: dict[str, Any], pairs: pd.DataFrame) -> None:
-        """Add one optimiser step: its row for steps.jsonl, and its pairs with the columns of `PAIR_SCHEMA`."""
+        """Add one optimiser step: its row for steps.jsonl, and its pairs.
+
+        Args:
+            row: the values of `STEP_COLUMNS`.
+            pairs: the columns of `PAIR_SCHEMA` but for ratios and margins, which follow from the log-probabilities.
+        """
         if self._stream is None:
             self._sink = (self.directory / PAIRS_STREAM).open("wb")
             self._stream = pa.ipc.new_stream(self._sink, PAIR_SCHEMA)
-        self._stream.write_table(pa.Table.from_pandas(pairs, schema=PAIR_SCHEMA, preserve_index=False))
+        table = pa.Table.from_pandas(_with_margins(pairs), schema=PAIR_SCHEMA, preserve_index=False)
+        self._stream.write_table(table)
         self._sink.flush()
         with (self.directory / STEPS_FILE).open("a", encoding="utf-8") as file:
             file.write(_line(row))
@@ -129,8 +139,7 @@ def read_steps(directory: str | Path) -> pd.DataFrame:
 def read_pairs(directory: str | Path) -> pd.DataFrame:
     """One row per optimiser step and pair of the run in `directory`; works while it is still training.
 
-    Columns: those of `PAIR_SCHEMA`, and policy_log_ratio, ref_log_ratio (chosen - rejected, nats), log_ratio_margin
-    (policy - reference) and reward_margin (β̃ times that: the implicit reward margin).
+    Columns: `PAIR_SCHEMA`.
 
     Raises:
         FileNotFoundError: if no run was recorded there.
@@ -140,12 +149,18 @@ def read_pairs(directory: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{directory} holds no β record ({PAIRS_FILE}). Give the output folder of a run of EpsilonDPOTrainer"
         )
-    pairs = _read_pair_table(directory).to_pandas()
-    pairs["policy_log_ratio"] = pairs["chosen_logps"] - pairs["rejected_logps"]
-    pairs["ref_log_ratio"] = pairs["ref_chosen_logps"] - pairs["ref_rejected_logps"]
-    pairs["log_ratio_margin"] = pairs["policy_log_ratio"] - pairs["ref_log_ratio"]
-    pairs["reward_margin"] = pairs["beta"] * pairs["log_ratio_margin"]
-    return pairs
+    return _read_pair_table(directory).to_pandas()
+
+
+def _with_margins(pairs: pd.DataFrame) -> pd.DataFrame:
+    policy_log_ratio = pairs["chosen_logps"] - pairs["rejected_logps"]
+    ref_log_ratio = pairs["ref_chosen_logps"] - pairs["ref_rejected_logps"]
+    return pairs.assign(
+        policy_log_ratio=policy_log_ratio,
+        ref_log_ratio=ref_log_ratio,
+        log_ratio_margin=policy_log_ratio - ref_log_ratio,
+        reward_margin=pairs["beta"] * (policy_log_ratio - ref_log_ratio),
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

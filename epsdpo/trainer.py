@@ -23,7 +23,7 @@ from epsdpo.config import EpsilonDPOConfig
 from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
-from epsdpo.record import PAIR_SCHEMA, BetaRecord
+from epsdpo.record import BetaRecord
 
 logger = logging.getLogger(__name__)
 
@@ -264,7 +264,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         pairs = pairs.astype({"decision": "int8", "chosen_tokens": "int64", "rejected_tokens": "int64"})
         row = {"step": step, "epoch": epoch, **step_row(pairs, *self._step_betas)}
         row |= {"pairs_seen": self._pairs_seen, "seconds": seconds}
-        self.record.append(row, pairs[PAIR_SCHEMA.names])
+        self.record.append(row, pairs)
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
