@@ -22,14 +22,12 @@ DEMO = Path(__file__).parents[1] / "configs" / "demo"
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory):
-    """The demo, with fewer pairs and prompts, from data to report. Builds the world's model if need be."""
+    """Two runs of the demo as they are, but for hostile titles, from data to report. Builds the world if need be."""
     folder = tmp_path_factory.mktemp("batch")
     configs = folder / "configs"
     configs.mkdir()
     for name in ("dpo", "epsilon_dpo_bf16"):
         values = yaml.safe_load((DEMO / f"{name}.yaml").read_text(encoding="utf-8"))
-        values["data"]["world"] |= {"train_pairs": 192, "eval_pairs": 32, "prompts": 24}
-        values["evaluate"]["bootstrap_samples"] = 100
         values["title"] += " <script>alert('title')</script>"
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     page = run_batch(configs, folder / "runs")
@@ -62,12 +60,21 @@ def test_training_saw_each_pair_once_and_moved_beta(batch):
     ids = sorted(load_prepared(data_dir).train["pair_id"])
     for name in ("dpo", "epsilon_dpo_bf16"):
         steps, pairs = read_steps(run_dir / name / "train"), read_pairs(run_dir / name / "train")
-        assert sorted(pairs["pair_id"]) == ids and len(ids) == 192
-        assert len(steps) == 6
+        assert sorted(pairs["pair_id"]) == ids and len(ids) == 3840
+        assert len(steps) == 120
     dpo, epsilon = (read_steps(run_dir / name / "train") for name in ("dpo", "epsilon_dpo_bf16"))
     assert set(dpo["beta_after"]) == {0.3}
     assert dpo["relaxed"].max() > 0  # the criterion is recorded for DPO too
     assert epsilon["beta_after"].nunique() > 1
+
+
+def test_both_methods_beat_the_model_they_started_from(batch):
+    """The world is learnable: the 95 % intervals of both win rates lie above 50 %."""
+    run_dir, _ = batch
+    for run in collect(run_dir)[0]:
+        assert run.evaluation["n_scored"] == 512
+        assert run.evaluation["win_rate_low"] > 50.0, run.experiment.name
+        assert run.evaluation["policy_correct"] > run.evaluation["reference_correct"]
 
 
 def test_figures_stand_beside_their_numbers(batch):
@@ -131,6 +138,6 @@ def test_live_chart_is_redrawn_in_place(batch, tmp_path):
     (cell,) = [cell for cell in notebook.cells if "LiveChart()" in cell.source]
     pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1
-    assert "Step 6 of 6, done" in pictures[0]["metadata"]["image/png"]["alt"]
+    assert "Step 120 of 120, done" in pictures[0]["metadata"]["image/png"]["alt"]
     assert not [output for output in cell.outputs if "s/step" in output.get("text", "")]
-    assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 6
+    assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 120
