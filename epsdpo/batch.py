@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, claim_folder, load_experiments
+from epsdpo.manifest import MANIFEST
 from epsdpo.models import pin_revision
 from epsdpo.stages import PAGE, StageError, resolve_path, run_stage
 
@@ -82,7 +83,10 @@ def _run_experiment(
     folder, data = run_dir / experiment.name, str(data_dir)
     train_dir = folder / "train"
     parameters: dict[str, Any] = {"config": config, "data_dir": data, "live": False}
-    if not progress.run(experiment.name, "train", parameters, train_dir):
+    if (train_dir / MANIFEST).exists():
+        # Training would find its model there; a new manifest would credit that model to today's code.
+        progress.keep(experiment.name, "train", train_dir)
+    elif not progress.run(experiment.name, "train", parameters, train_dir):
         return
     if experiment.method == "dpo":
         baselines.setdefault(data_dir, train_dir)
@@ -120,8 +124,7 @@ class _Progress:
 
     def run(self, folder: str, stage: str, parameters: dict[str, Any], output_dir: Path) -> bool:
         """Run one stage of the plan; False if it failed, with the reason logged and kept."""
-        key = (folder, stage)
-        place = f"[{self.plan.index(key) + 1}/{len(self.plan)}] {folder} / {stage}"
+        key, place = (folder, stage), self._place(folder, stage)
         logger.info("%s …", place)
         begin = time.monotonic()
         try:
@@ -133,6 +136,14 @@ class _Progress:
         self.seconds[key] = time.monotonic() - begin
         logger.info("%s: done in %.0f s (%.0f s so far)", place, self.seconds[key], sum(self.seconds.values()))
         return True
+
+    def keep(self, folder: str, stage: str, output_dir: Path) -> None:
+        """Take a stage as finished by an earlier call."""
+        self.seconds[folder, stage] = 0.0
+        logger.info("%s: finished earlier; delete %s to run it again", self._place(folder, stage), output_dir)
+
+    def _place(self, folder: str, stage: str) -> str:
+        return f"[{self.plan.index((folder, stage)) + 1}/{len(self.plan)}] {folder} / {stage}"
 
     def trained(self) -> bool:
         """Whether there is anything to report."""

@@ -133,7 +133,8 @@ def headline(runs: list[Run]) -> str:
     sentences = []
     for run in runs:
         summary, title = run.evaluation, run.experiment.title
-        text = f"β went from {run.trajectory['beta_initial']:.4g} to {run.trajectory['beta_final']:.4g}"
+        first, last = (f"{run.trajectory[end]:.4g}" for end in ("beta_initial", "beta_final"))
+        text = f"β stayed at {first}" if first == last else f"β went from {first} to {last}"
         if summary is not None:
             text += (
                 f"; win rate over its reference {summary['win_rate']:.1f} % "

@@ -336,6 +336,19 @@ def test_no_report_without_a_trained_model(configs, calls):
     assert [folder for folder, _, _ in calls] == [data]
 
 
+def test_a_finished_training_keeps_its_manifest(configs, calls, caplog):
+    """Run again after a change of the code, a model must not be credited to the new code."""
+    caplog.set_level("INFO", logger="epsdpo")
+    manifest = Path("runs/configs/b_eps/train/manifest.json")
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    batch.run_batch(configs)
+    stages = [(folder, stage) for folder, stage, _ in calls]
+    assert ("b_eps/train", "train") not in stages
+    assert ("b_eps/trajectory", "trajectory") in stages and ("report", "report") in stages
+    assert f"delete {manifest.parent} to run it again" in caplog.text
+
+
 def test_results_of_another_config_are_not_overwritten(configs, calls, capsys):
     batch.run_batch(configs)
     batch.run_batch(configs)  # the same again is welcome: this is how an interrupted run goes on
