@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+
+from epsdpo.files import written_whole
 
 WORLD = "world"
 EXPERIMENT_FILE = "experiment.yaml"
@@ -201,14 +204,21 @@ def load_experiments(path: str | Path) -> list[Experiment]:
             experiments.append(load_experiment(file))
         except ConfigError as error:
             problems.append(str(error))
-    names = [experiment.name for experiment in experiments]
+    # Folders go by name, tables and figures by title: of two runs that share one, one would be lost.
+    shared_names = _shared(experiment.name for experiment in experiments)
+    # Titles default to names, so shared names would be listed twice.
+    shared_titles = {} if shared_names else _shared(experiment.title for experiment in experiments)
     problems += [
-        f"{path}: {names.count(name)} configs are named {name!r}; give each its own `name`"
-        for name in sorted({name for name in names if names.count(name) > 1})
+        f"{path}: {n} configs are named {name!r}; give each its own `name`" for name, n in shared_names.items()
     ]
+    problems += [f"{path}: {n} configs are titled {t!r}; give each its own `title`" for t, n in shared_titles.items()]
     if problems:
         raise ConfigError("\n".join(problems))
     return experiments
+
+
+def _shared(values: Iterable[str]) -> dict[str, int]:
+    return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
 def save_experiment(experiment: Experiment, path: str | Path) -> None:
@@ -251,9 +261,8 @@ def claim_folder(
     if pin is not None:
         experiment = experiment.model_copy(update={"model": pin(experiment.model)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_experiment(experiment, partial)
-    partial.replace(path)
+    with written_whole(path) as partial:
+        save_experiment(experiment, partial)
     return experiment
 
 

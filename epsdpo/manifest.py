@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from epsdpo.files import written_whole
+
 MANIFEST = "manifest.json"
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
@@ -61,9 +63,8 @@ def write_manifest(
         "outputs": {path.relative_to(output_dir).as_posix(): _describe(path) for path in _files_below(output_dir)},
     }
     path = output_dir / MANIFEST
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
 
 

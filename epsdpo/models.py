@@ -4,14 +4,12 @@ It knows the embedded world, local folders and pinned hub models. Training and e
 reference of one is the reference of the other.
 """
 
-import re
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, ModelSection
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from epsdpo.hub import commit_of
 
 
 def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
@@ -46,17 +44,14 @@ def pin_revision(model: ModelSection) -> ModelSection:
     Raises:
         ConfigError: if the hub cannot be asked.
     """
-    if model.name_or_path == WORLD or Path(model.name_or_path).exists() or _COMMIT.fullmatch(model.revision or ""):
+    if model.name_or_path == WORLD or Path(model.name_or_path).exists():
         return model
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-
     try:
-        commit = model_info(model.name_or_path, revision=model.revision).sha
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError, ValueError) as error:
+        commit = commit_of(model.name_or_path, model.revision, "model")
+    except Exception as error:  # see `commit_of`
         raise ConfigError(
             f"model.name_or_path: {model.name_or_path!r} is no local folder, and the hub cannot be asked which commit "
-            f"it stands at ({type(error).__name__}: {str(error).splitlines()[0]}). Give model.revision as a full "
+            f"it stands at ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Give model.revision as a full "
             "commit, or the path of a local copy"
         ) from error
     return model.model_copy(update={"revision": commit})

@@ -17,6 +17,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from epsdpo.files import written_whole
+
 logger = logging.getLogger(__name__)
 
 STEPS_FILE, PAIRS_FILE, PAIRS_STREAM = "steps.jsonl", "pairs.parquet", "pairs.arrow"
@@ -85,11 +87,13 @@ class BetaRecord:
             logger.info(
                 "β record: dropping %d steps after step %d, which will be run again", len(rows) - len(kept), step
             )
-        _replace(self.directory / STEPS_FILE, lambda path: path.write_text("".join(map(_line, kept)), encoding="utf-8"))
+        with written_whole(self.directory / STEPS_FILE) as path:
+            path.write_text("".join(map(_line, kept)), encoding="utf-8")
 
         pairs = _read_pair_table(self.directory)
         pairs = pairs.filter(pa.compute.less_equal(pairs["step"], step))
-        _replace(self.directory / PAIRS_FILE, lambda path: pq.write_table(pairs, path))
+        with written_whole(self.directory / PAIRS_FILE) as path:
+            pq.write_table(pairs, path)
         (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
 
     def append(self, row: dict[str, Any], pairs: pd.DataFrame) -> None:
@@ -116,7 +120,8 @@ class BetaRecord:
         self._sink.close()
         self._stream = self._sink = None
         pairs = _read_pair_table(self.directory)
-        _replace(self.directory / PAIRS_FILE, lambda path: pq.write_table(pairs, path))
+        with written_whole(self.directory / PAIRS_FILE) as path:
+            pq.write_table(pairs, path)
         (self.directory / PAIRS_STREAM).unlink()
 
 
@@ -197,10 +202,3 @@ def _stream_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield from pa.ipc.open_stream(file)
         except (pa.ArrowInvalid, OSError):
             logger.warning("%s ends in the middle of a step; its whole steps are used", path)
-
-
-def _replace(path: Path, write) -> None:
-    """Write a file beside `path` and rename it there, so that a kill leaves the old file or the new one."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    temporary.replace(path)

@@ -146,7 +146,7 @@ def headline(runs: list[Run]) -> str:
             certain = gain["low"] > 0 or gain["high"] < 0
             text += (
                 f"; {gain['difference']:+.1f} points [{gain['low']:+.1f}, {gain['high']:+.1f}] to "
-                f"{runs[0].experiment.title}{'' if certain else ', which may be chance'}"
+                f"{gain['baseline']}{'' if certain else ', which may be chance'}"
             )
         sentences.append(f"<li><b>{html.escape(title)}</b>: {html.escape(text)}.</li>")
     return f"<ul>{''.join(sentences)}</ul>"
@@ -171,13 +171,13 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
 
 
 def gains_over_baseline(runs: list[Run], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Win rate of each run less that of the first (the baseline), prompt by prompt, in percentage points.
+    """Win rate of each run less that of the first judged one (the baseline), prompt by prompt, in percentage points.
 
     Both were judged against the same reference on the same prompts, so the difference is taken per prompt before it is
     bootstrapped; its interval is narrower than two separate ones suggest.
 
     Returns:
-        One row per further run: title, difference, low, high (95 % interval), prompts.
+        One row per further run: title, baseline, difference, low, high (95 % interval), prompts.
     """
     judged = [run for run in runs if run.evaluation is not None]
     preferences = [_preferences(run) for run in judged]
@@ -189,13 +189,14 @@ def gains_over_baseline(runs: list[Run], samples: int = 2000, seed: int = 0) -> 
         rows.append(
             {
                 "title": run.experiment.title,
+                "baseline": judged[0].experiment.title,
                 "difference": difference.mean(),
                 "low": interval.low,
                 "high": interval.high,
                 "prompts": len(both),
             }
         )
-    return pd.DataFrame(rows, columns=["title", "difference", "low", "high", "prompts"])
+    return pd.DataFrame(rows, columns=["title", "baseline", "difference", "low", "high", "prompts"])
 
 
 def _preferences(run: Run) -> pd.Series:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from epsdpo.experiment import ConfigError, check_experiment, load_experiment, load_experiments, save_experiment
+from epsdpo.experiment import (
+    ConfigError,
+    ModelSection,
+    check_experiment,
+    load_experiment,
+    load_experiments,
+    save_experiment,
+)
+from epsdpo.models import pin_revision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 COMMITTED = sorted(path for folder in ("demo", "paper") for path in (CONFIGS / folder).glob("*.yaml"))
@@ -172,3 +180,18 @@ def test_committed_configs_load_and_their_trainer_accepts_them(path, tmp_path):
     # The precision of the paper's runs needs a GPU; everything else is checked by the trainer's own config.
     config = EpsilonDPOConfig(**{**arguments, "output_dir": str(tmp_path), "bf16": False, "use_cpu": True})
     assert config.epsilon_step == arguments.get("epsilon_step", config.epsilon)
+
+
+def test_two_runs_of_a_folder_cannot_share_a_title(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text("title: same\nmethod: dpo\ntrain: {bf16: false}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="2 configs are titled 'same'; give each its own `title`"):
+        load_experiments(tmp_path)
+
+
+def test_model_on_an_unreachable_hub_is_refused_and_a_commit_is_not_asked_about():
+    """The tests run with the hub switched off."""
+    with pytest.raises(ConfigError, match="'owner/name' is no local folder.*Give model.revision as a full commit"):
+        pin_revision(ModelSection(name_or_path="owner/name"))
+    pinned = ModelSection(name_or_path="owner/name", revision="0123456789" * 4)
+    assert pin_revision(pinned) == pinned

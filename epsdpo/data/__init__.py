@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase
 
 from epsdpo.data.rows import cut_prompt, render_prompt
 from epsdpo.data.sources import DataError, find_source, read_split
-from epsdpo.data.split import PARTS, SplitWriter, check_split, partial, quantiles
+from epsdpo.data.split import PARTS, SplitWriter, check_split, quantiles
 from epsdpo.experiment import DataSection
+from epsdpo.files import written_whole
 
 __all__ = ["DataError", "PreparedData", "counts_table", "load_prepared", "prepare", "refusals_table", "token_lengths"]
 
@@ -82,8 +83,8 @@ def prepare(
         report["prompts"] = _write_world_prompts(section, tokenizer, directory / "prompts.parquet")
     # Written last: a folder without a report is one whose preparation did not end.
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    partial(directory / REPORT).write_text(text, encoding="utf-8")
-    partial(directory / REPORT).replace(directory / REPORT)
+    with written_whole(directory / REPORT) as partial:
+        partial.write_text(text, encoding="utf-8")
     return load_prepared(directory)
 
 
@@ -130,8 +131,8 @@ def _write_world_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBas
         "task": pa.array(frame["task"], pa.string()),
         "prompt_ids": pa.array([cut_prompt(row, section.max_prompt_length) for row in ids], pa.list_(pa.int32())),
     }
-    pq.write_table(pa.table(columns), partial(path))
-    partial(path).replace(path)
+    with written_whole(path) as partial:
+        pq.write_table(pa.table(columns), partial)
     return {"rows": len(frame), "tokens": quantiles([len(row) for row in ids])}
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection
+from epsdpo.hub import commit_of
 
 COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
 GOLD_COLUMNS = ("chosen_gold", "rejected_gold")
@@ -22,7 +23,6 @@ WORLD_SPLITS = ("train", "eval")
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _SUFFIXES = (*_JSON_SUFFIXES, ".parquet", ".arrow")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class DataError(ConfigError):
@@ -232,13 +232,9 @@ def _read_arrow(path: Path) -> pa.Table:
 
 def _resolve_revision(section: DataSection) -> str:
     """The commit that `data.revision` (a branch, a tag, a commit; None is the default branch) stands for now."""
-    if section.revision is not None and _COMMIT.fullmatch(section.revision):
-        return section.revision
-    from huggingface_hub import HfApi
-
     try:
-        return HfApi().dataset_info(section.source, revision=section.revision).sha
-    except Exception as error:  # the HTTP client behind it changes from release to release, and its errors with it
+        return commit_of(section.source, section.revision, "dataset")
+    except Exception as error:  # see `commit_of`
         raise DataError(_unreachable(section.source, error)) from error
 
 

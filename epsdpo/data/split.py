@@ -32,6 +32,7 @@ from epsdpo.data.rows import (
     tokenise,
 )
 from epsdpo.data.sources import GOLD_COLUMNS, DataError, Rows, missing_column
+from epsdpo.files import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -96,15 +97,15 @@ class SplitWriter:
         schema = _schema(gold)
         total = len(rows.values)
         last_line = time.monotonic()
-        with pq.ParquetWriter(partial(path), schema) as writer:
-            for start in range(0, total, _BATCH_ROWS):
-                batch = rows.values[start : start + _BATCH_ROWS]
-                writer.write_table(pa.Table.from_pylist(self._prepare(start, batch, gold), schema=schema))
-                if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
-                    last_line = time.monotonic()
-                    logger.info("%s: %d of %d rows", self.name, start + len(batch), total)
-        self._check_result(total)
-        partial(path).replace(path)
+        with written_whole(path) as partial:
+            with pq.ParquetWriter(partial, schema) as writer:
+                for start in range(0, total, _BATCH_ROWS):
+                    batch = rows.values[start : start + _BATCH_ROWS]
+                    writer.write_table(pa.Table.from_pylist(self._prepare(start, batch, gold), schema=schema))
+                    if time.monotonic() - last_line > _SECONDS_BETWEEN_LINES:
+                        last_line = time.monotonic()
+                        logger.info("%s: %d of %d rows", self.name, start + len(batch), total)
+            self._check_result(total)
         kept = len(self.lengths["prompt"])
         logger.info("%s: kept %d of %d rows (%s)", self.name, kept, total, self.data_format)
         return self._report(total, kept)
@@ -218,11 +219,6 @@ def quantiles(lengths: list[int]) -> dict[str, float]:
     """Mean and quantiles of token counts; the quantiles are counts that occur, not interpolated."""
     values = np.quantile(lengths, list(_QUANTILES.values()), method="lower")
     return {"mean": round(float(np.mean(lengths)), 1), **dict(zip(_QUANTILES, values.tolist(), strict=True))}
-
-
-def partial(path: Path) -> Path:
-    """Where a file is written before it is whole."""
-    return path.with_name(path.name + ".partial")
 
 
 def _schema(gold: list[str]) -> pa.Schema:

@@ -7,7 +7,6 @@ is left to `generate`, `judge`, `winrate` and `kl`; what a notebook shows of it 
 import json
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from epsdpo.evaluation.judge import GOLD_JUDGE, annotate, follows_every_rule, go
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.winrate import average_length, bootstrap_interval, length_controlled_win_rate, win_rate
 from epsdpo.experiment import Experiment
+from epsdpo.files import written_whole
 from epsdpo.models import load_tokenizer, reference_source
 
 logger = logging.getLogger(__name__)
@@ -120,10 +120,9 @@ def evaluate(experiment: Experiment, data_dir: Path, train_dir: Path, output_dir
 
 def write_json(path: Path, value: Any) -> None:
     """Write strict JSON, null standing for floats that are not numbers; the file appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(_without_nan(value), ensure_ascii=False, indent=1, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _read_prompts(data_dir: Path) -> pd.DataFrame:
