@@ -5,10 +5,14 @@ It knows which of TRL's options ε-DPO has a meaning for. What the options do is
 
 from dataclasses import dataclass, field
 
+from accelerate.utils import get_int_from_env
 from trl import DPOConfig
 
 CRITERION_DTYPES = ("float32", "bfloat16")
 BETA_UPDATES = ("mean_step", "mean_beta")
+
+# How torchrun, accelerate and MPI launchers tell a process how many there are.
+_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass
@@ -48,6 +52,14 @@ class EpsilonDPOConfig(DPOConfig):
             "choices": list(BETA_UPDATES),
         },
     )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Pairs per optimiser step, over all processes; `gradient_accumulation_steps` follows from it, so "
+            "that the run is the same on one process or many, and need not be given. Default: "
+            "per_device_train_batch_size × gradient_accumulation_steps × processes, as in TRL."
+        },
+    )
     fresh_beta: bool = field(
         default=False,
         metadata={
@@ -57,7 +69,18 @@ class EpsilonDPOConfig(DPOConfig):
     )
 
     def __post_init__(self):
+        processes = get_int_from_env(_PROCESS_COUNTS, 1)
+        if self.global_batch_size is None:
+            self.global_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
+        else:
+            # Before TRL's own checks: DeepSpeed takes the number of accumulation steps from there.
+            self.gradient_accumulation_steps = self._accumulation_steps(processes)
         super().__post_init__()
+        if self.world_size != processes:
+            raise RuntimeError(
+                f"the launcher announced {processes} processes in {' or '.join(_PROCESS_COUNTS)}, but torch.distributed "
+                f"has {self.world_size}. Start the run with `accelerate launch` or torchrun"
+            )
         if self.epsilon_step is None:
             self.epsilon_step = self.epsilon
         if not 0.0 < self.epsilon < 1.0:
@@ -77,6 +100,27 @@ class EpsilonDPOConfig(DPOConfig):
         if self.beta_update not in BETA_UPDATES:
             raise ValueError(f"beta_update={self.beta_update!r} is not one of {BETA_UPDATES}")
         self._refuse_undefined_options()
+
+    def _accumulation_steps(self, processes: int) -> int:
+        """How many micro-batches of each process make one optimiser step."""
+        at_once = self.per_device_train_batch_size * processes
+        steps, left_over = divmod(self.global_batch_size, at_once)
+        if steps == 0 or left_over:
+            share, indivisible = divmod(self.global_batch_size, processes)
+            if indivisible or share == 0:
+                divisors = ", ".join(
+                    str(n) for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0
+                )
+                remedy = f"Start a number of processes that divides it: {divisors}"
+            else:
+                divisors = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
+                remedy = f"Set per_device_train_batch_size to one of {divisors}; it changes speed and memory only"
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} cannot be split over {processes} "
+                f"{'process' if processes == 1 else 'processes'} with per_device_train_batch_size="
+                f"{self.per_device_train_batch_size}. {remedy}"
+            )
+        return steps
 
     def _refuse_undefined_options(self):
         """Options of TRL under which the per-pair β of Eq. 5 has no meaning, or would silently not be applied."""
@@ -112,6 +156,10 @@ class EpsilonDPOConfig(DPOConfig):
             "use_liger_kernel": (
                 self.use_liger_kernel,
                 "the trainer has its own tiled head. Set it to False",
+            ),
+            "parallelism_config": (
+                self.parallelism_config is not None,
+                "sequences and heads are taken whole by each process. Remove it and shard with FSDP2 or ZeRO-3",
             ),
             "padding_free": (
                 self.padding_free,

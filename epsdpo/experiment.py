@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from epsdpo.files import written_whole
 
 WORLD = "world"
 EXPERIMENT_FILE = "experiment.yaml"
+GLOBAL_BATCH_SIZE = 128  # the paper's, for every run of its Table 1
 
 # Keys of the trainer's config that an experiment states elsewhere, with the place to say them.
 _STATED_ELSEWHERE = {
@@ -27,6 +28,7 @@ _STATED_ELSEWHERE = {
     "seed": "the top-level `seed`",
     "data_seed": "the top-level `seed`",
     "model_init_kwargs": "the `model` section",
+    "gradient_accumulation_steps": "`global_batch_size`, from which it follows on any number of processes",
     "trust_remote_code": "nowhere: code from a hub is never run",
     "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
     "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
@@ -113,6 +115,12 @@ class Experiment(_Section):
     model: ModelSection = Field(default_factory=ModelSection)
     train: dict[str, Any] = Field(description="keys of EpsilonDPOConfig (which has all of TRL's DPOConfig)")
     evaluate: EvaluateSection | None = Field(None, description="null skips the evaluation stage")
+
+    @field_validator("train")
+    @classmethod
+    def _with_global_batch(cls, train: dict[str, Any]) -> dict[str, Any]:
+        """Without it the batch would grow with the number of processes, and with it the result."""
+        return {"global_batch_size": GLOBAL_BATCH_SIZE, **train}
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CHECKPOINT_KEY = "EpsilonDPO"
+REPEATED = -1  # in place of a pair's index: it is there to fill a batch and counts for nothing
 
 
 class EpsilonDPOTrainer(DPOTrainer):
@@ -78,6 +79,7 @@ class EpsilonDPOTrainer(DPOTrainer):
                 f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys"
             )
         super().__init__(model, ref_model, args, *positional, **named)
+        self._require_one_order_of_pairs()
         if self._is_vision_dataset:
             raise ValueError("the data set holds images; ε-DPO is implemented for text models only")
         if self.aux_loss_enabled:
@@ -94,8 +96,30 @@ class EpsilonDPOTrainer(DPOTrainer):
         self._pair_ids = _pair_ids(self.train_dataset)
         self._pairs_seen = 0
         self._window: list[pd.DataFrame] = []  # the micro-batches of the optimiser step under way
+        self._window_pairs: int | None = None  # how many pairs it has, over all processes
+        self._evaluated: list[pd.DataFrame] = []  # the batches of the evaluation under way
         self._step_pairs = pd.DataFrame()  # the pairs of the last finished optimiser step
         self._step_betas = (self.beta, self.beta)  # β before and after it
+
+    def _require_one_order_of_pairs(self) -> None:
+        """Refuse what would deal pairs to processes in a way that depends on their number, or tears pairs apart."""
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"one process sees {self.args.n_gpu} GPUs, and torch's DataParallel cannot share them. Start a process "
+                "for each with `accelerate launch` and a file of configs/accelerate, or set CUDA_VISIBLE_DEVICES=0"
+            )
+        if self.accelerator.num_processes == 1:
+            return
+        if not isinstance(self.train_dataset, Dataset):
+            raise ValueError(
+                "streamed data cannot be dealt to several processes pair by pair. Load the data set whole "
+                "(without streaming=True), or use one process"
+            )
+        if self.accelerator.split_batches or self.accelerator.dispatch_batches or not self.accelerator.even_batches:
+            raise ValueError(
+                f"accelerator_config={self.args.accelerator_config.to_dict()} tears pairs apart or lets processes "
+                "wait for one another. Leave split_batches, dispatch_batches and even_batches at their defaults"
+            )
 
     def _causal_language_models(self):
         yield self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
@@ -125,8 +149,32 @@ class EpsilonDPOTrainer(DPOTrainer):
 
     # ------------------------------------------------------------------------------------------------------------ loss
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimiser step, and with them the number of its pairs."""
+        batches, num_items_in_batch = super().get_batch_samples(
+            map(self._mark_repeats, epoch_iterator), num_batches, device
+        )
+        pairs = sum(int((batch["pair_index"] >= 0).sum()) for batch in batches)
+        pairs = torch.tensor(pairs, device=self.accelerator.device)
+        self._window_pairs = int(self.accelerator.reduce(pairs, reduction="sum"))
+        return batches, num_items_in_batch
+
+    def _mark_repeats(self, batch):
+        """Give the index `REPEATED` to pairs with which accelerate filled up the last batch of an epoch.
+
+        Every process gets equally many pairs at a time, the last time by starting over; those pairs have been, or will
+        be, counted where they belong. Of the last batches taken together the first `remainder` pairs are no repeats.
+        """
+        state = self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:
+            pairs = len(batch["pair_index"])
+            place = self.accelerator.process_index * pairs + torch.arange(pairs, device=batch["pair_index"].device)
+            batch["pair_index"] = batch["pair_index"].masked_fill(place >= state.remainder, REPEATED)
+        return batch
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mode = "train" if self.model.training else "eval"
+        if not self.model.training:
+            inputs = self._mark_repeats(inputs)
         completion_mask = inputs["completion_mask"][:, 1:].bool()  # (2·pairs, sequence - 1): tokens that are predicted
         model_inputs = {key: inputs[key] for key in inputs if key not in ("completion_mask", "pair_index")}
         scores = self._score_completions(model, model_inputs, completion_mask)
@@ -153,10 +201,16 @@ class EpsilonDPOTrainer(DPOTrainer):
         ]
         pairs = self._gather_pairs(inputs["pair_index"], columns)
         self._require_finite(pairs)
-        self._log_batch(pairs, mode)
-        if mode == "train":
-            self._window.append(pairs)
-        loss = losses.mean()
+        (self._window if self.model.training else self._evaluated).append(pairs)
+        counted = losses[inputs["pair_index"] >= 0].sum()
+        if self.model.training and self._window_pairs is not None:
+            # transformers divides by the number of micro-batches and averages over processes. So multiplied, their sum
+            # is the mean over the pairs of the optimiser step, however they were dealt.
+            loss = counted * (
+                self.accelerator.num_processes * self.current_gradient_accumulation_steps / self._window_pairs
+            )
+        else:
+            loss = counted / max(1, int((inputs["pair_index"] >= 0).sum()))
         if not return_outputs:
             return loss
         with torch.no_grad():
@@ -206,9 +260,10 @@ class EpsilonDPOTrainer(DPOTrainer):
     # --------------------------------------------------------------------------------------------- metrics, β, record
 
     def _gather_pairs(self, pair_index: torch.Tensor, columns: list[torch.Tensor]) -> pd.DataFrame:
-        """The batch's pairs on all processes, in the columns of `PAIR_COLUMNS`."""
+        """The batch's pairs on all processes, without repeats, in the columns of `PAIR_COLUMNS`."""
         table = torch.stack([column.detach().float() for column in columns], dim=1)
-        return pair_table(*self.accelerator.gather((pair_index, table)))
+        pairs = pair_table(*self.accelerator.gather((pair_index, table)))
+        return pairs[pairs["pair_index"] != REPEATED]
 
     def _require_finite(self, pairs: pd.DataFrame) -> None:
         broken = pairs[~np.isfinite(pairs["loss"])]
@@ -221,17 +276,23 @@ class EpsilonDPOTrainer(DPOTrainer):
                 "use bfloat16 in place of float16, and look at those pairs; the last checkpoint is unharmed"
             )
 
-    def _log_batch(self, pairs: pd.DataFrame, mode: str) -> None:
-        """TRL's metrics for one batch; they are averaged until they are logged."""
-        metrics = self._metrics[mode]
+    def _log_pairs(self, pairs: pd.DataFrame, mode: str) -> None:
+        """TRL's metrics and those of ε-DPO for all pairs of an optimiser step or an evaluation."""
         if mode == "train":
             self._total_train_tokens += int(pairs["tokens"].sum())
-        else:
-            for name, value in decision_metrics(pairs, self.beta).items():
-                metrics[name].append(value)
+        metrics = self._metrics[mode]
         metrics["num_tokens"] = [self._total_train_tokens]
-        for name, value in preference_metrics(pairs).items():
+        for name, value in {**preference_metrics(pairs), **decision_metrics(pairs, self.beta)}.items():
             metrics[name].append(value)
+
+    def log(self, logs, start_time=None):
+        if self._evaluated and not self.model.training:
+            pairs = pd.concat(self._evaluated, ignore_index=True)
+            self._evaluated.clear()
+            self._log_pairs(pairs, "eval")
+            # transformers weighs the last, shorter batch as if it were whole.
+            logs |= {key: float(pairs["loss"].mean()) for key in logs if key.endswith("_loss")}
+        super().log(logs, start_time)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -244,8 +305,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         """Move β by all pairs of the optimiser step, and keep them for the record."""
         pairs = pd.concat(self._window, ignore_index=True)
         self._window.clear()
-        for name, value in decision_metrics(pairs, self.beta).items():
-            self._metrics["train"][name].append(value)
+        self._log_pairs(pairs, "train")
         before = self.beta
         self.beta = updated_beta(
             before,
@@ -269,7 +329,7 @@ class EpsilonDPOTrainer(DPOTrainer):
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
     def _beta_settings(self) -> dict[str, Any]:
-        keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update")
+        keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
         return {key: getattr(self.args, key) for key in keys}
 
     def _save_checkpoint(self, model, trial):
@@ -283,6 +343,7 @@ class EpsilonDPOTrainer(DPOTrainer):
     def _restore_beta(self, step: int, saved: dict[str, Any] | None) -> None:
         """Take β from a checkpoint at optimiser step `step`, or begin from the config at step 0."""
         self._window.clear()
+        self._evaluated.clear()
         self.beta, self._pairs_seen = self.args.beta, 0
         if step == 0:
             return

@@ -101,14 +101,21 @@ def test_defaults_say_what_a_config_leaves_out():
 
 def test_a_whole_number_will_do_for_a_float():
     assert check(evaluate={"temperature": 0}).evaluate.temperature == 0.0
-    assert check(train={"max_grad_norm": 1}).train == {"max_grad_norm": 1}
+    assert check(train={"max_grad_norm": 1}).train["max_grad_norm"] == 1
 
 
 def test_plain_dpo_is_epsilon_dpo_with_steps_of_size_zero():
-    train = {"beta": 0.1, "epsilon": 0.02}
+    train = {"beta": 0.1, "epsilon": 0.02, "global_batch_size": 16}
     assert check(method="dpo", train=train).training_arguments() == {**train, "epsilon_step": 0.0, "seed": 42}
     assert check(method="dpo", train={"epsilon_step": 0.0}).training_arguments()["epsilon_step"] == 0.0
     assert check(train=train, seed=7).training_arguments() == {**train, "seed": 7}
+
+
+def test_the_batch_is_stated_for_all_processes_together():
+    """By default it is the paper's; accumulation follows from it and cannot contradict it."""
+    assert check(train={}).training_arguments()["global_batch_size"] == 128
+    with pytest.raises(ConfigError, match=r"train\.gradient_accumulation_steps belongs elsewhere: `global_batch_size`"):
+        check(train={"gradient_accumulation_steps": 4})
 
 
 def test_what_is_saved_reads_back_equal(tmp_path):

@@ -361,7 +361,7 @@ def test_results_of_another_config_are_not_overwritten(configs, calls, capsys):
     assert "b_eps holds results of another config (train.beta was 0.1, is 0.2; train.epsilon was 'not set'" in message
     assert "--output" in message
     assert len(calls) == before
-    assert load_experiment("runs/configs/b_eps/experiment.yaml").train == {"beta": 0.1}
+    assert load_experiment("runs/configs/b_eps/experiment.yaml").train["beta"] == 0.1
 
 
 def test_one_bad_config_refuses_the_whole_batch(configs, calls, capsys):

@@ -43,8 +43,8 @@ def config(tmp_path, official):
             "beta": 0.1,
             "epsilon": 0.05,
             "learning_rate": 1e-3,
+            "global_batch_size": 8,
             "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 4,
             "max_length": 128,
             "num_train_epochs": 3,
             "bf16": False,
@@ -167,14 +167,14 @@ def test_checkpoint_of_other_settings_is_refused(make_trainer, tmp_path):
 
 
 def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
-    """Read as `accelerate launch` reads it: 16 processes, which with 1 × 8 pairs each make the global batch of 128."""
-    launch = load_config_from_file(str(REPOSITORY / "configs" / "accelerate" / "zero3.yaml"))
+    """Read as `accelerate launch` reads it: 16 processes, over which the global batch of 128 can be split."""
+    launch = load_config_from_file(str(REPOSITORY / "configs" / "accelerate" / "multi_node_zero3.yaml"))
     assert launch.distributed_type == "DEEPSPEED" and launch.deepspeed_config["zero_stage"] == 3
-    assert launch.mixed_precision == "bf16"
+    assert launch.mixed_precision == "no"  # which means: as the experiment's config says
     for recipe in ("llama3_instruct", "mistral_instruct"):
         train = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").train
-        pairs = train["per_device_train_batch_size"] * train["gradient_accumulation_steps"]
-        assert pairs * launch.num_processes == 128
+        assert train["global_batch_size"] == 128
+        assert 128 % (train["per_device_train_batch_size"] * launch.num_processes) == 0
 
 
 @pytest.fixture
@@ -200,10 +200,7 @@ def tiny_ultrafeedback(tmp_path, official):
     return folder
 
 
-LAUNCHERS = {
-    1: ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "--main_process_port", "0"],
-    2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
-}
+LAUNCHERS = {1: [], 2: ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]}
 
 
 @pytest.mark.parametrize("processes", LAUNCHERS)
@@ -222,13 +219,14 @@ def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tin
         model__name_or_path=str(model),
         data__source=str(tiny_ultrafeedback),
         train__use_cpu=True,
-        train__gradient_accumulation_steps=values["train"]["gradient_accumulation_steps"] // processes,
+        train__global_batch_size=8,
     )
     code, log = run(config, tmp_path / "out", *LAUNCHERS[processes])
     assert code == 0, log
     steps = read_steps(tmp_path / "out" / "train")
     assert len(steps) == 5 and steps["beta_before"][0] == 0.01  # 36 pairs in batches of 8
-    assert len(read_pairs(tmp_path / "out" / "train")) >= 36
+    pairs = read_pairs(tmp_path / "out" / "train")
+    assert len(pairs) == pairs["pair_id"].nunique() == 36  # none twice, though 36 pairs fill no whole batch
     assert {path.name for path in (tmp_path / "out" / "train").glob("checkpoint-*")} == {
         f"checkpoint-{step}" for step in range(1, 6)
     }
