@@ -78,7 +78,7 @@ class EpsilonDPOConfig(DPOConfig):
         super().__post_init__()
         if self.world_size != processes:
             raise RuntimeError(
-                f"the launcher announced {processes} processes in {' or '.join(_PROCESS_COUNTS)}, but torch.distributed "
+                f"the launcher announced {processes} processes ({' or '.join(_PROCESS_COUNTS)}), but torch.distributed "
                 f"has {self.world_size}. Start the run with `accelerate launch` or torchrun"
             )
         if self.epsilon_step is None:
@@ -108,13 +108,9 @@ class EpsilonDPOConfig(DPOConfig):
         if steps == 0 or left_over:
             share, indivisible = divmod(self.global_batch_size, processes)
             if indivisible or share == 0:
-                divisors = ", ".join(
-                    str(n) for n in range(1, self.global_batch_size + 1) if self.global_batch_size % n == 0
-                )
-                remedy = f"Start a number of processes that divides it: {divisors}"
+                remedy = f"Start a number of processes that divides it: {_divisors(self.global_batch_size)}"
             else:
-                divisors = ", ".join(str(n) for n in range(1, share + 1) if share % n == 0)
-                remedy = f"Set per_device_train_batch_size to one of {divisors}; it changes speed and memory only"
+                remedy = f"Set per_device_train_batch_size to {_divisors(share)}; it changes speed and memory only"
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} cannot be split over {processes} "
                 f"{'process' if processes == 1 else 'processes'} with per_device_train_batch_size="
@@ -169,3 +165,7 @@ class EpsilonDPOConfig(DPOConfig):
         for key, (set_by_user, remedy) in refusals.items():
             if set_by_user:
                 raise ValueError(f"{key}={getattr(self, key)!r} cannot be combined with ε-DPO: {remedy}")
+
+
+def _divisors(number: int) -> str:
+    return " or ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

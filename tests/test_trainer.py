@@ -286,3 +286,30 @@ def test_trl_config_is_refused(official, official_pairs, tmp_path):
 
 def test_epsilon_step_defaults_to_epsilon(tmp_path):
     assert EpsilonDPOConfig(str(tmp_path), bf16=False, epsilon=0.03).epsilon_step == 0.03
+
+
+@pytest.mark.parametrize(
+    ("processes", "per_device", "steps"), [(1, 8, 16), (1, 128, 1), (2, 1, 64), (16, 1, 8), (16, 8, 1)]
+)
+def test_accumulation_follows_from_the_global_batch(processes, per_device, steps):
+    """Hand-computed, on the arithmetic alone: real processes train in test_distributed.py."""
+    config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
+    config.global_batch_size, config.per_device_train_batch_size = 128, per_device
+    assert config._accumulation_steps(processes) == steps
+
+
+@pytest.mark.parametrize(
+    ("processes", "per_device", "message"),
+    [
+        (1, 5, r"global_batch_size=12 cannot be split over 1 process with per_device_train_batch_size=5"),
+        (1, 24, r"over 1 process with per_device_train_batch_size=24. Set .* to 1 or 2 or 3 or 4 or 6 or 12; it"),
+        (4, 2, r"over 4 processes with per_device_train_batch_size=2. Set per_device_train_batch_size to 1 or 3;"),
+        (5, 1, r"Start a number of processes that divides it: 1 or 2 or 3 or 4 or 6 or 12"),
+        (24, 1, r"Start a number of processes that divides it"),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(processes, per_device, message):
+    config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
+    config.global_batch_size, config.per_device_train_batch_size = 12, per_device
+    with pytest.raises(ValueError, match=message):
+        config._accumulation_steps(processes)
