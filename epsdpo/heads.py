@@ -68,6 +68,22 @@ def require_separable_head(model: PreTrainedModel) -> None:
         raise ValueError(f"{name} has no separate backbone and output head; use an AutoModelForCausalLM class")
 
 
+def require_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel | None = None) -> None:
+    """Refuse models whose logits cannot be subtracted from each other, as Eqs. 3 and 4 ask for.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if reference is None:
+        return
+    sizes = [model.config.get_text_config().vocab_size for model in (policy, reference)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the policy has {sizes[0]} output tokens and the reference {sizes[1]}. Give both the same vocabulary, "
+            "padding included: model.resize_token_embeddings(...)"
+        )
+
+
 def _unsharded(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 

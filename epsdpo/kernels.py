@@ -22,9 +22,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-# 512 × 16,384 float32 values are 32 MiB; about four such tiles are alive at once.
+# Three or four float32 tiles are alive at once, 32 MiB each. On the CPU they are of 4 MiB: those stay in the cache, and
+# malloc hands the same pages out again, where it maps and clears larger ones anew.
 TOKENS_PER_TILE = 512
 VOCABULARY_PER_TILE = 16_384
+VOCABULARY_PER_TILE_ON_CPU = 2_048
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Head:
         """Carry a gradient with respect to the logits back through soft-capping and scale."""
         if self.softcap is not None:
             gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
-        return gradient * self.scale
+        return gradient if self.scale == 1.0 else gradient * self.scale
 
 
 class TokenScores(NamedTuple):
@@ -179,12 +181,14 @@ def token_kl(hidden: torch.Tensor, head: Head, ref_hidden: torch.Tensor, ref_hea
     """KL(π‖π_ref) of the next-token distributions, exact over the vocabulary, in nats: (tokens,), without gradient."""
     divergences = []
     with torch.no_grad(), head.gathered(), ref_head.gathered():
-        for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE):
+        for tokens in _token_tiles(hidden):
             policy, reference = _RunningSoftmax(hidden[tokens]), _RunningSoftmax(hidden[tokens])
-            for columns in _tiles(head.weight.shape[0], VOCABULARY_PER_TILE):
+            for columns in _vocabulary_tiles(head):
                 z, r = head.logits(hidden[tokens], columns), ref_head.logits(ref_hidden[tokens], columns)
-                policy.fold(z, difference=z - r)
+                difference = z - r
                 reference.fold(r)
+                weights = policy.fold(z)
+                policy.weigh("difference", difference, weights)
             divergences.append(policy.mean("difference") - policy.log_normaliser() + reference.log_normaliser())
     return torch.cat(divergences) if divergences else hidden.new_zeros(0)
 
@@ -196,7 +200,7 @@ class _ScoreTokens(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, head, ref_hidden, ref_head, labels, epsilon, criterion_dtype):
         tiles = [
             _score_tile(hidden[tokens], head, ref_hidden[tokens], ref_head, labels[tokens], epsilon, criterion_dtype)
-            for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE)
+            for tokens in _token_tiles(hidden)
         ]
         if not tiles:
             raise ValueError("score_tokens got no completion token; every pair needs at least one")
@@ -215,30 +219,51 @@ class _ScoreTokens(torch.autograd.Function):
         head, accumulate = ctx.head, log_normaliser.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         with head.gathered():
-            weight = head.weight
+            weight, bias = head.weight, head.bias
             hidden_gradient = torch.zeros_like(hidden, dtype=accumulate) if needs_hidden else None
-            weight_gradient = torch.zeros_like(weight, dtype=accumulate) if needs_weight else None
-            bias_gradient = torch.zeros_like(head.bias, dtype=accumulate) if needs_bias else None
-            for tokens in _tiles(hidden.shape[0], TOKENS_PER_TILE):
-                for columns in _tiles(weight.shape[0], VOCABULARY_PER_TILE):
-                    logits = head.logits(hidden[tokens], columns)
-                    # ∂ log softmax(z)_y / ∂z = 1[y] - softmax(z)
-                    tile = torch.exp(logits - log_normaliser[tokens].unsqueeze(1)).mul_(-gradient[tokens].unsqueeze(1))
-                    rows, local = _labels_within(labels[tokens], columns)
-                    tile[rows, local] += gradient[tokens][rows]
-                    tile = head.logits_gradient(tile, logits)
+            weight_gradient = torch.empty_like(weight) if needs_weight else None
+            bias_gradient = torch.empty_like(bias) if needs_bias else None
+            # The vocabulary is the outer loop, so that the weight's gradient needs float32 for one tile at a time only.
+            for columns in _vocabulary_tiles(head):
+                wide_weight = weight[columns].to(accumulate)
+                weight_tile = torch.zeros_like(wide_weight) if needs_weight else None
+                bias_tile = torch.zeros_like(wide_weight[:, 0]) if needs_bias else None
+                for tokens in _token_tiles(hidden):
+                    tile = _logits_gradient(
+                        head, hidden[tokens], columns, labels[tokens], log_normaliser[tokens], gradient[tokens]
+                    )
                     if needs_hidden:
-                        hidden_gradient[tokens] += tile @ weight[columns].to(accumulate)
+                        hidden_gradient[tokens].addmm_(tile, wide_weight)
                     if needs_weight:
-                        weight_gradient[columns] += tile.T @ hidden[tokens].to(accumulate)
+                        weight_tile.addmm_(tile.T, hidden[tokens].to(accumulate))
                     if needs_bias:
-                        bias_gradient[columns] += tile.sum(dim=0)
-            return (
-                hidden_gradient.to(hidden.dtype) if needs_hidden else None,
-                weight_gradient.to(weight.dtype) if needs_weight else None,
-                bias_gradient.to(head.bias.dtype) if needs_bias else None,
-                *(None,) * 6,
-            )
+                        bias_tile += tile.sum(dim=0)
+                if needs_weight:
+                    weight_gradient[columns] = weight_tile
+                if needs_bias:
+                    bias_gradient[columns] = bias_tile
+            if needs_hidden:
+                hidden_gradient = hidden_gradient.to(hidden.dtype)
+            return (hidden_gradient, weight_gradient, bias_gradient, *(None,) * 6)
+
+
+def _logits_gradient(
+    head: Head,
+    hidden: torch.Tensor,
+    columns: slice,
+    labels: torch.Tensor,
+    log_normaliser: torch.Tensor,
+    gradient: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient with respect to one tile of raw logits, from that with respect to each token's log-probability."""
+    logits = head.logits(hidden, columns)
+    # ∂ log softmax(z)_y / ∂z = 1[y] - softmax(z)
+    # Only soft-capping asks for the logits once more.
+    tile = torch.sub(logits, log_normaliser.unsqueeze(1), out=logits if head.softcap is None else None)
+    tile.exp_().mul_(-gradient.unsqueeze(1))
+    within, column = _label_columns(labels, columns)
+    tile.scatter_add_(1, column, torch.where(within, gradient, 0.0).unsqueeze(1))
+    return head.logits_gradient(tile, logits)
 
 
 def _score_tile(
@@ -251,25 +276,50 @@ def _score_tile(
     criterion_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, ...]:
     """The fields of `TokenScores` for one tile of tokens, and the policy's log-normaliser for the backward pass."""
-    exact = criterion_dtype == torch.float32
+    arguments = (hidden, head, ref_hidden, ref_head, labels, epsilon)
+    if criterion_dtype != torch.float32:
+        return _fold_tile(*arguments, plain_dtype=criterion_dtype)
+    fields = _fold_tile(*arguments, plain_dtype=None)
+    # Where a logit is shifted by more than some 88 nats its exponential overflows. The plain formula bears that.
+    criterion = fields[2]
+    if not criterion.isfinite().all():
+        return _fold_tile(*arguments, plain_dtype=criterion.dtype)
+    return fields
+
+
+def _fold_tile(
+    hidden: torch.Tensor,
+    head: Head,
+    ref_hidden: torch.Tensor,
+    ref_head: Head,
+    labels: torch.Tensor,
+    epsilon: float,
+    plain_dtype: torch.dtype | None,
+) -> tuple[torch.Tensor, ...]:
+    """`_score_tile`, with the criterion from three plain softmaxes in `plain_dtype`, or from exact differences."""
+    exact = plain_dtype is None
     policy, reference = _RunningSoftmax(hidden), _RunningSoftmax(hidden)
-    rounded = [_RunningSoftmax(hidden) for _ in range(3)]
+    plain = [] if exact else [_RunningSoftmax(hidden) for _ in range(3)]
     z_label = r_label = logits_sum = torch.zeros_like(policy.total)
     centre = epsilon * (head.label_logits(hidden, labels) - ref_head.label_logits(ref_hidden, labels))
-    for columns in _tiles(head.weight.shape[0], VOCABULARY_PER_TILE):
+    for columns in _vocabulary_tiles(head):
         z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
-        rows, local = _labels_within(labels, columns)
-        z_label = z_label.index_put((rows,), z[rows, local])
-        r_label = r_label.index_put((rows,), r[rows, local])
+        within, column = _label_columns(labels, columns)
+        z_label = torch.where(within, z.gather(1, column).squeeze(1), z_label)
+        r_label = torch.where(within, r.gather(1, column).squeeze(1), r_label)
         logits_sum = logits_sum + z.sum(dim=1)
-        reference.fold(r)
         if exact:
-            shift = (z - r) * epsilon - centre.unsqueeze(1)
-            policy.fold(z, logit=z, lowered=torch.expm1(shift), raised=torch.expm1(-shift))
+            shift = torch.sub(z, r).mul_(epsilon).sub_(centre.unsqueeze(1))
         else:
-            policy.fold(z, logit=z)
-            for softmax, logits in zip(rounded, _perturbed_logits(z, r, epsilon, criterion_dtype), strict=True):
+            for softmax, logits in zip(plain, _perturbed_logits(z, r, epsilon, plain_dtype), strict=True):
                 softmax.fold(logits.to(z.dtype))
+        # From here on the tiles are overwritten one after the other: new ones cost more than filling them.
+        reference.fold(r, out=r)
+        weights = policy.fold(z, out=r)
+        policy.weigh("logit", z, weights)
+        if exact:
+            policy.weigh("lowered", torch.expm1(shift, out=z), weights)
+            policy.weigh("raised", shift.neg_().expm1_(), weights)
 
     if exact:
         shift = (z_label - r_label) * epsilon - centre
@@ -277,9 +327,9 @@ def _score_tile(
         raised = -shift - torch.log1p(policy.mean("raised"))
         criterion = torch.stack([torch.zeros_like(lowered), lowered, raised])
     else:
-        label_logits = _perturbed_logits(z_label, r_label, epsilon, criterion_dtype)
+        label_logits = _perturbed_logits(z_label, r_label, epsilon, plain_dtype)
         criterion = torch.stack(
-            [softmax.rounded_log_prob(logits) for softmax, logits in zip(rounded, label_logits, strict=True)]
+            [softmax.rounded_log_prob(logits) for softmax, logits in zip(plain, label_logits, strict=True)]
         )
     log_normaliser = policy.log_normaliser()
     return (
@@ -304,7 +354,7 @@ def _perturbed_logits(
 class _RunningSoftmax:
     """Statistics of one softmax per token over a vocabulary that is seen tile by tile.
 
-    After every tile was folded, `mean(name)` is the expectation under the softmax of the values folded as `name`.
+    After every tile was folded, `mean(name)` is the expectation under the softmax of the values weighed as `name`.
     """
 
     def __init__(self, hidden: torch.Tensor):
@@ -313,14 +363,22 @@ class _RunningSoftmax:
         self.total = torch.zeros_like(self.maximum)
         self._weighted: dict[str, torch.Tensor] = {}
 
-    def fold(self, logits: torch.Tensor, **values: torch.Tensor) -> None:
+    def fold(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Take in a tile of logits and return its weights in the softmax, times the total so far; in `out` if given."""
         maximum = torch.maximum(self.maximum, logits.amax(dim=1))
         rescale = torch.exp(self.maximum - maximum)
-        weights = torch.exp(logits - maximum.unsqueeze(1))
+        weights = torch.sub(logits, maximum.unsqueeze(1), out=out).exp_()
         self.maximum = maximum
         self.total = self.total * rescale + weights.sum(dim=1)
-        for name, value in values.items():
-            self._weighted[name] = self._weighted.get(name, 0.0) * rescale + (weights * value).sum(dim=1)
+        self._weighted = {name: weighted * rescale for name, weighted in self._weighted.items()}
+        return weights
+
+    def weigh(self, name: str, values: torch.Tensor, weights: torch.Tensor) -> None:
+        """Take in the tile's values of a quantity whose mean is wanted, with the weights that `fold` returned.
+
+        `values` is overwritten.
+        """
+        self._weighted[name] = self._weighted.get(name, 0.0) + values.mul_(weights).sum(dim=1)
 
     def mean(self, name: str) -> torch.Tensor:
         return self._weighted[name] / self.total
@@ -348,11 +406,23 @@ def _accumulation_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def _token_tiles(hidden: torch.Tensor) -> Iterator[slice]:
+    return _tiles(hidden.shape[0], TOKENS_PER_TILE)
+
+
+def _vocabulary_tiles(head: Head) -> Iterator[slice]:
+    on_cpu = head.weight.device.type == "cpu"
+    return _tiles(head.weight.shape[0], VOCABULARY_PER_TILE_ON_CPU if on_cpu else VOCABULARY_PER_TILE)
+
+
 def _tiles(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _labels_within(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows whose label lies in these columns of the vocabulary, and the label's place among them."""
-    rows = ((labels >= columns.start) & (labels < columns.stop)).nonzero().squeeze(1)
-    return rows, labels[rows] - columns.start
+def _label_columns(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each label lies in these columns of the vocabulary (tokens,), and its place among them (tokens, 1).
+
+    Where it does not, the place is some valid one: picking out rows instead would make a GPU wait for the CPU.
+    """
+    within = (labels >= columns.start) & (labels < columns.stop)
+    return within, (labels - columns.start).clamp(0, columns.stop - columns.start - 1).unsqueeze(1)

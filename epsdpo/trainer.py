@@ -20,7 +20,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from epsdpo.config import EpsilonDPOConfig
-from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
+from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import BetaRecord
@@ -90,6 +90,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         for causal_lm in self._causal_language_models():
             require_separable_head(causal_lm)
             expose_hidden_states(causal_lm)
+        require_same_vocabulary(*self._causal_language_models())
         self.data_collator = _KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
         self.add_callback(_Bookkeeping(self))

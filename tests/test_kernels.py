@@ -16,18 +16,24 @@ from epsdpo.kernels import Head, dpo_loss, pair_beta, pair_steps, score_tokens, 
 def small_tiles(monkeypatch):
     """Tiles that no size in these tests is a multiple of, so that every edge is met."""
     monkeypatch.setattr(kernels, "TOKENS_PER_TILE", 5)
-    monkeypatch.setattr(kernels, "VOCABULARY_PER_TILE", 11)
+    for name in ("VOCABULARY_PER_TILE", "VOCABULARY_PER_TILE_ON_CPU"):
+        monkeypatch.setattr(kernels, name, 11)
 
 
-def random_problem(tokens=12, vocabulary=37, size=6, ref_size=4, dtype=torch.float64, seed=0, spread=1.0, **head):
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+
+
+def random_problem(
+    tokens=12, vocabulary=37, size=6, ref_size=4, dtype=torch.float64, seed=0, spread=1.0, device="cpu", **head
+):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
 
     policy = Head(spread * normal(vocabulary, size), normal(vocabulary), **head)
     reference = Head(spread * normal(vocabulary, ref_size), **head)
-    labels = torch.randint(0, vocabulary, (tokens,), generator=generator)
+    labels = torch.randint(0, vocabulary, (tokens,), generator=generator).to(device)
     return normal(tokens, size), policy, normal(tokens, ref_size), reference, labels
 
 
@@ -79,6 +85,62 @@ def test_float32_criterion_is_accurate_for_any_shape_and_spread(tokens, vocabula
         exact = label_log_probs(z + sign * epsilon * (z - r), labels) - logps
         scale = epsilon * (z - r).abs().max().item()  # an error in the logits enters the difference times ε
         torch.testing.assert_close(scores.criterion[row].double(), exact, rtol=1e-4, atol=1e-4 * scale + 1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(1, 17),
+    vocabulary=st.integers(2, 60),
+    spread=st.sampled_from([0.1, 1.0, 10.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 10_000),
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_scores_and_gradients_accumulate_in_float32_for_any_input(device, tokens, vocabulary, spread, dtype, seed):
+    """Against full logits in float64 on the same numbers, whatever dtype they are stored in."""
+    hidden, policy, ref_hidden, reference, labels = random_problem(
+        tokens, vocabulary, dtype=dtype, seed=seed, spread=spread, device=device
+    )
+    weight_per_token = torch.linspace(-1.0, 1.0, tokens, device=device)
+    ours = [tensor.detach().clone().requires_grad_() for tensor in (hidden, policy.weight, policy.bias)]
+    scores = score_tokens(ours[0], Head(*ours[1:]), ref_hidden, reference, labels, 0.01)
+    (scores.logps * weight_per_token).sum().backward()
+
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, policy.weight, policy.bias)]
+    logps = label_log_probs(full_logits(exact[0], Head(*exact[1:])), labels)
+    (logps * weight_per_token).sum().backward()
+    torch.testing.assert_close(scores.logps.double(), logps, rtol=1e-5, atol=2e-5 * max(1.0, spread))
+    for mine, theirs in zip(ours, exact, strict=True):
+        # A gradient is stored in the dtype of what it belongs to, and rounded to it once.
+        unit = torch.finfo(dtype).eps
+        scale = theirs.grad.abs().max().item()
+        torch.testing.assert_close(
+            mine.grad.double(), theirs.grad, rtol=unit, atol=(unit + 1e-5 * spread) * scale + 1e-7
+        )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tokens=st.integers(1, 12),
+    vocabulary=st.integers(2, 60),
+    spread=st.sampled_from([0.03, 1.0, 30.0, 3_000.0]),
+    epsilon=st.sampled_from([0.005, 0.1, 0.9]),
+    seed=st.integers(0, 10_000),
+)
+@pytest.mark.parametrize("device", DEVICES)
+def test_decisions_equal_those_of_full_logits(device, tokens, vocabulary, spread, epsilon, seed):
+    """Up to logits of many thousands, where exponentials overflow: the step of every pair that is no near tie."""
+    problem = random_problem(2 * tokens, vocabulary, dtype=torch.float32, seed=seed, spread=spread, device=device)
+    hidden, policy, ref_hidden, reference, labels = problem
+    scores = score_tokens(*problem, epsilon)
+    assert scores.criterion.isfinite().all()
+    z = full_logits(hidden.double(), Head(policy.weight.double(), policy.bias.double()))
+    r = full_logits(ref_hidden.double(), Head(reference.weight.double()))
+    exact = torch.stack([label_log_probs(z + sign * epsilon * (z - r), labels) for sign in (0.0, 1.0, -1.0)])
+    chosen, rejected = exact.chunk(2, dim=1)
+    gaps = (chosen - rejected) - (chosen - rejected)[0]
+    clear = (gaps[1:].abs() > 1e-5 * max(z.abs().max(), r.abs().max(), 1.0)).all(dim=0)
+    assert torch.equal(pair_steps(scores.criterion)[clear], pair_steps(exact, torch.float64)[clear])
 
 
 def test_a_constant_offset_between_the_models_logits_changes_nothing():
