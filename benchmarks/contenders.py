@@ -1,0 +1,191 @@
+"""The losses that `step_cost.py` compares: DPO as others compute it, and ε-DPO in two ways.
+
+Each contender turns a batch of one pair into a loss, on the same models. How time and memory are measured is left to
+`step_cost.py`.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer
+
+from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
+
+BETA, EPSILON = 0.1, 0.01
+PROMPT_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A model's shape, and the lengths of the two sequences of a pair, in tokens."""
+
+    hidden_size: int
+    intermediate_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    dtype: str
+    lengths: tuple[int, ...]
+    optimizer: bool  # whether a step ends in AdamW's update
+
+
+SETTINGS = {
+    # Small enough for any CPU, with the vocabulary of Llama 3, so that the head is what counts.
+    "cpu": Setting(256, 688, 2, 4, 4, 128_256, "float32", (512, 2048), optimizer=False),
+    # The head of Llama-3-8B on two of its layers.
+    "llama3_8b_head": Setting(4096, 14_336, 2, 32, 8, 128_256, "bfloat16", (512, 2048), optimizer=False),
+    # Llama-3.2-1B, whole, with AdamW: what a user waits for.
+    "llama_1b_training": Setting(2048, 8192, 16, 32, 8, 128_256, "bfloat16", (512, 2048), optimizer=True),
+    # For the tests of this benchmark.
+    "tiny": Setting(16, 32, 1, 2, 2, 300, "float32", (16, 24), optimizer=True),
+}
+
+
+def build_models(setting: Setting, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel]:
+    """Policy and reference with random weights, a little apart from each other."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=setting.vocabulary,
+        hidden_size=setting.hidden_size,
+        intermediate_size=setting.intermediate_size,
+        num_hidden_layers=setting.layers,
+        num_attention_heads=setting.heads,
+        num_key_value_heads=setting.kv_heads,
+        max_position_embeddings=max(setting.lengths),
+        tie_word_embeddings=True,
+        dtype=setting.dtype,
+    )
+    with device:
+        policy = LlamaForCausalLM(config).to(getattr(torch, setting.dtype))
+    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    return policy, reference
+
+
+def one_pair(setting: Setting, length: int) -> dict[str, list[int]]:
+    """Random tokens; prompt and response together have `length` tokens on both sides."""
+    generator = torch.Generator().manual_seed(length)
+    prompt, chosen, rejected = (
+        torch.randint(3, setting.vocabulary, (size,), generator=generator).tolist()
+        for size in (PROMPT_TOKENS, length - PROMPT_TOKENS, length - PROMPT_TOKENS)
+    )
+    return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+
+Loss = Callable[[dict[str, torch.Tensor]], torch.Tensor]
+
+
+def trl_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int) -> tuple[Any, Loss]:
+    """DPO by TRL's own trainer."""
+
+    class TokenisedDPOTrainer(DPOTrainer):
+        def _prepare_dataset(self, dataset, *_):
+            return dataset
+
+    trainer = TokenisedDPOTrainer(policy, reference, _arguments(DPOConfig, length), **_data(data))
+    return trainer, lambda batch: trainer.compute_loss(trainer.model, batch)
+
+
+def epsilon_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int) -> tuple[Any, Loss]:
+    """ε-DPO by this project's trainer."""
+    trainer = EpsilonDPOTrainer(policy, reference, _arguments(EpsilonDPOConfig, length, epsilon=EPSILON), **_data(data))
+    return trainer, lambda batch: trainer.compute_loss(trainer.model, batch)
+
+
+def epsilon_dpo_naive(
+    policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int
+) -> tuple[Any, Loss]:
+    """ε-DPO as the released code computes it: four log-softmaxes over whole logits, three of them with a gradient."""
+    trainer, _ = trl_dpo(policy, reference, data, length)
+
+    def loss(batch):
+        labels, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+
+        def log_ratio(logits):
+            logps = logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
+            chosen, rejected = (logps * mask).sum(dim=1).chunk(2)
+            return chosen - rejected
+
+        with torch.no_grad():
+            ref_logits = trainer.ref_model(**inputs).logits[:, :-1]
+        logits = trainer.model(**inputs).logits[:, :-1]
+        current = log_ratio(logits)
+        lowered = log_ratio((1 + EPSILON) * logits - EPSILON * ref_logits)
+        raised = log_ratio((1 - EPSILON) * logits + EPSILON * ref_logits)
+        relax = (lowered > current) & (current > raised)
+        tighten = (lowered < current) & (current < raised)
+        beta = BETA / (1 + EPSILON * (relax.int() - tighten.int()))
+        return -F.logsigmoid(beta * (current - log_ratio(ref_logits))).mean()
+
+    return trainer, loss
+
+
+def liger_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int) -> tuple[Any, Loss]:
+    """DPO by Liger's fused linear loss, called by hand: TRL 1.16 has no way to it any more."""
+    from liger_kernel.chunked_loss import LigerFusedLinearDPOLoss
+
+    trainer, _ = trl_dpo(policy, reference, data, length)
+    fused = LigerFusedLinearDPOLoss(beta=BETA, compiled=trainer.accelerator.device.type == "cuda")
+
+    def loss(batch):
+        labels = batch["input_ids"][:, 1:].masked_fill(batch["completion_mask"][:, 1:] == 0, -100)
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        with torch.no_grad():
+            ref_hidden = trainer.ref_model.model(**inputs).last_hidden_state[:, :-1]
+        hidden = trainer.model.model(**inputs).last_hidden_state[:, :-1]
+        value, _ = fused(
+            trainer.model.lm_head.weight,
+            hidden,
+            labels,
+            ref_input=ref_hidden,
+            ref_weight=trainer.ref_model.lm_head.weight,
+        )
+        return value
+
+    return trainer, loss
+
+
+CONTENDERS = {
+    "DPO, TRL": trl_dpo,
+    "DPO, Liger's fused loss": liger_dpo,
+    "ε-DPO, full logits": epsilon_dpo_naive,
+    "ε-DPO, epsdpo": epsilon_dpo,
+}
+PEER, OURS = "DPO, TRL", "ε-DPO, epsdpo"
+
+
+def _arguments(kind: type, length: int, **keys: Any) -> Any:
+    on_cpu = not torch.cuda.is_available()
+    return kind(
+        output_dir=tempfile.mkdtemp(prefix="epsdpo-benchmark-"),
+        beta=BETA,
+        max_length=length,
+        per_device_train_batch_size=1,
+        bf16=False,  # the weights' own dtype decides
+        activation_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        **keys,
+    )
+
+
+def _data(data: Dataset) -> dict[str, Any]:
+    words = Tokenizer(WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return {"train_dataset": data, "processing_class": tokenizer}

@@ -1,0 +1,248 @@
+"""What one training step costs: ε-DPO here, ε-DPO on full logits, and DPO as TRL and Liger compute it, side by side.
+
+    python benchmarks/step_cost.py                              # on the CPU, about 10 minutes
+    python benchmarks/step_cost.py --setting llama3_8b_head     # on a GPU
+    python benchmarks/step_cost.py --setting llama_1b_training  # on a GPU, with AdamW
+
+A step is forward and backward (and AdamW's update, where the setting says so) of one pair. Each contender has a process
+of its own, and they take turns for `--rounds` rounds, so that a busy spell of the machine meets all of them. Memory is
+the peak above what the process held with both models loaded, gradients included: resident memory on the CPU, allocated
+memory on a GPU. Results go to benchmarks/results/<setting>.json, .csv and .png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from contenders import CONTENDERS, OURS, PEER, SETTINGS, build_models, one_pair
+from datasets import Dataset
+from matplotlib.figure import Figure
+
+from epsdpo.plots.style import new_figure, save
+
+RESULTS = Path(__file__).parent / "results"
+COLOURS = dict(zip(CONTENDERS, ("#555555", "#56B4E9", "#E69F00", "#0072B2"), strict=True))
+# Contenders of one objective must agree: a fast way to another number is not in the race.
+SAME_LOSS = [("DPO, TRL", "DPO, Liger's fused loss"), ("ε-DPO, full logits", "ε-DPO, epsdpo")]
+
+
+def measure(contender: str, setting_name: str, length: int, steps: int) -> dict[str, Any]:
+    """Seconds of each of `steps` steps after a first one, peak memory of them all in MiB, and the first step's loss."""
+    setting = SETTINGS[setting_name]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy, reference = build_models(setting, device)
+    row = one_pair(setting, length)
+    trainer, loss_of = CONTENDERS[contender](policy, reference, Dataset.from_list([row]), length)
+    trainer.model.train()
+    batch = trainer.data_collator([{**row, "pair_index": 0}])
+    batch = {key: value.to(device) for key, value in batch.items()}
+    optimizer = torch.optim.AdamW(trainer.model.parameters(), lr=1e-6) if setting.optimizer else None
+
+    def step() -> float:
+        loss = loss_of(dict(batch))
+        loss.backward()
+        if optimizer is not None:
+            optimizer.step()
+        trainer.model.zero_grad(set_to_none=True)
+        return loss.item()  # waits for the GPU
+
+    memory = _GPUMemory() if device.type == "cuda" else _ResidentMemory()
+    first_loss, seconds = step(), []
+    for _ in range(steps):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return {
+        "contender": contender,
+        "length": length,
+        "seconds": seconds,
+        "peak_mib": memory.peak_mib(),
+        "loss": first_loss,
+    }
+
+
+class _GPUMemory:
+    """Allocated memory above that at construction."""
+
+    def __init__(self):
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self.before = torch.cuda.memory_allocated()
+
+    def peak_mib(self) -> float:
+        return (torch.cuda.max_memory_allocated() - self.before) / 2**20
+
+
+class _ResidentMemory:
+    """Resident memory of this process above that at construction, from Linux's high-water mark."""
+
+    def __init__(self):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the mark
+        self.before = self._kib("VmRSS")
+
+    def _kib(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def peak_mib(self) -> float:
+        return (self._kib("VmHWM") - self.before) / 2**10
+
+
+def run_all(setting: str, rounds: int, steps: int) -> pd.DataFrame:
+    """One row per contender and length: the median step, its range, the peak memory, and both relative to TRL's DPO."""
+    names = [name for name in CONTENDERS if "Liger" not in name or importlib.util.find_spec("liger_kernel")]
+    if len(names) < len(CONTENDERS):
+        print("liger-kernel is not installed, so its loss does not take part (pip install liger-kernel==0.8.5)")
+    measured = []
+    for length in SETTINGS[setting].lengths:
+        for turn in range(rounds):
+            for name in names:
+                print(f"{length} tokens, round {turn + 1} of {rounds}: {name}", flush=True)
+                command = [sys.executable, __file__, "--setting", setting, "--steps", str(steps)]
+                done = subprocess.run(
+                    [*command, "--measure", name, "--length", str(length)],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    check=False,
+                )
+                if done.returncode != 0:
+                    # Most often out of memory, which is a result too: the others go on.
+                    print(f"  failed with exit code {done.returncode}")
+                    continue
+                measured.append(json.loads(done.stdout.splitlines()[-1]))
+    _require_agreement(measured)
+    return summarise(measured)
+
+
+def _require_agreement(measured: list[dict[str, Any]]) -> None:
+    losses = {(result["contender"], result["length"]): result["loss"] for result in measured}
+    for one, other in SAME_LOSS:
+        for length in {length for _, length in losses}:
+            pair = [losses.get((name, length)) for name in (one, other)]
+            if None not in pair and abs(pair[0] - pair[1]) > 1e-2 * abs(pair[0]):
+                raise SystemExit(f"{one} and {other} disagree about the loss at {length} tokens: {pair}")
+
+
+def summarise(measured: list[dict[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for (length, contender), group in pd.DataFrame(measured).groupby(["length", "contender"], sort=False):
+        seconds = group["seconds"].explode().astype(float)
+        rows.append(
+            {
+                "length": length,
+                "contender": contender,
+                "seconds": statistics.median(seconds),
+                "seconds_min": seconds.min(),
+                "seconds_max": seconds.max(),
+                "peak_mib": group["peak_mib"].max(),
+            }
+        )
+    table = pd.DataFrame(rows)
+    peer = table[table["contender"] == PEER].set_index("length")
+    for column, ratio in (("seconds", "time_ratio"), ("peak_mib", "memory_ratio")):
+        table[ratio] = table[column] / table["length"].map(peer[column])
+    return table
+
+
+def as_markdown(table: pd.DataFrame) -> str:
+    lines = [
+        "| tokens | | s per step (range) | relative | MiB above the models | relative |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in table.itertuples():
+        name = f"**{row.contender}**" if row.contender == OURS else row.contender
+        lines.append(
+            f"| {row.length:,} | {name} | {row.seconds:.3g} ({row.seconds_min:.3g}–{row.seconds_max:.3g}) "
+            f"| {row.time_ratio:.2f} | {row.peak_mib:,.0f} | {row.memory_ratio:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(table: pd.DataFrame, machine: str) -> Figure:
+    lengths = list(dict.fromkeys(table["length"]))
+    figure, panels = new_figure(width=10.0, height=1.0 + 1.7 * len(lengths), rows=len(lengths), columns=2)
+    for row, length in enumerate(lengths):
+        part = table[table["length"] == length].iloc[::-1]
+        for column, (value, ratio, unit) in enumerate(
+            (
+                ("seconds", "time_ratio", "seconds per step"),
+                ("peak_mib", "memory_ratio", "peak memory above the models (MiB)"),
+            )
+        ):
+            axes = panels[2 * row + column]
+            axes.barh(part["contender"], part[value], color=[COLOURS[name] for name in part["contender"]], height=0.7)
+            if value == "seconds":
+                spread = [part[value] - part["seconds_min"], part["seconds_max"] - part[value]]
+                axes.errorbar(part[value], part["contender"], xerr=spread, fmt="none", color="black", capsize=3)
+            ends = part["seconds_max"] if value == "seconds" else part[value]
+            for place, (end, times) in enumerate(zip(ends, part[ratio], strict=True)):
+                axes.annotate(f"{times:.2f}×", (end, place), (5, 0), textcoords="offset points", va="center")
+            axes.set_xlim(right=1.2 * ends.max())
+            axes.set_xlabel(unit)
+            axes.set_title(f"{length:,} tokens per response")
+            if column:
+                axes.set_yticklabels([])
+    figure.suptitle(f"One step of one pair, relative to TRL's DPO · {machine}")
+    return figure
+
+
+def describe_machine() -> dict[str, Any]:
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            processor = line.split(":", 1)[1].strip()
+            break
+    packages = {}
+    for name in ("torch", "transformers", "trl", "accelerate", "liger-kernel", "epsdpo"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    return {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": packages,
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--setting", choices=SETTINGS, default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="turns that each contender takes (default: 3)")
+    parser.add_argument("--steps", type=int, default=3, help="timed steps in each turn, after a first one (default: 3)")
+    parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(options.measure, options.setting, options.length, options.steps)))
+        return
+    table = run_all(options.setting, options.rounds, options.steps)
+    machine = describe_machine()
+    options.output.mkdir(parents=True, exist_ok=True)
+    path = options.output / f"{options.setting}.json"
+    content = {"setting": options.setting, "machine": machine, "results": table.to_dict("records")}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
+    save(draw(table, where), path.with_suffix(".png"), table)
+    print(as_markdown(table))
+
+
+if __name__ == "__main__":
+    main()
