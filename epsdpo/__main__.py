@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     from epsdpo.stages import StageError
 
     try:
-        report = run_batch(options.config, options.output)
+        report = run_batch(options.config, options.output, options.launch, options.num_processes)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run every experiment of a config file or folder, then their report")
     run.add_argument("config", help="a YAML config, or a folder of them, e.g. configs/demo")
     run.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the file or folder>)")
+    run.add_argument("--launch", metavar="FILE", default="", help="accelerate config to start training processes by")
+    run.add_argument("--num-processes", metavar="N", type=int, default=0, help="how many (default: as FILE says)")
     return parser
 
 

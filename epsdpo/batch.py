@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, claim_folder, load_experiments
+from epsdpo.launch import launcher_command
 from epsdpo.manifest import MANIFEST
 from epsdpo.models import pin_revision
 from epsdpo.stages import PAGE, StageError, resolve_path, run_stage
@@ -23,15 +24,20 @@ logger = logging.getLogger(__name__)
 REPORT = "report"
 
 
-def run_batch(config_path: str | Path, output_dir: str | Path | None = None) -> Path:
+def run_batch(
+    config_path: str | Path, output_dir: str | Path | None = None, launch_config: str = "", num_processes: int = 0
+) -> Path:
     """Run every experiment of a config file or folder, then the report that joins them; return the report's HTML.
 
     Args:
         config_path: a YAML file, or a folder of them.
         output_dir: the run folder; default `runs/<name of the file or folder>`, from the working directory.
+        launch_config: an accelerate config file, to train in processes of their own; "" trains in the notebook's.
+        num_processes: how many of them; 0 for as many as `launch_config` says.
 
     Raises:
-        ConfigError: before any work, if a config is wrong or the run folder holds results of a different config.
+        ConfigError: before any work, if a config is wrong or cannot be launched so, or the run folder holds results of
+            a different config.
         StageError: after everything that could be run has been run, with a table of the stages that failed.
     """
     config_path = resolve_path(config_path)
@@ -40,6 +46,9 @@ def run_batch(config_path: str | Path, output_dir: str | Path | None = None) -> 
     # The baselines first, so that the others can be shown beside them.
     experiments = sorted(load_experiments(config_path), key=lambda experiment: experiment.method != "dpo")
     _check_names(experiments)
+    for experiment in experiments:
+        launcher_command(launch_config, num_processes, experiment)
+    launch = {"launch_config": launch_config, "num_processes": num_processes} if launch_config else {}
     experiments = [claim_folder(experiment, run_dir / experiment.name, pin_revision) for experiment in experiments]
 
     progress = _Progress(_plan(experiments))
@@ -51,7 +60,7 @@ def run_batch(config_path: str | Path, output_dir: str | Path | None = None) -> 
         if data_dir not in prepared:
             prepared[data_dir] = progress.run(data_dir.name, "prepare", {"config": config}, data_dir)
         if prepared[data_dir]:
-            _run_experiment(experiment, config, run_dir, data_dir, baselines, progress)
+            _run_experiment(experiment, config, run_dir, data_dir, launch, baselines, progress)
     if progress.trained():
         progress.run(REPORT, "report", {"run_dir": str(run_dir)}, run_dir / REPORT)
     progress.raise_for_failures()
@@ -73,16 +82,18 @@ def _run_experiment(
     config: str,
     run_dir: Path,
     data_dir: Path,
+    launch: dict[str, Any],
     baselines: dict[Path, Path],
     progress: _Progress,
 ) -> None:
     """Train, trajectory and evaluation of one experiment; the first that fails ends it.
 
-    `baselines` holds, for each prepared data set, the first DPO run trained on it: only such runs have pairs in common.
+    `launch` holds the parameters of training that say where it is computed. `baselines` holds, for each prepared data
+    set, the first DPO run trained on it: only such runs have pairs in common.
     """
     folder, data = run_dir / experiment.name, str(data_dir)
     train_dir = folder / "train"
-    parameters: dict[str, Any] = {"config": config, "data_dir": data, "live": False}
+    parameters: dict[str, Any] = {"config": config, "data_dir": data, "live": False, **launch}
     if (train_dir / MANIFEST).exists():
         # Training would find its model there; a new manifest would credit that model to today's code.
         progress.keep(experiment.name, "train", train_dir)

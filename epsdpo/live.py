@@ -1,44 +1,75 @@
 """The chart that moves while a run trains in JupyterLab.
 
-It reads the β record that the trainer writes anyway, so it can neither slow a step down much nor change a run.
+It reads the β record that the trainer writes anyway, so it can neither slow a step down much nor change a run, and
+needs not know in which process that runs.
 """
 
+import math
 import time
+from pathlib import Path
 
-from IPython.display import DisplayHandle, Image, display
+import pandas as pd
+from IPython.display import DisplayHandle, display
 from transformers import TrainerCallback
 
+from epsdpo.config import EpsilonDPOConfig
+from epsdpo.experiment import Experiment
 from epsdpo.plots.style import as_image
 from epsdpo.plots.trajectory import live
-from epsdpo.record import read_steps
+from epsdpo.record import STEPS_FILE, read_steps
 
 
 class LiveChart(TrainerCallback):
-    """Redraws loss, margin and β below the running cell, at most every `seconds_between` seconds."""
+    """Redraws loss, margin and β below the running cell, at most every `seconds_between` seconds.
 
-    def __init__(self, seconds_between: float = 2.0):
+    As a callback of a trainer in this process it moves by itself; for one elsewhere, call `refresh` now and then, and
+    `finish` in the end.
+
+    Args:
+        experiment: what is trained.
+        pairs: how many pairs it is trained on.
+        train_dir: where its β record is written.
+    """
+
+    def __init__(self, experiment: Experiment, pairs: int, train_dir: str | Path, seconds_between: float = 2.0):
+        self.total_steps = _total_steps(experiment, pairs)
+        self.train_dir = Path(train_dir)
         self.seconds_between = seconds_between
         self.drawn = -float("inf")
         self.handle: DisplayHandle | None = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        if time.monotonic() - self.drawn >= self.seconds_between:
-            self._draw(args.output_dir, state)
+        self.refresh()
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._draw(args.output_dir, state)
+        self.finish()
 
-    def _draw(self, output_dir: str, state) -> None:
-        picture = self._picture(output_dir, state)
+    def refresh(self) -> None:
+        """Draw what is recorded by now, unless there is nothing yet or the last drawing is recent."""
+        if time.monotonic() - self.drawn < self.seconds_between or not (self.train_dir / STEPS_FILE).exists():
+            return
+        steps = read_steps(self.train_dir)
+        if len(steps):
+            seconds = steps["seconds"].median() * max(0, self.total_steps - steps["step"].iloc[-1])
+            self._draw(steps, f"about {seconds:.0f} s left")
+
+    def finish(self) -> None:
+        """Draw the whole record of a run that has ended."""
+        self._draw(read_steps(self.train_dir), "done")
+
+    def _draw(self, steps: pd.DataFrame, progress: str) -> None:
+        picture = as_image(live(steps, f"Step {steps['step'].iloc[-1]} of {self.total_steps}, {progress}"))
         if self.handle is None:
             self.handle = display(picture, display_id=True)
         else:
             self.handle.update(picture)
         self.drawn = time.monotonic()
 
-    @staticmethod
-    def _picture(output_dir: str, state) -> Image:
-        steps = read_steps(output_dir)
-        seconds = steps["seconds"].median() * (state.max_steps - state.global_step)
-        left = f"about {seconds:.0f} s left" if state.global_step < state.max_steps else "done"
-        return as_image(live(steps, f"Step {state.global_step} of {state.max_steps}, {left}"))
+
+def _total_steps(experiment: Experiment, pairs: int) -> int:
+    """Optimiser steps of the whole run, as transformers counts them: the last batch of an epoch may be a short one."""
+    max_steps = experiment.train.get("max_steps", EpsilonDPOConfig.max_steps)
+    if max_steps > 0:
+        return max_steps
+    epochs = experiment.train.get("num_train_epochs", EpsilonDPOConfig.num_train_epochs)
+    return math.ceil(epochs * math.ceil(pairs / experiment.train["global_batch_size"]))

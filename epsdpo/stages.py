@@ -179,7 +179,10 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path) ->
 
 
 def _inputs(parameters: dict[str, Any]) -> list[Path]:
-    """The files and folders among the parameters. By convention these are `config`, `compare_with` and `*_dir`."""
+    """The files and folders among the parameters. By convention these are `config`, `compare_with` and `*_dir`.
+
+    `launch_config` is not among them: it says where a run is computed, not what, and is recorded by its name.
+    """
     names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
     return [resolve_path(parameters[name]) for name in names if name != "output_dir" and parameters[name]]
 

@@ -12,7 +12,9 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from epsdpo.trainer import EpsilonDPOTrainer
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
+REFUSED, ORPHANED = 2, 3  # exit codes
 
 
 def train(
@@ -150,15 +153,36 @@ class ProgressLines(TrainerCallback):
         print(line, flush=True)
 
 
+def end_with_stdin() -> None:
+    """From now on, end this process at once when its standard input closes.
+
+    A launching process that holds the other end of that pipe, and has given it to nobody, thus takes its training
+    processes with it however it ends itself: no signal has to reach them, and no process id can be mistaken.
+    """
+
+    def wait() -> None:
+        while os.read(sys.stdin.fileno(), 1024):
+            pass
+        os._exit(ORPHANED)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m epsdpo.train`: exit code 0 when trained, 2 when the config was refused."""
+    """`python -m epsdpo.train`: exit code 0 when trained, 2 when the config was refused, 3 when ended by stdin."""
     parser = argparse.ArgumentParser(
         prog="python -m epsdpo.train", description="Prepare data and train one experiment."
     )
     parser.add_argument("--config", required=True, help="YAML config of one experiment")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the experiment>)")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: made in <run folder>/data)")
+    parser.add_argument("--train-dir", metavar="DIR", help="training's own folder (default: <run folder>/train)")
+    parser.add_argument(
+        "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
+    )
     options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        end_with_stdin()
     try:
         experiment = load_experiment(options.config)
         processes = process_state(experiment)
@@ -171,10 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tokenizer = load_tokenizer(experiment.model, experiment.data)
                 prepare(experiment.data, tokenizer, data_dir, max_length=experiment.max_length)
             data = load_prepared(data_dir)
-        model_dir = train(experiment, data, run_dir / "train")
+        model_dir = train(experiment, data, options.train_dir or run_dir / "train")
     except ConfigError as error:
         print(error, file=sys.stderr)
-        return 2
+        return REFUSED
     if processes.is_main_process:
         print(f"Trained model: {model_dir}")
     return 0

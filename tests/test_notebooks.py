@@ -135,7 +135,7 @@ def test_live_chart_is_redrawn_in_place(batch, tmp_path):
     values = {"config": str(config), "data_dir": str(data_dir), "output_dir": str(tmp_path / "train"), "live": True}
     parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
     NotebookClient(notebook, timeout=300).execute()
-    (cell,) = [cell for cell in notebook.cells if "LiveChart()" in cell.source]
+    (cell,) = [cell for cell in notebook.cells if "LiveChart(" in cell.source]
     pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1
     assert "Step 120 of 120, done" in pictures[0]["metadata"]["image/png"]["alt"]

@@ -308,6 +308,23 @@ def test_a_batch_runs_its_stages_in_order(configs, calls):
     assert resolved == load_experiment(configs / "c_dpo.yaml")
 
 
+def test_a_launch_reaches_training_and_nothing_else(configs, calls, capsys):
+    launch = stages.REPOSITORY / "configs" / "accelerate" / "cpu.yaml"
+    command = ["run", str(configs), "--launch", str(launch), "--num-processes", "3"]
+    assert main(command) == 2
+    assert "'c_dpo' does not say train.use_cpu: true" in capsys.readouterr().err
+    assert not calls and not Path("runs").exists()
+
+    for path in configs.iterdir():
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values["train"]["use_cpu"] = True
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    assert main(command) == 0
+    for _, stage, values in calls:
+        given = {name: values[name] for name in ("launch_config", "num_processes") if name in values}
+        assert given == ({"launch_config": str(launch), "num_processes": 3} if stage == "train" else {})
+
+
 def test_a_failure_stops_its_experiment_only(configs, calls, capsys):
     calls.broken = ("c_dpo", "train")
     assert main(["run", str(configs)]) == 1
