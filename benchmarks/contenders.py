@@ -49,7 +49,7 @@ SETTINGS = {
     # Llama-3.2-1B, whole, with AdamW: what a user waits for.
     "llama_1b_training": Setting(2048, 8192, 16, 32, 8, 128_256, "bfloat16", (512, 2048), optimizer=True),
     # For the tests of this benchmark.
-    "tiny": Setting(16, 32, 1, 2, 2, 300, "float32", (16, 24), optimizer=True),
+    "tiny": Setting(16, 32, 1, 2, 2, 300, "float32", (16,), optimizer=True),
 }
 
 

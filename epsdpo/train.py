@@ -5,7 +5,7 @@
         -m epsdpo.train --config configs/paper/llama3_instruct.yaml
 
 It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data`'s business,
-the algorithm `epsdpo.trainer`'s.
+the algorithm `epsdpo.trainer`'s, how much memory a run needs `epsdpo.memory`'s.
 """
 
 import argparse
@@ -20,19 +20,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import PrinterCallback, TrainerCallback
+from transformers import AutoConfig, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.models import load_tokenizer, pin_revision, reference_source
 from epsdpo.trainer import EpsilonDPOTrainer
 
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
-REFUSED, ORPHANED = 2, 3  # exit codes
+REFUSED, OUT_OF_MEMORY, ORPHANED = 2, 3, 4  # exit codes
 
 
 def train(
@@ -51,6 +52,7 @@ def train(
 
     Raises:
         ConfigError: if the folder holds a run of another config.
+        OutOfMemory: if an allocation fails, with settings that need less.
     """
     output_dir = Path(output_dir)
     processes = process_state(experiment)
@@ -61,11 +63,23 @@ def train(
         logger.info("%s is trained already; delete %s to train it again", experiment.name, output_dir)
         return model_dir
 
-    trainer = build_trainer(experiment, data, output_dir, [ProgressLines()] if callbacks is None else callbacks)
-    checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint is not None:
-        logger.info("continuing %s from %s", experiment.name, checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    arguments = trainer_arguments(experiment, data, output_dir)
+    outlook = memory_outlook(experiment, arguments, data)
+    if processes.is_main_process:
+        logger.info(outlook.table())
+        if not outlook.fits:
+            logger.warning(outlook.warning())
+    trainer = None
+    try:
+        trainer = build_trainer(experiment, data, arguments, [ProgressLines()] if callbacks is None else callbacks)
+        checkpoint = last_whole_checkpoint(output_dir)
+        if checkpoint is not None:
+            logger.info("continuing %s from %s", experiment.name, checkpoint)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(outlook.failure(error, _moment(trainer))) from error
 
     # Under another name first, so that model/ exists only when it is whole.
     unfinished = output_dir / f"{MODEL_FOLDER}.partial"
@@ -76,16 +90,17 @@ def train(
     return model_dir
 
 
-def build_trainer(
-    experiment: Experiment, data: PreparedData, output_dir: str | Path, callbacks: Sequence[TrainerCallback]
-) -> EpsilonDPOTrainer:
-    """The trainer of an experiment, ready for `train()`; the reference is a second copy of the starting model."""
-    source, revision = reference_source(experiment.model, experiment.data)
+def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: str | Path) -> EpsilonDPOConfig:
+    """The trainer's arguments for an experiment.
+
+    Raises:
+        ConfigError: if it is to evaluate on held-out pairs that the data do not have.
+    """
     arguments = EpsilonDPOConfig(
         output_dir=str(output_dir),
         disable_tqdm=True,
         model_init_kwargs={
-            "revision": revision,
+            "revision": reference_source(experiment.model, experiment.data)[1],
             "dtype": experiment.model.dtype,
             "attn_implementation": experiment.model.attn_implementation,
         },
@@ -96,8 +111,21 @@ def build_trainer(
             f"train.eval_strategy is {str(arguments.eval_strategy)!r}, but there are no held-out pairs. "
             "Set data.eval_split, or train.eval_strategy: 'no'"
         )
+    return arguments
+
+
+def memory_outlook(experiment: Experiment, arguments: EpsilonDPOConfig, data: PreparedData) -> MemoryOutlook:
+    """How much memory each process of the run will need, beside what there is; reads the model's config only."""
+    source, revision = reference_source(experiment.model, experiment.data)
+    return MemoryOutlook.of_run(AutoConfig.from_pretrained(source, revision=revision), arguments, data.train)
+
+
+def build_trainer(
+    experiment: Experiment, data: PreparedData, arguments: EpsilonDPOConfig, callbacks: Sequence[TrainerCallback]
+) -> EpsilonDPOTrainer:
+    """The trainer of an experiment, ready for `train()`; the reference is a second copy of the starting model."""
     trainer = EpsilonDPOTrainer(
-        model=source,
+        model=reference_source(experiment.model, experiment.data)[0],
         args=arguments,
         train_dataset=data.train,
         eval_dataset=data.eval if arguments.do_eval else None,
@@ -106,6 +134,12 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer
+
+
+def _moment(trainer: EpsilonDPOTrainer | None) -> str:
+    if trainer is None:
+        return "while the models were loaded"
+    return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
 
 
 def process_state(experiment: Experiment) -> PartialState:
@@ -169,7 +203,10 @@ def end_with_stdin() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m epsdpo.train`: exit code 0 when trained, 2 when the config was refused, 3 when ended by stdin."""
+    """`python -m epsdpo.train`, which returns its exit code.
+
+    0: trained. 2: the config was refused. 3: memory ran out. 4: standard input closed, as `--end-with-stdin` asks for.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m epsdpo.train", description="Prepare data and train one experiment."
     )
@@ -199,6 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
+    except OutOfMemory as error:
+        print(error, file=sys.stderr)
+        return OUT_OF_MEMORY
     if processes.is_main_process:
         print(f"Trained model: {model_dir}")
     return 0

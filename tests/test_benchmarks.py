@@ -1,0 +1,62 @@
+"""The benchmark itself: its contenders compute the same losses, and its table and figure say what was measured."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def step_cost():
+    sys.path.insert(0, str(BENCHMARKS))
+    yield importlib.import_module("step_cost")
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_contenders_of_one_objective_agree(step_cost):
+    names = [name for name in step_cost.CONTENDERS if "Liger" not in name]
+    measured = [step_cost.measure(name, "tiny", 16, steps=2) for name in names]
+    losses = {result["contender"]: result["loss"] for result in measured}
+    assert losses["ε-DPO, epsdpo"] == pytest.approx(losses["ε-DPO, full logits"], rel=1e-4)
+    assert losses["ε-DPO, epsdpo"] != losses["DPO, TRL"]  # β̃ is in it
+    assert all(len(result["seconds"]) == 2 and result["peak_mib"] >= 0 for result in measured)
+    with pytest.raises(SystemExit, match="disagree about the loss at 16 tokens"):
+        step_cost._require_agreement([{**result, "loss": index + 1.0} for index, result in enumerate(measured)])
+
+
+def results_by_hand():
+    return [
+        {"contender": "DPO, TRL", "length": 8, "seconds": [2.0, 4.0, 3.0], "peak_mib": 100.0, "loss": 0.7},
+        {"contender": "DPO, TRL", "length": 8, "seconds": [9.0], "peak_mib": 120.0, "loss": 0.7},
+        {"contender": "ε-DPO, epsdpo", "length": 8, "seconds": [1.0, 1.5, 2.0], "peak_mib": 30.0, "loss": 0.7},
+    ]
+
+
+def test_summary_by_hand(step_cost):
+    peer, ours = step_cost.summarise(results_by_hand()).itertuples()
+    assert (peer.seconds, peer.seconds_min, peer.seconds_max, peer.peak_mib) == (3.5, 2.0, 9.0, 120.0)
+    assert (ours.seconds, ours.time_ratio, ours.memory_ratio) == (1.5, pytest.approx(3 / 7), 0.25)
+
+
+def test_figure_and_table_hold_every_number(step_cost):
+    table = step_cost.summarise(results_by_hand())
+    assert "| 8 | **ε-DPO, epsdpo** | 1.5 (1–2) | 0.43 | 30 | 0.25 |" in step_cost.as_markdown(table)
+    figure = step_cost.draw(table, "a machine")
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert sorted(texts) == ["0.25×", "0.43×", "1.00×", "1.00×"]
+
+
+def test_documents_quote_the_committed_results(step_cost):
+    """A table that was measured and a table that is shown must be the same one."""
+    content = json.loads((BENCHMARKS / "results" / "cpu.json").read_text(encoding="utf-8"))
+    table = pd.DataFrame(content["results"])
+    assert step_cost.as_markdown(table) in (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    readme = (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    for row in table[table["contender"] == step_cost.OURS].itertuples():
+        for ratio in (row.time_ratio, row.memory_ratio):
+            assert f"{ratio:.2f}×" in readme, f"README.md does not quote {ratio:.2f}× at {row.length} tokens"
