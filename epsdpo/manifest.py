@@ -13,13 +13,17 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from epsdpo.experiment import Experiment
 from epsdpo.files import written_whole
+from epsdpo.keys import key_of
 
 MANIFEST = "manifest.json"
+STAGE_FILE = "stage.json"
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
 # Weights are large and their size says enough; hashing tens of gigabytes would cost minutes.
@@ -31,7 +35,8 @@ def write_manifest(
     *,
     stage: str,
     parameters: dict[str, Any],
-    seeds: dict[str, int],
+    facts: dict[str, Any],
+    parts: dict[str, dict],
     inputs: list[Path],
     started: datetime,
     repository: Path,
@@ -39,6 +44,8 @@ def write_manifest(
     """Declare `output_dir` finished: describe it in `manifest.json`, which appears in one piece.
 
     Args:
+        facts: of the experiment behind the stage, see `experiment_facts`.
+        parts: of its key, see `epsdpo.keys`.
         inputs: files and folders that the stage read. A folder that holds manifests is described by these, any other
             by its files.
         started: when the stage began, in UTC.
@@ -48,8 +55,12 @@ def write_manifest(
     content = {
         "stage": stage,
         "status": "ok",
+        "exit_code": 0,
+        "command": sys.argv,
         "parameters": parameters,
-        "seeds": seeds,
+        "key": key_of(parts),
+        "key_parts": parts,
+        **facts,
         "started": started.isoformat(timespec="seconds"),
         "finished": finished.isoformat(timespec="seconds"),
         "seconds": round((finished - started).total_seconds(), 3),
@@ -62,10 +73,63 @@ def write_manifest(
         "inputs": {str(path): _describe(path) for path in _input_files(inputs, output_dir)},
         "outputs": {path.relative_to(output_dir).as_posix(): _describe(path) for path in _files_below(output_dir)},
     }
-    path = output_dir / MANIFEST
+    _write(output_dir / MANIFEST, content)
+    (output_dir / STAGE_FILE).unlink(missing_ok=True)
+    return output_dir / MANIFEST
+
+
+def write_stage_file(output_dir: Path, *, stage: str, parts: dict[str, dict], started: datetime, **state: Any) -> None:
+    """Say in `stage.json` that a stage has begun in `output_dir`, or with `status="failed"` how it ended.
+
+    The file is there until the stage has finished. Beside a folder's content it tells what that was to become.
+    """
+    _write(
+        output_dir / STAGE_FILE,
+        {
+            "stage": stage,
+            "status": "running",
+            "command": sys.argv,
+            "key": key_of(parts),
+            "key_parts": parts,
+            "started": started.isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "host": platform.node(),
+            **state,
+        },
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest in `folder`, or None if the folder is not finished."""
+    return _read(folder / MANIFEST)
+
+
+def read_stage_file(folder: Path) -> dict[str, Any] | None:
+    """What `write_stage_file` last said in `folder`, or None where no stage has begun, or one has finished."""
+    return _read(folder / STAGE_FILE)
+
+
+def experiment_facts(experiment: Experiment) -> dict[str, Any]:
+    """What a manifest says of the experiment behind a stage."""
+    return {
+        "experiment": experiment.name,
+        "seeds": {"experiment": experiment.seed, "world": experiment.data.world.seed},
+        "global_batch_size": experiment.train["global_batch_size"],
+        "model": {"name_or_path": experiment.model.name_or_path, "revision": experiment.model.revision},
+        "data": {"source": experiment.data.source, "revision": experiment.data.revision},
+    }
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from epsdpo.files import written_whole
 logger = logging.getLogger(__name__)
 
 STEPS_FILE, PAIRS_FILE, PAIRS_STREAM = "steps.jsonl", "pairs.parquet", "pairs.arrow"
+PROGRESS_FILE = "progress.json"
 
 PAIR_SCHEMA = pa.schema(
     [
@@ -95,6 +96,11 @@ class BetaRecord:
         with written_whole(self.directory / PAIRS_FILE) as path:
             pq.write_table(pairs, path)
         (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
+
+    def announce(self, total_steps: int) -> None:
+        """Say how many optimiser steps the record will have, for whoever watches it grow."""
+        with written_whole(self.directory / PROGRESS_FILE) as path:
+            path.write_text(json.dumps({"total_steps": total_steps}), encoding="utf-8")
 
     def append(self, row: dict[str, Any], pairs: pd.DataFrame) -> None:
         """Add one optimiser step: its row for steps.jsonl, and its pairs.

@@ -8,8 +8,12 @@ the method that of the notebooks and the library behind them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import difflib
+import os
 import sys
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,8 +30,9 @@ from nbconvert.filters import strip_ansi
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
-from epsdpo.experiment import ConfigError, load_experiment
-from epsdpo.manifest import MANIFEST, write_manifest
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment
+from epsdpo.keys import key_parts, settings_of
+from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
@@ -40,6 +45,8 @@ STAGES = {
     "evaluate": "04_evaluate.ipynb",
     "report": "05_report.ipynb",
 }
+
+TIMED_OUT = 124  # the exit code of `timeout`
 
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
@@ -139,13 +146,17 @@ def check_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path) -> Path:
+def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, time_limit: float | None = None) -> Path:
     """Execute the notebook of `stage` headless and return the path of the manifest that declares it finished.
 
     `output_dir` receives `notebook.ipynb`, `notebook.html` (without code, readable offline) and, last, `manifest.json`,
     beside what the notebook itself writes there; it is passed to the notebook as `output_dir`. Files of an earlier,
     interrupted run stay, for the notebook to resume from. What the notebook prints is passed on as it comes. The
-    notebook runs in the working directory of the caller, so relative paths mean the same inside and outside.
+    notebook runs in the working directory of the caller, so relative paths mean the same inside and outside. While it
+    runs, and after it failed, `stage.json` says so.
+
+    Args:
+        time_limit: hours after which this whole process is ended, with exit code 124.
 
     Raises:
         ConfigError: before a kernel starts, if a parameter is unknown, missing or mistyped, or an input is not there.
@@ -156,26 +167,58 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path) ->
     if not notebook.is_file():
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
     parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
-    inputs, seeds = _inputs(parameters), _seeds(parameters)
+    inputs, experiment = _inputs(parameters), _experiment(parameters)
+    parts = key_parts(stage, notebook, *_settings_and_inputs(stage, parameters, experiment))
 
     output_dir.mkdir(parents=True, exist_ok=True)
     executed, page = output_dir / EXECUTED, output_dir / PAGE
     for left_over in (output_dir / MANIFEST, executed, page):
         left_over.unlink(missing_ok=True)
     started = datetime.now(UTC)
-    problem = _execute(notebook, executed, parameters)
+    state = {"stage": stage, "parts": parts, "started": started}
+    write_stage_file(output_dir, **state)
+
+    def fail(problem: str, exit_code: int) -> None:
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        write_stage_file(output_dir, **state, status="failed", error=problem, exit_code=exit_code, ended=ended)
+
+    with _limited(time_limit, fail):
+        problem = _execute(notebook, executed, parameters)
     _write_page(executed, page, title=f"{output_dir.parent.name} · {stage}")
     if problem:
+        fail(problem, exit_code=1)
         raise StageError(f"stage {stage} failed: {problem}\nexecuted notebook: {executed}\nto read it: {page}")
     return write_manifest(
         output_dir,
         stage=stage,
         parameters=parameters,
-        seeds=seeds,
+        facts={} if experiment is None else experiment_facts(experiment),
+        parts=parts,
         inputs=inputs,
         started=started,
         repository=REPOSITORY,
     )
+
+
+@contextlib.contextmanager
+def _limited(hours: float | None, fail: Callable[[str, int], None]) -> Iterator[None]:
+    """End this process if the block takes longer. The kernel, and training that it launched, end with it."""
+
+    def end() -> None:
+        problem = f"it took longer than its time limit of {hours:g} hours; the same command continues it"
+        fail(problem, TIMED_OUT)
+        print(problem, file=sys.stderr, flush=True)
+        os._exit(TIMED_OUT)
+
+    timer = None if hours is None else threading.Timer(3600 * hours, end)
+    try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
 
 
 def _inputs(parameters: dict[str, Any]) -> list[Path]:
@@ -187,12 +230,54 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
     return [resolve_path(parameters[name]) for name in names if name != "output_dir" and parameters[name]]
 
 
-def _seeds(parameters: dict[str, Any]) -> dict[str, int]:
-    """The seeds behind a stage that is told its experiment; the others draw no random numbers of their own."""
-    if "config" not in parameters:
-        return {}
-    experiment = load_experiment(resolve_path(parameters["config"]))
-    return {"experiment": experiment.seed, "world": experiment.data.world.seed}
+def _experiment(parameters: dict[str, Any]) -> Experiment | None:
+    """The experiment behind a stage, where its parameters lead to one."""
+    if "config" in parameters:
+        return load_experiment(resolve_path(parameters["config"]))
+    return experiment_of(resolve_path(parameters["train_dir"])) if "train_dir" in parameters else None
+
+
+def experiment_of(train_dir: Path) -> Experiment:
+    """The experiment trained in `train_dir`, with the title that it has in its run by now."""
+    for folder in (train_dir.parent, train_dir):
+        if (folder / EXPERIMENT_FILE).exists():
+            return load_experiment(folder / EXPERIMENT_FILE)
+    raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
+
+
+def _settings_and_inputs(
+    stage: str, parameters: dict[str, Any], experiment: Experiment | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the result of a stage, of settings and of earlier stages; as `epsdpo.plan` foresees it."""
+    if stage == "report":
+        run_dir = resolve_path(parameters["run_dir"])
+        return {"titles": titles_in(run_dir)}, finished_analyses(run_dir)
+    roles = {"data": "data_dir", "train": "train_dir", "baseline": "compare_with"}
+    inputs = {}
+    for role, name in roles.items():
+        if parameters.get(name):
+            manifest = read_manifest(resolve_path(parameters[name]))
+            inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
+    if stage == "trajectory" and experiment is not None:
+        baseline = parameters["compare_with"] and experiment_of(resolve_path(parameters["compare_with"])).title
+        return {"title": experiment.title, "baseline": baseline or None}, inputs
+    if experiment is None:
+        return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
+    return settings_of(stage, experiment), inputs
+
+
+def titles_in(run_dir: Path) -> dict[str, str]:
+    """Titles of the experiments of a run folder, by name."""
+    return {file.parent.name: load_experiment(file).title for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
+
+
+def finished_analyses(run_dir: Path) -> dict[str, str]:
+    """Keys of the finished trajectory and evaluate stages of a run folder, by "<experiment>/<stage>"."""
+    keys = {}
+    for stage in ("trajectory", "evaluate"):
+        for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
+            keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
+    return keys
 
 
 class _OwnKernelManager(AsyncKernelManager):

@@ -12,9 +12,7 @@ import argparse
 import json
 import logging
 import math
-import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +27,12 @@ from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experi
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.models import load_tokenizer, pin_revision, reference_source
 from epsdpo.trainer import EpsilonDPOTrainer
+from epsdpo.watch import end_with_stdin
 
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
-REFUSED, OUT_OF_MEMORY, ORPHANED = 2, 3, 4  # exit codes
+REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
 
 
 def train(
@@ -185,21 +184,6 @@ class ProgressLines(TrainerCallback):
             left = math.ceil(seconds * (state.max_steps - state.global_step))
             line += f" · {seconds:.2f} s/step · {left // 60}:{left % 60:02d} left"
         print(line, flush=True)
-
-
-def end_with_stdin() -> None:
-    """From now on, end this process at once when its standard input closes.
-
-    A launching process that holds the other end of that pipe, and has given it to nobody, thus takes its training
-    processes with it however it ends itself: no signal has to reach them, and no process id can be mistaken.
-    """
-
-    def wait() -> None:
-        while os.read(sys.stdin.fileno(), 1024):
-            pass
-        os._exit(ORPHANED)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

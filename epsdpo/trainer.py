@@ -379,6 +379,7 @@ class _Bookkeeping(TrainerCallback):
         self.trainer._restore_beta(state.global_step, (state.stateful_callbacks or {}).get(CHECKPOINT_KEY))
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
+            self.trainer.record.announce(state.max_steps)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()

@@ -10,11 +10,12 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
-from epsdpo.batch import run_batch
 from epsdpo.data import load_prepared
 from epsdpo.evaluation.judge import gold_judge
+from epsdpo.experiment import load_experiments
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.report import collect, gains_over_baseline, links_table
+from epsdpo.runner import run_batch
 from epsdpo.stages import NOTEBOOKS
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
@@ -30,8 +31,9 @@ def batch(tmp_path_factory):
         values = yaml.safe_load((DEMO / f"{name}.yaml").read_text(encoding="utf-8"))
         values["title"] += " <script>alert('title')</script>"
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    page = run_batch(configs, folder / "runs")
-    return folder / "runs", page
+    outcome = run_batch(load_experiments(configs), folder / "runs")
+    assert not outcome.failed and not outcome.not_run
+    return folder / "runs", folder / "runs" / "report" / "notebook.html"
 
 
 def test_every_stage_is_finished_and_readable(batch):

@@ -16,11 +16,9 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-import yaml
 
-from epsdpo import batch, stages
-from epsdpo.__main__ import main
-from epsdpo.experiment import ConfigError, load_experiment
+from epsdpo import stages
+from epsdpo.experiment import ConfigError
 from epsdpo.stages import StageError, check_parameters, read_parameters, resolve_path, run_stage
 
 COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -142,9 +140,7 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
     program = (
         "import pathlib, signal, sys\nfrom epsdpo import stages\nimport epsdpo.__main__ as command\n"
         f"stages.NOTEBOOKS = pathlib.Path({str(book.parent)!r})\n"
-        "import epsdpo.batch as batch\n"
-        f"batch.run_batch = lambda *_: stages.run_stage('train', {{}}, {str(tmp_path)!r})\n"
-        "sys.exit(command.main(['run', 'any']))"
+        f"sys.exit(command.main(['stage', 'train', '--output', {str(tmp_path)!r}]))"
     )
     runner = subprocess.Popen([sys.executable, "-c", program])
     try:
@@ -231,189 +227,6 @@ def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monk
     assert resolve_path("epsdpo/stages.py").resolve() == (tmp_path / "epsdpo" / "stages.py").resolve()
     with pytest.raises(ConfigError, match=r"no-such\.yaml: no such file"):
         resolve_path("no-such.yaml")
-
-
-@pytest.fixture
-def configs(tmp_path, monkeypatch):
-    """Three experiments on one data set, of which the baseline comes last by name, and one on another."""
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "configs"
-    folder.mkdir()
-    for name, method, pairs in [
-        ("a_eps", "epsilon_dpo", 64),
-        ("b_eps", "epsilon_dpo", 64),
-        ("c_dpo", "dpo", 64),
-        ("d_other", "epsilon_dpo", 32),
-    ]:
-        config = {"method": method, "train": {"beta": 0.1}, "data": {"max_train_pairs": pairs}}
-        config |= {"evaluate": {}} if name != "b_eps" else {}
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The stages that a batch asks for, as (folder relative to the run, stage, parameters); `broken` ones fail."""
-
-    class Calls(list):
-        broken: tuple[str, str] | None = None
-
-    recorded = Calls()
-
-    def record(stage, parameters, output_dir):
-        recorded.append((str(Path(output_dir).relative_to("runs/configs")), stage, parameters))
-        if recorded.broken == (Path(output_dir).parent.name, stage):
-            raise StageError(f"stage {stage} failed: the disc is full\nmore lines")
-
-    monkeypatch.setattr(batch, "run_stage", record)
-    return recorded
-
-
-def test_a_batch_runs_its_stages_in_order(configs, calls):
-    assert batch.run_batch(configs, None) == Path("runs/configs/report/notebook.html")
-
-    shared, other = calls[0][0], next(folder for folder, stage, _ in calls[1:] if stage == "prepare")
-    assert shared.startswith("data-")
-    assert len(shared) == len("data-") + 8
-    assert [folder for folder, _, _ in calls] == [
-        shared,
-        "c_dpo/train",
-        "c_dpo/trajectory",
-        "c_dpo/evaluate",
-        "a_eps/train",
-        "a_eps/trajectory",
-        "a_eps/evaluate",
-        "b_eps/train",
-        "b_eps/trajectory",
-        other,
-        "d_other/train",
-        "d_other/trajectory",
-        "d_other/evaluate",
-        "report",
-    ]
-    compared = {folder: values["compare_with"] for folder, stage, values in calls if stage == "trajectory"}
-    assert compared == {
-        "c_dpo/trajectory": "",
-        "a_eps/trajectory": "runs/configs/c_dpo/train",
-        "b_eps/trajectory": "runs/configs/c_dpo/train",
-        "d_other/trajectory": "",  # the baseline saw other pairs
-    }
-    trained = {folder: values for folder, stage, values in calls if stage == "train"}
-    assert trained["d_other/train"] == {
-        "config": "runs/configs/d_other/experiment.yaml",
-        "data_dir": f"runs/configs/{other}",
-        "live": False,
-    }
-    resolved = load_experiment("runs/configs/c_dpo/experiment.yaml")
-    assert resolved == load_experiment(configs / "c_dpo.yaml")
-
-
-def test_a_launch_reaches_training_and_nothing_else(configs, calls, capsys):
-    launch = stages.REPOSITORY / "configs" / "accelerate" / "cpu.yaml"
-    command = ["run", str(configs), "--launch", str(launch), "--num-processes", "3"]
-    assert main(command) == 2
-    assert "'c_dpo' does not say train.use_cpu: true" in capsys.readouterr().err
-    assert not calls and not Path("runs").exists()
-
-    for path in configs.iterdir():
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values["train"]["use_cpu"] = True
-        path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert main(command) == 0
-    for _, stage, values in calls:
-        given = {name: values[name] for name in ("launch_config", "num_processes") if name in values}
-        assert given == ({"launch_config": str(launch), "num_processes": 3} if stage == "train" else {})
-
-
-def test_a_failure_stops_its_experiment_only(configs, calls, capsys):
-    calls.broken = ("c_dpo", "train")
-    assert main(["run", str(configs)]) == 1
-    ran = [folder for folder, _, _ in calls]
-    assert "c_dpo/trajectory" not in ran
-    assert "a_eps/evaluate" in ran
-    assert ran[-1] == "report"
-    assert all(not values["compare_with"] for _, stage, values in calls if stage == "trajectory")
-    printed = capsys.readouterr()
-    assert printed.err.splitlines() == [
-        "3 of 14 stages are missing:",
-        "  failed   c_dpo / train: stage train failed: the disc is full",
-        "  not run  c_dpo / trajectory",
-        "  not run  c_dpo / evaluate",
-    ]
-    assert "[14/14] report / report" in printed.out
-    assert "Traceback" not in printed.out + printed.err
-
-
-def test_no_report_without_a_trained_model(configs, calls):
-    (configs / "d_other.yaml").unlink()
-    data = batch.data_folder(load_experiment(configs / "a_eps.yaml"))
-    calls.broken = ("configs", "prepare")
-    with pytest.raises(StageError, match="10 of 10 stages are missing"):
-        batch.run_batch(configs)
-    assert [folder for folder, _, _ in calls] == [data]
-
-
-def test_a_finished_training_keeps_its_manifest(configs, calls, caplog):
-    """Run again after a change of the code, a model must not be credited to the new code."""
-    caplog.set_level("INFO", logger="epsdpo")
-    manifest = Path("runs/configs/b_eps/train/manifest.json")
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
-    batch.run_batch(configs)
-    stages = [(folder, stage) for folder, stage, _ in calls]
-    assert ("b_eps/train", "train") not in stages
-    assert ("b_eps/trajectory", "trajectory") in stages and ("report", "report") in stages
-    assert f"delete {manifest.parent} to run it again" in caplog.text
-
-
-def test_results_of_another_config_are_not_overwritten(configs, calls, capsys):
-    batch.run_batch(configs)
-    batch.run_batch(configs)  # the same again is welcome: this is how an interrupted run goes on
-    before = len(calls)
-    config = yaml.safe_load((configs / "b_eps.yaml").read_text())
-    config["train"] = {"beta": 0.2, "epsilon": 0.02}
-    (configs / "b_eps.yaml").write_text(yaml.safe_dump(config))
-    assert main(["run", str(configs)]) == 2
-    message = capsys.readouterr().err
-    assert "b_eps holds results of another config (train.beta was 0.1, is 0.2; train.epsilon was 'not set'" in message
-    assert "--output" in message
-    assert len(calls) == before
-    assert load_experiment("runs/configs/b_eps/experiment.yaml").train["beta"] == 0.1
-
-
-def test_one_bad_config_refuses_the_whole_batch(configs, calls, capsys):
-    (configs / "e_bad.yaml").write_text("method: dpo\ntrain: {beta: 0.1}\nepsilonn: 1\n")
-    assert main(["run", str(configs)]) == 2
-    assert "epsilonn is unknown" in capsys.readouterr().err
-    assert not calls
-    assert not Path("runs").exists()
-
-
-def test_an_experiment_cannot_take_the_folder_of_the_report(configs, calls):
-    (configs / "a_eps.yaml").rename(configs / "report.yaml")
-    with pytest.raises(ConfigError, match="'report' is a folder of the run itself"):
-        batch.run_batch(configs)
-    assert not calls
-
-
-@pytest.mark.parametrize(
-    ("change", "same"),
-    [
-        ({"seed": 7}, True),
-        ({"title": "another"}, True),
-        ({"train": {"beta": 0.5}}, True),
-        ({"train": {"beta": 0.1, "max_length": 128}}, False),
-        ({"data": {"max_train_pairs": 63}}, False),
-        ({"model": {"dtype": "bfloat16"}}, False),
-    ],
-)
-def test_experiments_share_prepared_data_only_if_it_would_come_out_the_same(tmp_path, change, same):
-    folders = []
-    for values in ({}, change):
-        config = {"method": "epsilon_dpo", "train": {"beta": 0.1}, "data": {"max_train_pairs": 64}, **values}
-        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-        folders.append(batch.data_folder(load_experiment(tmp_path / "config.yaml")))
-    assert (folders[0] == folders[1]) == same
 
 
 def test_the_committed_notebooks_are_those_of_the_stages():

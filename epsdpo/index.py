@@ -1,0 +1,148 @@
+"""`index.html` of a run folder: every experiment in a row, with where it stands, what came out and links to its pages.
+
+It reads what the stages wrote and makes one page that works opened as a file; all text is escaped by the template. It
+never imports torch, since it is written again whenever a stage begins or ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+
+from epsdpo.experiment import EXPERIMENT_FILE, load_experiment
+from epsdpo.files import written_whole
+from epsdpo.manifest import read_manifest
+from epsdpo.progress import StageStatus, as_time, batch_status
+
+INDEX = "index.html"
+PAGE = "notebook.html"
+EVALUATION = "summary.json"
+
+_TEMPLATE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>{{ run_dir }}</title>
+<style>
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; }
+th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
+td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.finished { color: #0072B2; } .failed { color: #D55E00; font-weight: 600; } .interrupted { color: #A65E00; }
+.running { font-weight: 600; } .waiting { color: #777; } .interval, footer { color: #555; font-size: 90%; }
+pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
+</style>
+</head>
+<body>
+<h1>{{ run_dir }}</h1>
+<p>{{ finished }} of {{ stages }} stages finished
+{%- if failed %}, <span class="failed">{{ failed|length }} failed</span>{% endif %}.
+{% if report %}<a href="{{ report }}">The report</a> joins the runs below.{% endif %}</p>
+<table>
+<tr><th>experiment</th><th>method</th><th class="number">ε</th>
+<th class="number">β at start</th><th class="number">β at end</th>
+<th class="number">win rate (%)</th><th class="number">length-controlled (%)</th>
+<th>stages</th><th class="number">time</th><th>commit</th></tr>
+{% for row in rows %}
+<tr><td>{{ row.title }}</td><td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
+<td class="number">{{ row.beta_initial }}</td><td class="number">{{ row.beta_final }}</td>
+<td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span></td>
+<td class="number">{{ row.length_controlled[0] }} <span class="interval">{{ row.length_controlled[1] }}</span></td>
+<td>{% for stage in row.stages %}
+{% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif %}
+<span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} · {% endif %}{% endfor %}</td>
+<td class="number">{{ row.time }}</td><td>{{ row.commit }}</td></tr>
+{% endfor %}
+</table>
+{% for stage in failed %}
+<h2 class="failed">{{ stage.name }} failed</h2>
+<pre>{{ stage.detail }}</pre>
+<p><a href="{{ stage.link }}">Its log</a></p>
+{% endfor %}
+<footer><p>Intervals are 95 %, over prompts. ε and β are dimensionless; β is the KL penalty.</p></footer>
+</body>
+</html>
+"""
+
+
+def write_index(run_dir: str | Path) -> Path:
+    """Write `index.html` into a run folder, in one piece, and return its path."""
+    run_dir = Path(run_dir)
+    statuses = batch_status(run_dir)
+    rows = [_row(file.parent, run_dir, statuses) for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))]
+    report = run_dir / "report" / PAGE
+    page = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
+    text = page.render(
+        run_dir=run_dir.resolve().name,
+        rows=sorted(rows, key=lambda row: (row["method"] != "dpo", row["name"])),
+        stages=len(statuses),
+        finished=sum(status.state == "finished" for status in statuses),
+        failed=[
+            {"name": status.name, "detail": status.detail, "link": _link(status.folder / "stage.log", run_dir)}
+            for status in statuses
+            if status.state == "failed"
+        ],
+        report=_link(report, run_dir) if report.exists() else None,
+    )
+    path = run_dir / INDEX
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
+    experiment = load_experiment(folder / EXPERIMENT_FILE)
+    train = experiment.training_arguments()
+    own = [status for status in statuses if status.name.split("/")[0] == folder.name]
+    betas = _betas(folder / "train")
+    evaluation = _json(folder / "evaluate" / EVALUATION) if (folder / "evaluate" / "manifest.json").exists() else {}
+    git = (read_manifest(folder / "train") or {}).get("git")
+    return {
+        "name": folder.name,
+        "title": experiment.title,
+        "method": experiment.method,
+        "epsilon": f"{train.get('epsilon', 0.01):g}" if experiment.method == "epsilon_dpo" else "–",
+        "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",
+        "beta_final": f"{betas[1]:.4g}" if betas else "–",
+        "win_rate": _with_interval(evaluation, "win_rate"),
+        "length_controlled": _with_interval(evaluation, "length_controlled_win_rate"),
+        "stages": [
+            {
+                "name": status.stage,
+                "state": status.state,
+                "link": _link(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
+            }
+            for status in own
+        ],
+        "time": as_time(sum(status.seconds or 0.0 for status in own)),
+        "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+    }
+
+
+def _betas(train_dir: Path) -> tuple[float, float] | None:
+    """β before the first and after the last recorded step."""
+    try:
+        lines = (train_dir / "steps.jsonl").read_text(encoding="utf-8").splitlines()
+        return json.loads(lines[0])["beta_before"], json.loads(lines[-1])["beta_after"]
+    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+        return None
+
+
+def _with_interval(evaluation: dict[str, Any], name: str) -> tuple[str, str]:
+    if name not in evaluation:
+        return "–", ""
+    return f"{evaluation[name]:.1f}", f"[{evaluation[f'{name}_low']:.1f}, {evaluation[f'{name}_high']:.1f}]"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _link(path: Path, run_dir: Path) -> str:
+    return os.path.relpath(path.resolve(), run_dir.resolve())

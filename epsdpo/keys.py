@@ -1,0 +1,152 @@
+"""What the result of a stage depends on, as one short key.
+
+Two runs of a stage with equal keys would compute the same thing: the key covers the settings that the stage uses, the
+code of its notebook and of the library below it, and the keys of its inputs. It does not cover comments, whitespace,
+docstrings, prose, paths, times, or where and in how many processes a run is computed. This module reads sources and
+makes keys; when a stage is due is decided in `epsdpo.plan`.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from epsdpo.experiment import Experiment
+
+PACKAGE = Path(__file__).resolve().parent
+KEY_LENGTH = 16  # hexadecimal digits
+
+# They start, place and watch a run, and have no part in what comes out of it. The package's own module imports lazily.
+_NEVER_DECISIVE = tuple(
+    f"epsdpo{module}" for module in ("", ".keys", ".launch", ".live", ".manifest", ".memory", ".stages", ".watch")
+)
+# A new figure must not cost a new training.
+_FIGURES = "epsdpo.plots"
+_FIGURES_ARE_NO_RESULT = ("prepare", "train")
+
+
+# What each stage uses of an experiment; the other sections can change without it.
+_SECTIONS = {
+    "prepare": ("data", "model"),
+    "train": ("method", "seed", "model", "train"),
+    "evaluate": ("title", "seed", "evaluate"),
+}
+
+
+def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
+    """The part of an experiment that decides what comes out of its `stage`."""
+    values = experiment.model_dump()
+    settings = {section: values[section] for section in _SECTIONS[stage]}
+    return settings | ({"max_length": experiment.max_length} if stage == "prepare" else {})
+
+
+def key_parts(stage: str, notebook: Path, settings: dict[str, Any], inputs: Mapping[str, str]) -> dict[str, dict]:
+    """Everything that the key of a stage covers, by name, so that two keys can be told apart in words.
+
+    Args:
+        notebook: of the stage.
+        settings: the part of the experiment that the stage uses, as nested keys and values.
+        inputs: keys of the stages whose results it reads, by role.
+    """
+    return {"settings": _flatten(settings), "code": code_digests(stage, notebook), "inputs": dict(inputs)}
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+    return _digest(json.dumps(parts, sort_keys=True, ensure_ascii=False))
+
+
+def differences(old: Mapping[str, dict], new: Mapping[str, dict]) -> list[str]:
+    """In words, what changed between the parts of two keys; empty if nothing did."""
+    reasons = []
+    for kind in new:
+        before, after = old.get(kind, {}), new[kind]
+        for name in {**before, **after}:
+            if before.get(name) == after.get(name) and (name in before) == (name in after):
+                continue
+            if kind == "settings":
+                reasons.append(f"{name} was {before.get(name, 'not set')!r}, is {after.get(name, 'not set')!r}")
+            elif kind == "code":
+                reasons.append(f"{name} changed" if name in before and name in after else f"{name} came or went")
+            else:
+                reasons.append(f"its input {name} changed")
+    return reasons
+
+
+def code_digests(stage: str, notebook: Path) -> dict[str, str]:
+    """Digests of the notebook's code and of each module of this package that it reaches by imports."""
+    code = _notebook_code(notebook)
+    digests = {notebook.name: _digest(_meaning(ast.parse(code)))}
+    pending = sorted(_imported_modules(ast.parse(code)))
+    while pending:
+        module = pending.pop()
+        file = _file_of(module)
+        if file is None or module in digests or module in _NEVER_DECISIVE:
+            continue
+        if stage in _FIGURES_ARE_NO_RESULT and f"{module}.".startswith(f"{_FIGURES}."):
+            continue
+        digest, imports = _module_digest(file)
+        digests[module] = digest
+        pending += imports
+    return dict(sorted(digests.items()))
+
+
+def _notebook_code(notebook: Path) -> str:
+    """The code cells but for the parameters, whose values are settings and paths."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return "\n".join(
+        cell.source for cell in cells if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+    )
+
+
+@functools.cache
+def _module_digest(file: Path) -> tuple[str, list[str]]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return _digest(_meaning(tree)), sorted(_imported_modules(tree))
+
+
+def _imported_modules(tree: ast.AST) -> Iterator[str]:
+    """Names under which this package's modules are imported, at any depth; some may name things inside a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "epsdpo")
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "epsdpo":
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _file_of(module: str) -> Path | None:
+    place = PACKAGE.joinpath(*module.split(".")[1:])
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
+def _meaning(tree: ast.Module) -> str:
+    """The code without comments, whitespace and docstrings."""
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+            and isinstance(body[0].value.value, str)
+        ):
+            node.body = body[1:]
+    return ast.dump(tree)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,30 @@
+# The batch that `epsdpo.runner` wrote down, as rules. It is generated there and meant for nobody to edit or call.
+# A stage is its manifest: nothing else is declared, so nothing else is ever taken for a result, or deleted.
+
+import json
+from pathlib import Path
+
+STAGES = json.loads(Path(config["batch"]).read_text(encoding="utf-8"))
+
+
+rule all:
+    input:
+        [stage["manifest"] for stage in STAGES],
+
+
+for stage in STAGES:
+
+    rule:
+        name: stage["name"].replace("/", "__")
+        input:
+            stage["needs"],
+        output:
+            stage["manifest"],
+        threads: stage["threads"]
+        resources:
+            gpu=stage["gpus"],
+            runtime=stage["minutes"],
+        params:
+            command=stage["command"],
+        shell:
+            "{params.command}"

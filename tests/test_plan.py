@@ -1,0 +1,203 @@
+"""What a batch consists of, and which of its stages are due: on plans and manifests alone, nothing is run."""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from epsdpo import keys
+from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.keys import differences, key_parts
+from epsdpo.manifest import write_manifest, write_stage_file
+from epsdpo.plan import check_names, data_folder, judge, plan_stages
+from epsdpo.stages import NOTEBOOKS, REPOSITORY, STAGES
+
+RUN = Path("runs/batch")
+
+
+def experiment(name, method="epsilon_dpo", pairs=64, evaluate=True, **values):
+    config = {"name": name, "method": method, "train": {"beta": 0.1}, "data": {"max_train_pairs": pairs}}
+    config |= {"evaluate": {}} if evaluate else {}
+    return check_experiment({**config, **values}, where="test")
+
+
+def four_experiments():
+    """Three on one data set, of which the baseline comes last by name, and one on another."""
+    return [
+        experiment("a_eps"),
+        experiment("b_eps", evaluate=False),
+        experiment("c_dpo", method="dpo"),
+        experiment("d_other", pairs=32),
+    ]
+
+
+def finish(stage, verdict):
+    """The manifest that a run of the stage would leave."""
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    write_manifest(
+        stage.folder,
+        stage=stage.stage,
+        parameters=stage.parameters,
+        facts={},
+        parts=verdict.parts,
+        inputs=[],
+        started=datetime.now(UTC),
+        repository=REPOSITORY,
+    )
+
+
+def finish_all(planned):
+    for name, stage in planned.items():
+        finish(stage, judge(planned)[name])
+
+
+def due(planned):
+    return [name for name, verdict in judge(planned).items() if verdict.due]
+
+
+def test_stages_come_after_what_they_need():
+    planned = plan_stages(four_experiments(), RUN)
+    shared, other = data_folder(experiment("x")), data_folder(experiment("x", pairs=32))
+    assert list(planned) == [
+        f"{shared}/prepare",
+        "c_dpo/train",
+        "c_dpo/trajectory",
+        "c_dpo/evaluate",
+        "a_eps/train",
+        "a_eps/trajectory",
+        "a_eps/evaluate",
+        "b_eps/train",
+        "b_eps/trajectory",
+        f"{other}/prepare",
+        "d_other/train",
+        "d_other/trajectory",
+        "d_other/evaluate",
+        "report/report",
+    ]
+    names = list(planned)
+    for stage in planned.values():
+        assert all(names.index(need) < names.index(stage.name) for need in stage.needs.values())
+    compared = {
+        stage.name: stage.parameters["compare_with"] for stage in planned.values() if stage.stage == "trajectory"
+    }
+    assert compared == {
+        "c_dpo/trajectory": "",
+        "a_eps/trajectory": "runs/batch/c_dpo/train",
+        "b_eps/trajectory": "runs/batch/c_dpo/train",
+        "d_other/trajectory": "",  # the baseline saw other pairs
+    }
+
+
+def test_a_launch_reaches_training_and_nothing_else():
+    launch = {"launch_config": "cpu.yaml", "num_processes": 3}
+    for stage in plan_stages(four_experiments(), RUN, launch).values():
+        given = {name: stage.parameters[name] for name in launch if name in stage.parameters}
+        assert given == (launch if stage.stage == "train" else {})
+
+
+def test_what_a_failure_takes_with_it():
+    planned = plan_stages(four_experiments(), RUN, failed={"c_dpo/train"})
+    assert not {"c_dpo/train", "c_dpo/trajectory", "c_dpo/evaluate"} & set(planned)
+    assert planned["a_eps/trajectory"].parameters["compare_with"] == ""
+    assert "report/report" in planned
+    prepare = f"{data_folder(experiment('x'))}/prepare"
+    assert not plan_stages(four_experiments()[:3], RUN, failed={prepare})
+
+
+def test_a_finished_batch_has_nothing_due(tmp_path):
+    planned = plan_stages(four_experiments(), tmp_path)
+    assert due(planned) == list(planned)
+    finish_all(planned)
+    assert due(planned) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "stages"),
+    [
+        ({"train": {"beta": 0.2}}, "train.beta was 0.1, is 0.2", ["train", "trajectory", "evaluate"]),
+        ({"seed": 7}, "seed was 42, is 7", ["train", "trajectory", "evaluate"]),
+        ({"title": "another"}, "title was 'a_eps', is 'another'", ["trajectory", "evaluate"]),
+        ({"evaluate": {"temperature": 0.5}}, "evaluate.temperature was 1.0, is 0.5", ["evaluate"]),
+    ],
+)
+def test_a_change_makes_due_what_it_decides_and_what_follows(tmp_path, change, reason, stages):
+    experiments = four_experiments()
+    finish_all(plan_stages(experiments, tmp_path))
+    planned = plan_stages([experiment("a_eps", **change), *experiments[1:]], tmp_path)
+    assert due(planned) == [*(f"a_eps/{stage}" for stage in stages), "report/report"]
+    verdict = judge(planned)[f"a_eps/{stages[0]}"]
+    assert reason in verdict.reason and verdict.outdated
+
+
+def test_interrupted_failed_and_deleted_stages_are_due_again(tmp_path):
+    planned = plan_stages([experiment("eps")], tmp_path)
+    finish_all(planned)
+    train, parts = planned["eps/train"], judge(planned)["eps/train"].parts
+    (train.folder / "manifest.json").unlink()
+    for status, reason in (("running", "was interrupted"), ("failed", "failed before")):
+        write_stage_file(train.folder, stage="train", parts=parts, started=datetime.now(UTC), status=status, error="")
+        verdicts = judge(planned)
+        assert (verdicts["eps/train"].reason, verdicts["eps/train"].outdated) == (reason, False)
+        assert verdicts["eps/evaluate"].reason == "eps/train is run again"
+    shutil.rmtree(train.folder)
+    assert judge(planned)["eps/train"].reason == "not run yet"
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch):
+    """A copy of the library and notebooks that a test may edit."""
+    shutil.copytree(REPOSITORY / "epsdpo", tmp_path / "epsdpo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
+    monkeypatch.setattr(keys, "PACKAGE", tmp_path / "epsdpo")
+    keys._module_digest.cache_clear()
+    yield tmp_path
+    keys._module_digest.cache_clear()
+
+
+def parts_of(stage, sources):
+    keys._module_digest.cache_clear()
+    return key_parts(stage, sources / "notebooks" / STAGES[stage], {}, {})
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "affected"),
+    [
+        ("epsdpo/kernels.py", "import torch\n", "# A comment.\nimport torch  # and another\n\n\n", set()),
+        ("epsdpo/kernels.py", "The mathematics of", "In other words, the mathematics of", set()),
+        ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report"}),
+        ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report"}),
+        ("epsdpo/stages.py", "TIMED_OUT = 124", "TIMED_OUT = 125", set()),
+        ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps( output )", set()),
+        ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps(output)[:]", {"train"}),
+        ("notebooks/02_train.ipynb", "One experiment, from", "One run, from", set()),
+    ],
+)
+def test_code_counts_where_it_is_reached_and_means_something_else(sources, file, old, new, affected):
+    before = {stage: parts_of(stage, sources) for stage in STAGES}
+    path = sources / file
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    after = {stage: parts_of(stage, sources) for stage in STAGES}
+    assert {stage for stage in STAGES if differences(before[stage], after[stage])} == affected
+
+
+def test_an_experiment_cannot_take_the_folder_of_the_report():
+    with pytest.raises(ConfigError, match="'report' is a folder of the run itself"):
+        check_names([experiment("report")])
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"seed": 7}, True),
+        ({"title": "another"}, True),
+        ({"train": {"beta": 0.5}}, True),
+        ({"train": {"beta": 0.1, "max_length": 128}}, False),
+        ({"data": {"max_train_pairs": 63}}, False),
+        ({"model": {"dtype": "bfloat16"}}, False),
+    ],
+)
+def test_experiments_share_prepared_data_only_if_it_would_come_out_the_same(change, same):
+    assert (data_folder(experiment("x")) == data_folder(experiment("x", **change))) == same

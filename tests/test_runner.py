@@ -1,0 +1,166 @@
+"""Batches: what runs, what is left alone, what survives being killed. Processes are real, notebooks tiny."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from tiny_kit import STEPS, TinyKit, kill
+
+
+@pytest.fixture
+def kit(tmp_path):
+    return TinyKit(tmp_path)
+
+
+def wait_until(condition, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def lines_of(err):
+    return [line for line in err.splitlines() if not line.lstrip().startswith(("warnings.warn", "/"))]
+
+
+def test_a_batch_is_run_once_and_again_only_where_something_changed(kit):
+    kit.write_config("a_dpo", method="dpo")
+    kit.write_config("b_eps", epsilon=0.01)
+    code, out, _ = kit.run("run", "configs", "--dry-run")
+    assert code == 0 and out.splitlines()[-1] == "6 of 6 stages would run"
+    assert not (kit.folder / "runs").exists()
+
+    code, out, err = kit.run("run", "configs", "--jobs", "2")
+    assert code == 0, err
+    first = kit.started()
+    assert (
+        sorted(stage.split("/")[-1] for stage in first) == ["report", *["train"] * 2, *["trajectory"] * 2]
+        or len(first) == 6
+    )
+    assert set(first.values()) == {1}
+    assert "[6/6] report/report: finished" in out
+
+    # The same again: nothing. Neither for comments, whitespace and docstrings in code and notebooks.
+    module = kit.folder / "epsdpo" / "kernels.py"
+    module.write_text(
+        '"""Another docstring."""\n# A comment.\n' + module.read_text(encoding="utf-8").split('"""', 2)[2]
+    )
+    code, out, err = kit.run("run", "configs")
+    assert code == 0, err
+    assert kit.started() == first
+
+    # Another ε: its training and what follows, and what stood there before is kept aside.
+    kit.write_config("b_eps", epsilon=0.02)
+    code, out, _ = kit.run("run", "configs", "--dry-run")
+    assert "would run  b_eps/train: train.epsilon was 0.01, is 0.02" in out
+    assert out.splitlines()[-1] == "3 of 6 stages would run"
+    code, _, err = kit.run("run", "configs")
+    assert code == 0, err
+    again = kit.started() - first
+    assert sorted(again) == ["b_eps/train", "b_eps/trajectory", "report"]
+    run_dir = kit.folder / "runs" / "configs"
+    (kept,) = (run_dir / "b_eps" / "superseded").glob("train-*")
+    assert json.loads((kept / "manifest.json").read_text())["key_parts"]["settings"]["train.epsilon"] == 0.01
+
+    manifest = kit.manifest("b_eps/train")
+    assert manifest["status"] == "ok" and manifest["exit_code"] == 0 and manifest["global_batch_size"] == 128
+    assert manifest["command"][1:3] == ["stage", "train"] and manifest["seeds"]["experiment"] == 42
+    page = (run_dir / "index.html").read_text(encoding="utf-8")
+    assert page.count('<span class="finished">finished</span>') == 4 and 'href="b_eps/trajectory/notebook.html"' in page
+
+
+def test_one_failure_stops_what_needs_it_and_nothing_else(kit):
+    kit.write_config("a_dpo", method="dpo", learning_rate=0.5)
+    kit.write_config("b_eps")
+    code, _, err = kit.run("run", "configs", "--jobs", "2")
+    assert code == 1
+    lines = lines_of(err)
+    assert lines[0] == "failed   a_dpo/train: RuntimeError: <b>learning_rate</b> is too high"
+    assert lines[1].endswith("a_dpo/train/stage.log")
+    assert lines[2] == "not run  a_dpo/trajectory, because a stage that it needs failed"
+    assert kit.manifest("b_eps/trajectory")["parameters"]["compare_with"] == ""  # the baseline cannot be had
+    assert kit.started()["report"] == 1
+    page = (kit.folder / "runs" / "configs" / "index.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt;learning_rate&lt;/b&gt; is too high" in page and "<b>learning_rate" not in page
+    code, out, _ = kit.run("status", "runs/configs")
+    assert code == 1 and "failed" in out
+
+    # Mended, the failed stage and what waited for it are run, and the comparison that had to do without.
+    kit.write_config("a_dpo", method="dpo")
+    before = kit.started()
+    code, _, err = kit.run("run", "configs")
+    assert code == 0, err
+    assert sorted(kit.started() - before) == ["a_dpo/train", "a_dpo/trajectory", "b_eps/trajectory", "report"]
+    assert kit.manifest("b_eps/trajectory")["parameters"]["compare_with"] == "runs/configs/a_dpo/train"
+
+
+def test_whatever_is_killed_the_same_command_finishes(kit):
+    """The runner itself, then a kernel: training goes on after its last recorded step, and nothing is left running."""
+    kit.write_config("eps", beta=1.5)  # seconds for each of its steps
+    record = kit.folder / "runs" / "configs" / "eps" / "train" / "steps.jsonl"
+
+    runner = kit.start("run", "configs")
+    wait_until(lambda: record.exists() and record.read_text().count("\n") >= 1)
+    kill(next(process for process in kit.processes() if process.pid == runner.pid))
+    runner.communicate()
+    wait_until(lambda: not kit.processes(), seconds=60)
+    steps = record.read_text().count("\n")
+    assert 1 <= steps < STEPS
+    code, out, _ = kit.run("status", "runs/configs")
+    assert code == 1 and "interrupted" in out
+
+    runner = kit.start("run", "configs")
+    wait_until(lambda: record.read_text().count("\n") > steps)
+    kill(next(process for process in kit.processes() if "ipykernel_launcher" in " ".join(process.cmdline())))
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 1 and "its kernel was killed from outside" in err
+
+    code, out, err = kit.run("run", "configs")
+    assert code == 0, err
+    rows = [json.loads(line)["step"] for line in record.read_text().splitlines()]
+    assert rows == list(range(1, STEPS + 1))
+    assert kit.started()["eps/train"] == 3
+    assert all(count == 1 for stage, count in kit.started().items() if stage != "eps/train")
+
+
+def test_a_second_runner_and_a_slow_stage_are_ended_clearly(kit):
+    kit.write_config("eps", beta=30.0)
+    runner = kit.start("run", "configs", "--time-limit", "0.004")  # hours
+    lock = kit.folder / "runs" / "configs" / ".epsdpo" / "lock.owner"
+    wait_until(lock.exists)
+    code, _, err = kit.run("run", "configs")
+    assert code == 2
+    assert f"is being worked on by another runner (process {runner.pid} on" in err
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 1 and "eps/train: it took longer than its time limit of 0.004 hours" in err
+    wait_until(lambda: not kit.processes(), seconds=60)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_refused(kit):
+    kit.write_config("eps")
+    (kit.folder / "runs").mkdir(mode=0o500)
+    code, _, err = kit.run("run", "configs")
+    assert code == 2 and "cannot be written to (Permission denied)" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--jobs", "0"], "--jobs is 0; give 1 or more"),
+        (["--gpus", "-1"], "--gpus is -1"),
+        (["--time-limit", "0"], "--time-limit is 0 hours"),
+        (["--profile", "no-such"], "--profile no-such: no such folder"),
+        (["--num-processes", "2"], "no launch config"),
+    ],
+)
+def test_resources_that_make_no_sense_are_refused(tmp_path, monkeypatch, capsys, arguments, message):
+    from epsdpo.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("eps.yaml").write_text("method: epsilon_dpo\ntrain: {beta: 0.1}\n", encoding="utf-8")
+    assert main(["run", "eps.yaml", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("runs").exists()
