@@ -9,7 +9,6 @@ makes keys; when a stage is due is decided in `epsdpo.plan`.
 from __future__ import annotations
 
 import ast
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -47,15 +46,15 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     return settings | ({"max_length": experiment.max_length} if stage == "prepare" else {})
 
 
-def key_parts(stage: str, notebook: Path, settings: dict[str, Any], inputs: Mapping[str, str]) -> dict[str, dict]:
+def key_parts(settings: dict[str, Any], code: dict[str, str], inputs: Mapping[str, str]) -> dict[str, dict]:
     """Everything that the key of a stage covers, by name, so that two keys can be told apart in words.
 
     Args:
-        notebook: of the stage.
         settings: the part of the experiment that the stage uses, as nested keys and values.
+        code: of the stage, see `code_digests`.
         inputs: keys of the stages whose results it reads, by role.
     """
-    return {"settings": _flatten(settings), "code": code_digests(stage, notebook), "inputs": dict(inputs)}
+    return {"settings": _flatten(settings), "code": code, "inputs": dict(inputs)}
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -105,7 +104,6 @@ def _notebook_code(notebook: Path) -> str:
     )
 
 
-@functools.cache
 def _module_digest(file: Path) -> tuple[str, list[str]]:
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return _digest(_meaning(tree)), sorted(_imported_modules(tree))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
-from epsdpo.keys import differences, key_of, key_parts, settings_of
+from epsdpo.keys import code_digests, differences, key_of, key_parts, settings_of
 from epsdpo.manifest import read_manifest, read_stage_file
 from epsdpo.stages import NOTEBOOKS, STAGES, finished_analyses, titles_in
 
@@ -145,6 +145,7 @@ def plan_stages(
 def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
     """For each stage whether it is due, and why."""
     verdicts: dict[str, Verdict] = {}
+    code = {stage: code_digests(stage, NOTEBOOKS / notebook) for stage, notebook in STAGES.items()}
     for name, stage in planned.items():
         settings = stage.settings
         inputs = {role: key_of(verdicts[need].parts) for role, need in stage.needs.items()}
@@ -153,7 +154,7 @@ def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
             run_dir = stage.folder.parent
             settings = {"titles": {**titles_in(run_dir), **settings["titles"]}}
             inputs = {**finished_analyses(run_dir), **inputs}
-        parts = key_parts(stage.stage, NOTEBOOKS / STAGES[stage.stage], settings, inputs)
+        parts = key_parts(settings, code[stage.stage], inputs)
         due_needs = [need for need in stage.needs.values() if verdicts[need].due]
         verdicts[name] = _judge_one(stage, parts, due_needs)
     return verdicts

@@ -180,10 +180,13 @@ def _around_the_front(stages: list[StageStatus], rows: int) -> list[StageStatus]
 
 
 def follow(process: subprocess.Popen, display: Display, on_change: Callable[[], None]) -> None:
-    """Show a batch until the process that runs it ends; `on_change` is called when stages begin or end."""
+    """Show a batch until the process that runs it ends; `on_change` is called now and then if stages began or ended."""
+    told, changed = time.monotonic(), True
     while process.poll() is None:
-        if display.refresh():
+        changed = display.refresh() or changed
+        if changed and time.monotonic() - told >= _SECONDS_BETWEEN_LINES:
             on_change()
+            told, changed = time.monotonic(), False
         try:
             process.wait(_SECONDS_BETWEEN_LOOKS)
         except subprocess.TimeoutExpired:

@@ -31,7 +31,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment
-from epsdpo.keys import key_parts, settings_of
+from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -168,7 +168,8 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
     parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
     inputs, experiment = _inputs(parameters), _experiment(parameters)
-    parts = key_parts(stage, notebook, *_settings_and_inputs(stage, parameters, experiment))
+    settings, inputs_by_role = _settings_and_inputs(stage, parameters, experiment)
+    parts = key_parts(settings, code_digests(stage, notebook), inputs_by_role)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     executed, page = output_dir / EXECUTED, output_dir / PAGE

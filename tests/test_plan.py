@@ -8,7 +8,7 @@ import pytest
 
 from epsdpo import keys
 from epsdpo.experiment import ConfigError, check_experiment
-from epsdpo.keys import differences, key_parts
+from epsdpo.keys import code_digests, differences, key_parts
 from epsdpo.manifest import write_manifest, write_stage_file
 from epsdpo.plan import check_names, data_folder, judge, plan_stages
 from epsdpo.stages import NOTEBOOKS, REPOSITORY, STAGES
@@ -150,14 +150,11 @@ def sources(tmp_path, monkeypatch):
     shutil.copytree(REPOSITORY / "epsdpo", tmp_path / "epsdpo", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
     monkeypatch.setattr(keys, "PACKAGE", tmp_path / "epsdpo")
-    keys._module_digest.cache_clear()
-    yield tmp_path
-    keys._module_digest.cache_clear()
+    return tmp_path
 
 
 def parts_of(stage, sources):
-    keys._module_digest.cache_clear()
-    return key_parts(stage, sources / "notebooks" / STAGES[stage], {}, {})
+    return key_parts({}, code_digests(stage, sources / "notebooks" / STAGES[stage]), {})
 
 
 @pytest.mark.parametrize(
