@@ -29,7 +29,7 @@ from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import BetaRecord
-from epsdpo.sharding import as_loaded, compute_in_float32, saved_whole, share_out_reference, sharding_of
+from epsdpo.sharding import as_loaded, compute_in_float32, saved_whole, sharding_of, share_out_reference
 
 logger = logging.getLogger(__name__)
 

@@ -96,3 +96,26 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Where the folders of `distributed_worker` lie side by side, and the models that its runs share."""
+    import distributed_worker as worker
+
+    folder = tmp_path_factory.mktemp("runs")
+    worker.write_models(folder / worker.MODELS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(runs):
+    """Every run of `distributed_worker` in this one process, and with one thread, as several processes have."""
+    import distributed_worker as worker
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    worker.main(runs / "alone", list(worker.RUNS))
+    torch.set_num_threads(threads)
+    return runs / "alone"

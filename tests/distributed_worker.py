@@ -2,9 +2,10 @@
 
     accelerate launch --config_file FILE tests/distributed_worker.py FOLDER NAME...
 
-It knows how each run is set up. Every run leaves in FOLDER/NAME its record, `model/` and its log as `log.json`. A name
-that ends in `-resumed` is that run stopped in its second epoch and continued by another trainer. Runs follow one
-another in one process because importing TRL takes longer than any of them.
+It knows how each run is set up. Every run leaves in FOLDER/NAME its record, `model/` and its log as `log.json`; some
+start from what `write_models` wrote to the folder `models` beside FOLDER. A name that ends in `-resumed` is that run
+stopped in its second epoch and continued by another trainer. Runs follow one another in one process because importing
+TRL takes longer than any of them.
 """
 
 import json
@@ -20,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTCon
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 from epsdpo.train import last_whole_checkpoint
 
-RESUMED = "-resumed"
+RESUMED, MODELS = "-resumed", "models"
 LAST_STEP = 7  # of a run that is stopped; its newest checkpoint is of step 6, the first of the second epoch
 
 # 35 pairs by 8 make five windows in an epoch. The last has 3 pairs, one less than two processes take at a time.
@@ -29,6 +30,8 @@ SETTINGS = {
     "beta": 0.1,
     "epsilon": 0.05,
     "learning_rate": 1e-3,
+    # Adam's default of 1e-8 makes whole steps of the rounding errors in a gradient near 0.
+    "adam_epsilon": 1e-5,
     "global_batch_size": 8,
     "per_device_train_batch_size": 2,
     "per_device_eval_batch_size": 2,
@@ -44,31 +47,25 @@ SETTINGS = {
 }
 
 
-def loaded(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    return {
-        "model": AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy", dtype=dtype),
-        "ref_model": AutoModelForCausalLM.from_pretrained(OFFICIAL / "ref", dtype=dtype),
-    }
-
-
-def random(config: Any) -> dict[str, Any]:
-    models = {}
-    for seed, role in enumerate(("model", "ref_model")):
-        torch.manual_seed(seed)
-        models[role] = AutoModelForCausalLM.from_config(config)
-    return models
-
-
-def tied() -> dict[str, Any]:
-    return random(AutoConfig.from_pretrained(OFFICIAL / "policy", tie_word_embeddings=True))
-
-
-def lone_head() -> dict[str, Any]:
-    """A model whose last norm accelerate does not find, so that under FSDP2 the head is a shard by itself."""
+def write_models(folder: Path) -> None:
+    """Policies and references that are not among the test data. All processes load them, as no two draw alike."""
     size = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_hidden_layers": 2}
-    return random(
-        OPTConfig(vocab_size=355, **size, num_attention_heads=2, dropout=0.0, tie_word_embeddings=False, pad_token_id=0)
-    )
+    configs = {
+        "tied": AutoConfig.from_pretrained(OFFICIAL / "policy", tie_word_embeddings=True),
+        # accelerate does not find the last norm of this one, so that under FSDP2 the head is a shard by itself.
+        "lone_head": OPTConfig(vocab_size=355, **size, num_attention_heads=2, dropout=0.0, tie_word_embeddings=False),
+    }
+    for name, config in configs.items():
+        for seed, role in enumerate(("policy", "ref")):
+            torch.manual_seed(seed)
+            AutoModelForCausalLM.from_config(config).save_pretrained(folder / name / role)
+
+
+def loaded(folder: Path, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return {
+        "model": AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=dtype),
+        "ref_model": AutoModelForCausalLM.from_pretrained(folder / "ref", dtype=dtype),
+    }
 
 
 def lora(**options: Any) -> LoraConfig:
@@ -76,23 +73,24 @@ def lora(**options: Any) -> LoraConfig:
 
 
 def fresh_adapter() -> dict[str, Any]:
-    return {"model": loaded()["model"], "peft_config": lora()}
+    return {"model": loaded(OFFICIAL)["model"], "peft_config": lora()}
 
 
 def existing_adapter() -> dict[str, Any]:
     """An adapter that is no identity; TRL keeps a frozen copy of it as the reference."""
     torch.manual_seed(0)
-    return {"model": get_peft_model(loaded()["model"], lora(init_lora_weights=False))}
+    return {"model": get_peft_model(loaded(OFFICIAL)["model"], lora(init_lora_weights=False))}
 
 
+# Name -> models, made from the folder of `write_models`, and what differs from SETTINGS.
 RUNS = {
-    "plain": (loaded, {"num_train_epochs": 2, "eval_strategy": "epoch"}),
-    "recomputed": (loaded, {"activation_checkpointing": True}),
-    "bfloat16": (lambda: loaded(torch.bfloat16), {"bf16": True}),
-    "tied": (tied, {}),
-    "lone_head": (lone_head, {}),
-    "fresh_adapter": (fresh_adapter, {"num_train_epochs": 2}),
-    "existing_adapter": (existing_adapter, {}),
+    "plain": (lambda folder: loaded(OFFICIAL), {"num_train_epochs": 2, "eval_strategy": "epoch"}),
+    "recomputed": (lambda folder: loaded(OFFICIAL), {"activation_checkpointing": True}),
+    "tied": (lambda folder: loaded(folder / "tied"), {}),
+    "lone_head": (lambda folder: loaded(folder / "lone_head"), {}),
+    "fresh_adapter": (lambda folder: fresh_adapter(), {"num_train_epochs": 2}),
+    "existing_adapter": (lambda folder: existing_adapter(), {}),
+    "bfloat16": (lambda folder: loaded(OFFICIAL, torch.bfloat16), {"bf16": True}),
 }
 
 
@@ -120,7 +118,7 @@ def make_trainer(folder: Path, name: str, *callbacks: TrainerCallback) -> Epsilo
     pairs = tokenised_pairs(tokenizer)
     check = BetasAgree()
     check.trainer = EpsilonDPOTrainer(
-        **models(),
+        **models(folder.parent / MODELS),
         args=EpsilonDPOConfig(output_dir=str(folder / name), **{**SETTINGS, **settings}),
         train_dataset=pairs.select(TRAIN_PAIRS),
         eval_dataset=pairs.select(EVAL_PAIRS),

@@ -1,4 +1,4 @@
-"""Runs a module, e.g. `epsdpo.train`, with FSDP2 or DeepSpeed on the CPU, which accelerate offers on GPUs only.
+"""Runs a module or file, e.g. `epsdpo.train`, with FSDP2 or DeepSpeed on the CPU, which accelerate offers on GPUs only.
 
     accelerate launch --config_file FILE tests/sharded_on_cpu.py epsdpo.train --config CONFIG
 
@@ -23,5 +23,5 @@ def gloo_for_gpus(self, *_, **__):
 if __name__ == "__main__":
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     PartialState._prepare_backend = gloo_for_gpus
-    module, sys.argv = sys.argv[1], sys.argv[1:]
-    runpy.run_module(module, run_name="__main__")
+    sys.argv = sys.argv[1:]
+    (runpy.run_path if sys.argv[0].endswith(".py") else runpy.run_module)(sys.argv[0], run_name="__main__")

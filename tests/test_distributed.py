@@ -6,22 +6,22 @@ The two processes are real ones, over gloo, started by `accelerate launch` with 
 import distributed_worker as worker
 import pytest
 import torch
-import yaml
 from launching import (
     ON_CPU,
     WORKER,
     assert_same_log,
     assert_same_run,
+    experiment,
     kill_after_checkpoint,
     launcher,
     on_cpu,
     run,
     start,
+    train_here,
     trained_weights,
 )
 from transformers import AutoModelForCausalLM
 
-from epsdpo import train
 from epsdpo.record import read_pairs, read_steps
 
 PAIRS = len(worker.TRAIN_PAIRS)
@@ -30,20 +30,9 @@ STOPPED = ["plain-resumed", "fresh_adapter-resumed"]
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """Every run of the worker in this one process."""
-    torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("alone")
-    worker.main(folder, list(worker.RUNS))
-    torch.set_num_threads(torch_threads)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def ddp(tmp_path_factory):
-    """The same in two processes; here one process begins what two continue."""
-    folder = tmp_path_factory.mktemp("ddp")
+def ddp(runs):
+    """The runs of the worker in two processes; of those that are stopped, one process made the beginning."""
+    folder = runs / "ddp"
     for name in STOPPED:
         worker.begin(folder, name)
     run(*launcher(CPU), WORKER, folder, *worker.RUNS, *STOPPED)
@@ -51,10 +40,9 @@ def ddp(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def fsdp2(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("fsdp2")
-    names = [*worker.RUNS, *STOPPED]
-    run(*launcher(on_cpu("fsdp2.yaml", folder)), ON_CPU, "distributed_worker", folder, *names)
+def fsdp2(runs):
+    folder = runs / "fsdp2"
+    run(*launcher(on_cpu("fsdp2.yaml", runs)), ON_CPU, WORKER, folder, *worker.RUNS, *STOPPED)
     return folder
 
 
@@ -102,36 +90,17 @@ def test_trained_models_are_whole_and_in_the_dtype_they_were_loaded_in(together)
 
 
 @pytest.fixture
-def config(tmp_path, official):
-    for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
-        (tmp_path / "start").mkdir(exist_ok=True)
-        (tmp_path / "start" / source.name).write_bytes(source.read_bytes())
-    values = {
-        "method": "epsilon_dpo",
-        "data": {"source": str(official / "pairs.jsonl"), "max_train_pairs": PAIRS},
-        "model": {"name_or_path": str(tmp_path / "start")},
-        "train": {**worker.SETTINGS, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3},
-    }
-    del values["train"]["disable_tqdm"]
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
-    return path
-
-
-def train_here(config, output):
-    assert train.main(["--config", str(config), "--output", str(output)]) == 0
+def config(tmp_path):
+    return experiment(tmp_path)
 
 
 def test_a_killed_run_of_two_processes_continues_on_one(config, tmp_path):
-    command = ["-m", "epsdpo.train", "--config", config, "--output"]
-    train_here(config, tmp_path / "alone")
-    run(*launcher(CPU), *command, tmp_path / "together")
-    assert_same_run(tmp_path / "alone" / "train", tmp_path / "together" / "train", PAIRS)
-
     killed = tmp_path / "killed"
-    kill_after_checkpoint(start(*launcher(CPU), *command, killed), killed / "train" / "checkpoint-6")
+    process = start(*launcher(CPU), "-m", "epsdpo.train", "--config", config, "--output", killed)
+    kill_after_checkpoint(process, killed / "train" / "checkpoint-6")
     assert not (killed / "train" / "model").exists()
     train_here(config, killed)
+    train_here(config, tmp_path / "alone")
     assert_same_run(tmp_path / "alone" / "train", killed / "train", PAIRS)
 
 
