@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 
-def compute_in_float32(accelerator: Accelerator) -> None:
+def keep_results_in_float32(accelerator: Accelerator) -> None:
     """Let FSDP2 hand over results as they are and sum gradients in float32, whatever the mixed precision.
 
     Raises:

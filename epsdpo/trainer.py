@@ -29,7 +29,7 @@ from epsdpo.heads import expose_hidden_states, head_of, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import BetaRecord
-from epsdpo.sharding import as_loaded, compute_in_float32, saved_whole, sharding_of, share_out_reference
+from epsdpo.sharding import as_loaded, keep_results_in_float32, saved_whole, sharding_of, share_out_reference
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class EpsilonDPOTrainer(DPOTrainer):
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
-        compute_in_float32(self.accelerator)
+        keep_results_in_float32(self.accelerator)
 
     @property
     def ref_model(self):
