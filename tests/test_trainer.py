@@ -270,6 +270,9 @@ def test_nonfinite_loss_stops_with_step_beta_and_pairs(make_trainer):
         ({"ld_alpha": 0.5}, r"ld_alpha=0\.5"),
         ({"use_weighting": True}, "use_weighting=True"),
         ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last=True"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy='group_by_length'"),
     ],
 )
 def test_nonsense_is_refused_by_value_with_a_remedy(tmp_path, settings, message):
