@@ -4,6 +4,7 @@ It knows how accelerate and TRL share out policy and reference between processes
 trainer's business, the way to a head `epsdpo.heads`'s.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,10 @@ from accelerate.utils import DistributedType
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 
 def keep_results_in_float32(accelerator: Accelerator) -> None:
@@ -49,6 +54,26 @@ def share_out_reference(reference: PreTrainedModel, accelerator: Accelerator) ->
         return reference
     # Frozen, because accelerate keeps float32 masters of weights that are trained.
     return fsdp2_prepare_model(accelerator, reference.requires_grad_(False)).eval()
+
+
+def warn_of_lost_updates(model: PreTrainedModel, accelerator: Accelerator, learning_rate: float) -> None:
+    """Say so where half-precision weights are trained without float32 masters, as one process and DDP train them.
+
+    A weight in bfloat16 moves by 0.4 % of itself or not at all, and a step of AdamW is about the learning rate. In a
+    tiny model at 7e-7, 10 steps changed 0.2 % of the weights, and 83 % with masters, which FSDP2 and DeepSpeed keep.
+    """
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        return
+    halves = [weight for weight in model.parameters() if weight.requires_grad and weight.dtype in HALF_PRECISION]
+    if halves:
+        logger.warning(
+            "the model is trained in %s without float32 masters of its weights: at learning_rate=%g most updates are "
+            "too small to change a weight. Load it in float32 (model.dtype: float32, with bf16: true), or start it by "
+            "`accelerate launch --config_file configs/accelerate/fsdp2.yaml`, which keeps masters; on one GPU add "
+            "--num_processes 1",
+            str(halves[0].dtype).removeprefix("torch."),
+            learning_rate,
+        )
 
 
 def sharding_of(accelerator: Accelerator) -> str:

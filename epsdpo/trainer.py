@@ -29,7 +29,14 @@ from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary,
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import BetaRecord
-from epsdpo.sharding import as_loaded, keep_results_in_float32, saved_whole, sharding_of, share_out_reference
+from epsdpo.sharding import (
+    as_loaded,
+    keep_results_in_float32,
+    saved_whole,
+    sharding_of,
+    share_out_reference,
+    warn_of_lost_updates,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +107,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         self.data_collator = _KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
         self.add_callback(_Bookkeeping(self))
+        warn_of_lost_updates(self.model, self.accelerator, self.args.learning_rate)
         self._loaded_dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         self._pair_ids = _pair_ids(self.train_dataset)
         self._pairs_seen = 0
@@ -365,8 +373,8 @@ class EpsilonDPOTrainer(DPOTrainer):
         """Refuse a checkpoint in shards that are not this run's, before its loading fails in the depths of torch."""
         state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
         saved = state.get("stateful_callbacks", {}).get(CHECKPOINT_KEY)
-        written, wanted = saved and saved["attributes"]["sharding"], sharding_of(self.accelerator)
-        if saved and written != wanted:
+        written, wanted = saved and saved["attributes"].get("sharding"), sharding_of(self.accelerator)
+        if written not in (None, wanted):
             raise ValueError(
                 f"{checkpoint} was written by a run with {written}, and cannot be read with {wanted}. Continue with "
                 f"the first, by the file and --num_processes given to `accelerate launch`, or delete {checkpoint}"

@@ -280,6 +280,12 @@ def test_nonsense_is_refused_by_value_with_a_remedy(tmp_path, settings, message)
         EpsilonDPOConfig(output_dir=str(tmp_path), bf16=False, **settings)
 
 
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_weights_without_masters_are_warned_of(make_trainer, caplog, dtype, lost):
+    make_trainer(max_steps=1, dtype=dtype)
+    assert ("trained in bfloat16 without float32 masters" in caplog.text) == lost
+
+
 def test_trl_config_is_refused(official, official_pairs, tmp_path):
     with pytest.raises(TypeError, match=r"args is a trl.DPOConfig; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig"):
         EpsilonDPOTrainer(
