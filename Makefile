@@ -4,12 +4,13 @@ PYTHON ?= python3.11
 TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 NOTEBOOKS := notebooks/*.ipynb
 READY := .venv/ready
+DEEPSPEED := .cache/deepspeed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint lock clean
+.PHONY: help demo test test-deepspeed lab lint lock clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-6s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-14s %s\n' "$$target" "$$text"; done
 
 # The Hub is switched off to make sure of what the README says: demo and tests need no network.
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
@@ -17,6 +18,17 @@ demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cor
 
 test: $(READY)  ## run the tests
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5
+
+test-deepspeed: $(READY) $(DEEPSPEED)/ready  ## run the tests under DeepSpeed, which is fetched for them
+	PYTHONPATH=$(abspath $(DEEPSPEED)) HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests/with_deepspeed
+
+# In a folder of its own, so that all other tests show that nothing needs it. Its kernels are for GPUs and not built.
+$(DEEPSPEED)/ready: $(READY) requirements-deepspeed.lock
+	@echo 'Setting up DeepSpeed in $(DEEPSPEED): about 20 MB.'
+	@rm -rf $(DEEPSPEED)
+	@DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(DEEPSPEED) \
+		--requirement requirements-deepspeed.lock
+	@touch $@
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
 lab: $(READY)  ## open the notebooks in JupyterLab

@@ -30,6 +30,7 @@ import torch
 from contenders import CONTENDERS, OURS, PEER, SETTINGS, build_models, one_pair
 from datasets import Dataset
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from epsdpo.plots.style import new_figure, save
 
@@ -192,7 +193,8 @@ def draw(table: pd.DataFrame, machine: str) -> Figure:
                 axes.annotate(f"{times:.2f}×", (end, place), (5, 0), textcoords="offset points", va="center")
             axes.set_xlim(right=1.2 * ends.max())
             axes.set_xlabel(unit)
-            axes.set_title(f"{length:,} tokens per response")
+            axes.set_title(f"{length:,} tokens per sequence")
+            axes.xaxis.set_major_locator(MaxNLocator(5))
             if column:
                 axes.set_yticklabels([])
     figure.suptitle(f"One step of one pair, relative to TRL's DPO · {machine}")

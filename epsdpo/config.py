@@ -157,6 +157,20 @@ class EpsilonDPOConfig(DPOConfig):
                 self.parallelism_config is not None,
                 "sequences and heads are taken whole by each process. Remove it and shard with FSDP2 or ZeRO-3",
             ),
+            "dataloader_drop_last": (
+                self.dataloader_drop_last,
+                "how many pairs it leaves out depends on the number of processes. Set it to False; a last step of "
+                "fewer pairs is weighed by how many they are",
+            ),
+            "auto_find_batch_size": (
+                self.auto_find_batch_size,
+                "it shrinks the global batch, and with it changes the run. Set it to False and choose a smaller "
+                "per_device_train_batch_size, which does not",
+            ),
+            "train_sampling_strategy": (
+                self.train_sampling_strategy not in ("random", "sequential"),
+                "it orders pairs by the number of processes. Set it to 'random' or 'sequential'",
+            ),
             "padding_free": (
                 self.padding_free,
                 "TRL has it switched off for DPO at present. Set it to False",

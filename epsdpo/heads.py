@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
@@ -85,7 +85,10 @@ def require_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel 
 
 
 def _unsharded(parameter: torch.Tensor) -> torch.Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+    if not isinstance(parameter, DTensor):
+        return parameter
+    # Each process has the gradient of its own pairs; FSDP2 averages such gradients over processes, and so must this.
+    return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
 def _logit_scale(config: Any) -> float:

@@ -5,16 +5,21 @@ the way into a model in `epsdpo.heads`, metrics in `epsdpo.metrics`, the files o
 """
 
 import contextlib
+import json
 import logging
 import textwrap
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
@@ -24,6 +29,14 @@ from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary,
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.record import BetaRecord
+from epsdpo.sharding import (
+    as_loaded,
+    keep_results_in_float32,
+    saved_whole,
+    sharding_of,
+    share_out_reference,
+    warn_of_lost_updates,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +107,8 @@ class EpsilonDPOTrainer(DPOTrainer):
         self.data_collator = _KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
         self.add_callback(_Bookkeeping(self))
+        warn_of_lost_updates(self.model, self.accelerator, self.args.learning_rate)
+        self._loaded_dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
         self._pair_ids = _pair_ids(self.train_dataset)
         self._pairs_seen = 0
         self._window: list[pd.DataFrame] = []  # the micro-batches of the optimiser step under way
@@ -101,6 +116,20 @@ class EpsilonDPOTrainer(DPOTrainer):
         self._evaluated: list[pd.DataFrame] = []  # the batches of the evaluation under way
         self._step_pairs = pd.DataFrame()  # the pairs of the last finished optimiser step
         self._step_betas = (self.beta, self.beta)  # β before and after it
+
+    def create_accelerator_and_postprocess(self):
+        super().create_accelerator_and_postprocess()
+        keep_results_in_float32(self.accelerator)
+
+    @property
+    def ref_model(self):
+        """The reference, or None where it is the policy with its adapter off or exchanged."""
+        return self._ref_model
+
+    @ref_model.setter
+    def ref_model(self, model):
+        # A property because TRL assigns the reference and shards it in one go; what is sharded already it leaves alone.
+        self._ref_model = None if model is None else share_out_reference(model, self.accelerator)
 
     def _require_one_order_of_pairs(self) -> None:
         """Refuse what would deal pairs to processes in a way that depends on their number, or tears pairs apart."""
@@ -111,7 +140,8 @@ class EpsilonDPOTrainer(DPOTrainer):
             )
         if self.accelerator.num_processes == 1:
             return
-        if not isinstance(self.train_dataset, Dataset):
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        if any(isinstance(dataset, IterableDataset) for dataset in (self.train_dataset, *evaluated)):
             raise ValueError(
                 "streamed data cannot be dealt to several processes pair by pair. Load the data set whole "
                 "(without streaming=True), or use one process"
@@ -164,13 +194,16 @@ class EpsilonDPOTrainer(DPOTrainer):
         """Give the index `REPEATED` to pairs with which accelerate filled up the last batch of an epoch.
 
         Every process gets equally many pairs at a time, the last time by starting over; those pairs have been, or will
-        be, counted where they belong. Of the last batches taken together the first `remainder` pairs are no repeats.
+        be, counted where they belong. Of the last batches taken together the first `left_over` pairs are no repeats.
         """
-        state = self.accelerator.gradient_state
-        if state.end_of_dataloader and state.remainder > 0:
+        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
+        if processes > 1 and state.end_of_dataloader:
             pairs = len(batch["pair_index"])
+            # Not accelerate's `remainder`, which is that of one process in an epoch that is resumed in its middle.
+            left_over = len(state.active_dataloader.dataset) % (processes * pairs)
             place = self.accelerator.process_index * pairs + torch.arange(pairs, device=batch["pair_index"].device)
-            batch["pair_index"] = batch["pair_index"].masked_fill(place >= state.remainder, REPEATED)
+            if left_over:
+                batch["pair_index"] = batch["pair_index"].masked_fill(place >= left_over, REPEATED)
         return batch
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -329,15 +362,52 @@ class EpsilonDPOTrainer(DPOTrainer):
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
+    def train(self, resume_from_checkpoint=None, *positional, **named):
+        newest = resume_from_checkpoint is True
+        checkpoint = get_last_checkpoint(self.args.output_dir) if newest else resume_from_checkpoint
+        if checkpoint:
+            self._require_readable(Path(checkpoint))
+        return super().train(resume_from_checkpoint, *positional, **named)
+
+    def _require_readable(self, checkpoint: Path) -> None:
+        """Refuse a checkpoint in shards that are not this run's, before its loading fails in the depths of torch."""
+        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        saved = state.get("stateful_callbacks", {}).get(CHECKPOINT_KEY)
+        written, wanted = saved and saved["attributes"].get("sharding"), sharding_of(self.accelerator)
+        if written not in (None, wanted):
+            raise ValueError(
+                f"{checkpoint} was written by a run with {written}, and cannot be read with {wanted}. Continue with "
+                f"the first, by the file and --num_processes given to `accelerate launch`, or delete {checkpoint}"
+            )
+
     def _beta_settings(self) -> dict[str, Any]:
         keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
         return {key: getattr(self.args, key) for key in keys}
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if _internal_call:  # the model file of a checkpoint, which only some kinds of checkpoint have
+            super().save_model(output_dir, _internal_call)
+            return
+        with saved_whole(self.accelerator):
+            super().save_model(output_dir)
+
+    def _save(self, output_dir=None, state_dict=None):
+        gathered = state_dict is not None
+        super()._save(output_dir, as_loaded(state_dict, self.model, self._loaded_dtypes) if gathered else None)
+        if gathered and self.args.should_save and not is_peft_model(self.model):
+            self.model.config.dtype = next(iter(self._loaded_dtypes.values()))  # it was set to that of the masters
+            self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial):
         # Inside trainer_state.json, which transformers writes last: β is there exactly when the checkpoint is whole.
         self.state.stateful_callbacks[CHECKPOINT_KEY] = {
             "args": {},
-            "attributes": {"beta": self.beta, "pairs_seen": self._pairs_seen, "settings": self._beta_settings()},
+            "attributes": {
+                "beta": self.beta,
+                "pairs_seen": self._pairs_seen,
+                "settings": self._beta_settings(),
+                "sharding": sharding_of(self.accelerator),
+            },
         }
         super()._save_checkpoint(model, trial)
 

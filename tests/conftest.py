@@ -25,13 +25,12 @@ def official_tokenizer():
     return AutoTokenizer.from_pretrained(OFFICIAL / "tok")
 
 
-@pytest.fixture(scope="session")
-def official_pairs(official_tokenizer):
+def tokenised_pairs(tokenizer):
     """The 96 pairs, tokenised as trl 0.13 did: prompt and completion apart, no BOS, EOS after each completion."""
     from datasets import Dataset
 
     def ids(text):
-        return official_tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
 
     rows = [json.loads(line) for line in (OFFICIAL / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
     return Dataset.from_list(
@@ -39,12 +38,17 @@ def official_pairs(official_tokenizer):
             {
                 "pair_id": f"pair-{number}",
                 "prompt_ids": ids(row["prompt"]),
-                "chosen_ids": [*ids(row["chosen"]), official_tokenizer.eos_token_id],
-                "rejected_ids": [*ids(row["rejected"]), official_tokenizer.eos_token_id],
+                "chosen_ids": [*ids(row["chosen"]), tokenizer.eos_token_id],
+                "rejected_ids": [*ids(row["rejected"]), tokenizer.eos_token_id],
             }
             for number, row in enumerate(rows)
         ]
     )
+
+
+@pytest.fixture(scope="session")
+def official_pairs(official_tokenizer):
+    return tokenised_pairs(official_tokenizer)
 
 
 @pytest.fixture
@@ -92,3 +96,26 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """Where the folders of `distributed_worker` lie side by side, and the models that its runs share."""
+    import distributed_worker as worker
+
+    folder = tmp_path_factory.mktemp("runs")
+    worker.write_models(folder / worker.MODELS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def alone(runs):
+    """Every run of `distributed_worker` in this one process, and with one thread, as several processes have."""
+    import distributed_worker as worker
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    worker.main(runs / "alone", list(worker.RUNS))
+    torch.set_num_threads(threads)
+    return runs / "alone"

@@ -270,11 +270,20 @@ def test_nonfinite_loss_stops_with_step_beta_and_pairs(make_trainer):
         ({"ld_alpha": 0.5}, r"ld_alpha=0\.5"),
         ({"use_weighting": True}, "use_weighting=True"),
         ({"use_liger_kernel": True}, "use_liger_kernel=True"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last=True"),
+        ({"auto_find_batch_size": True}, "auto_find_batch_size=True"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy='group_by_length'"),
     ],
 )
 def test_nonsense_is_refused_by_value_with_a_remedy(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         EpsilonDPOConfig(output_dir=str(tmp_path), bf16=False, **settings)
+
+
+@pytest.mark.parametrize(("dtype", "lost"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_weights_without_masters_are_warned_of(make_trainer, caplog, dtype, lost):
+    make_trainer(max_steps=1, dtype=dtype)
+    assert ("trained in bfloat16 without float32 masters" in caplog.text) == lost
 
 
 def test_trl_config_is_refused(official, official_pairs, tmp_path):

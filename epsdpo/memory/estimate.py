@@ -126,8 +126,9 @@ def _buffers(sharding: Sharding, gradients: int, gradient_bytes: int) -> int:
 
 
 def _gathered_reference(setting: Setting, reference: int) -> int:
+    """Weights of other processes that the reference's pass needs whole."""
     if setting.sharding.kind == "FSDP":
-        return reference  # TRL shards it as one unit, so its forward pass gathers it whole
+        return min(reference, _gathered_by_fsdp(setting))
     return min(reference, _ZERO3_LIVE * setting.compute_bytes) if setting.sharding.kind == "ZeRO-3" else 0
 
 
@@ -135,14 +136,19 @@ def _gathered_policy(setting: Setting) -> int:
     """Weights of other processes that the policy's pass needs whole, and both heads, which it needs for longer."""
     model, sharding, compute = setting.model, setting.sharding, setting.compute_bytes
     if sharding.kind == "FSDP":
-        # The layer at work and the one fetched ahead of it.
-        layers = 2 * model.layer if sharding.reshards else model.parameters - model.outside_layers
-        return (model.outside_layers + layers) * compute + model.vocabulary * model.hidden * setting.weight_bytes
+        return _gathered_by_fsdp(setting) + model.vocabulary * model.hidden * setting.weight_bytes
     if sharding.kind == "ZeRO-3":
         return min(model.parameters, _ZERO3_LIVE) * compute + 2 * model.vocabulary * model.hidden * compute
     if setting.mixed_precision and setting.weight_bytes == FLOAT32 and not sharding.deepspeed:
         return (model.parameters - model.outside_layers) * compute  # autocast keeps the copies it makes
     return 0
+
+
+def _gathered_by_fsdp(setting: Setting) -> int:
+    """What lies outside the layers, and the layer at work with the one fetched ahead of it, or all of them."""
+    model = setting.model
+    layers = 2 * model.layer if setting.sharding.reshards else model.parameters - model.outside_layers
+    return (model.outside_layers + layers) * setting.compute_bytes
 
 
 def _activations(setting: Setting) -> int:

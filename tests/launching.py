@@ -1,0 +1,142 @@
+"""How tests start runs in several processes, and what it means that two runs are the same."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import OFFICIAL
+from distributed_worker import SETTINGS, TRAIN_PAIRS
+from safetensors.torch import load_file
+
+from epsdpo import train
+from epsdpo.record import read_pairs, read_steps
+
+REPOSITORY = Path(__file__).parents[1]
+WORKER = "tests/distributed_worker.py"
+ON_CPU = "tests/sharded_on_cpu.py"
+
+
+def launcher(config: str | Path, *options: str) -> list[str]:
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *options]
+
+
+def on_cpu(name: str, folder: Path, **changes) -> Path:
+    """A file of configs/accelerate as it is committed, but for two processes on the CPU and other `changes`."""
+    values = yaml.safe_load((REPOSITORY / "configs" / "accelerate" / name).read_text(encoding="utf-8"))
+    path = folder / name
+    path.write_text(yaml.safe_dump({**values, "num_processes": 2, **changes}), encoding="utf-8")
+    return path
+
+
+def experiment(folder: Path) -> Path:
+    """The config of a run for `epsdpo.train` on the worker's data and settings, with checkpoints at steps 3, 6, 9."""
+    model = folder / "start"
+    model.mkdir()
+    for source in (*(OFFICIAL / "policy").iterdir(), *(OFFICIAL / "tok").iterdir()):
+        (model / source.name).write_bytes(source.read_bytes())
+    settings = {key: value for key, value in SETTINGS.items() if key != "disable_tqdm"}
+    values = {
+        "method": "epsilon_dpo",
+        "data": {"source": str(OFFICIAL / "pairs.jsonl"), "max_train_pairs": len(TRAIN_PAIRS)},
+        "model": {"name_or_path": str(model)},
+        "train": {**settings, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3},
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def start(*command: str | Path, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        # One thread each, as the one process has, so that sums are taken in the same order.
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def train_here(config: Path, output: Path) -> None:
+    """`python -m epsdpo.train` in this one process."""
+    assert train.main(["--config", str(config), "--output", str(output)]) == 0
+
+
+def run(*command: str | Path, **environment: str) -> str:
+    """What the command printed; it must succeed."""
+    process = start(*command, **environment)
+    try:
+        log, _ = process.communicate(timeout=280)
+    finally:
+        kill(process)
+    assert process.returncode == 0, log[-6000:]
+    return log
+
+
+def kill(process: subprocess.Popen) -> None:
+    """SIGKILL for the launcher and all processes that it started, if they still run."""
+    if process.poll() is None:
+        # The processes that train have a session of their own, so a signal to the launcher's group misses them.
+        for training in psutil.Process(process.pid).children(recursive=True):
+            training.kill()
+        process.kill()
+        process.communicate()
+
+
+def kill_after_checkpoint(process: subprocess.Popen, checkpoint: Path) -> None:
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not (checkpoint / "trainer_state.json").exists():
+        time.sleep(0.01)
+    assert process.poll() is None, f"the run ended before it could be killed:\n{process.communicate()[0][-6000:]}"
+    kill(process)
+
+
+def assert_same_run(one: Path, other: Path, per_epoch: int, atol: float = 1e-5) -> None:
+    """Same pairs, decisions, β and losses at every step, each pair once in an epoch, and the same trained weights.
+
+    Args:
+        per_epoch: pairs in one epoch.
+        atol: how far losses (nats) and weights may be apart, as the order of their sums is another.
+    """
+    steps, other_steps = read_steps(one), read_steps(other)
+    assert other_steps["step"].tolist() == list(range(1, len(steps) + 1))
+    for column in ("beta_before", "beta_after", "relaxed", "tied", "tightened", "pairs_seen"):
+        assert other_steps[column].tolist() == steps[column].tolist(), column
+    np.testing.assert_allclose(other_steps["loss"], steps["loss"], rtol=0.0, atol=atol)
+
+    order = ["step", "pair_id"]
+    pairs, other_pairs = (read_pairs(run).sort_values(order, ignore_index=True) for run in (one, other))
+    assert other_pairs[[*order, "decision"]].equals(pairs[[*order, "decision"]])
+    epochs = other_pairs.groupby(np.ceil(other_pairs["epoch"] - 1e-9))["pair_id"]
+    assert epochs.size().tolist() == epochs.nunique().tolist() == [per_epoch] * len(epochs)
+
+    weights, other_weights = (trained_weights(run) for run in (one, other))
+    assert set(other_weights) == set(weights)
+    for name, value in weights.items():
+        apart = (other_weights[name] - value).abs().max()
+        assert apart <= atol, f"{name} is {apart:.1e} apart"
+
+
+def assert_same_log(one: Path, other: Path) -> None:
+    """All that was logged in training and evaluation, but for times."""
+    logs, other_logs = (json.loads((run / "log.json").read_text(encoding="utf-8")) for run in (one, other))
+    assert len(other_logs) == len(logs)
+    for log, other_log in zip(logs, other_logs, strict=True):
+        timed = {key for key in log if key.endswith(("_runtime", "_per_second")) or key in ("total_flos", "epoch")}
+        assert {key: other_log[key] for key in log.keys() - timed} == pytest.approx(
+            {key: log[key] for key in log.keys() - timed}, rel=1e-3, abs=1e-5
+        )
+
+
+def trained_weights(run: Path) -> dict[str, torch.Tensor]:
+    (file,) = (run / "model").glob("*.safetensors")
+    return load_file(file)
