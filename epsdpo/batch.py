@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, claim_fo
 from epsdpo.launch import launcher_command
 from epsdpo.manifest import MANIFEST
 from epsdpo.models import pin_revision
-from epsdpo.stages import PAGE, StageError, resolve_path, run_stage
+from epsdpo.paths import resolve_path
+from epsdpo.stages import PAGE, StageError, run_stage
 
 logger = logging.getLogger(__name__)
 
@@ -25,26 +27,34 @@ REPORT = "report"
 
 
 def run_batch(
-    config_path: str | Path, output_dir: str | Path | None = None, launch_config: str = "", num_processes: int = 0
+    config_paths: str | Path | Sequence[str | Path],
+    output_dir: str | Path | None = None,
+    launch_config: str = "",
+    num_processes: int = 0,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Run every experiment of a config file or folder, then the report that joins them; return the report's HTML.
+    """Run every experiment of config files and folders, then the report that joins them; return the report's HTML.
 
     Args:
-        config_path: a YAML file, or a folder of them.
-        output_dir: the run folder; default `runs/<name of the file or folder>`, from the working directory.
+        config_paths: YAML files, or folders of them.
+        output_dir: the run folder; default `runs/<names of the files and folders, joined by +>`, from the working
+            directory.
         launch_config: an accelerate config file, to train in processes of their own; "" trains in the notebook's.
         num_processes: how many of them; 0 for as many as `launch_config` says.
+        overrides: dotted keys with the values that they take in every experiment.
 
     Raises:
         ConfigError: before any work, if a config is wrong or cannot be launched so, or the run folder holds results of
             a different config.
         StageError: after everything that could be run has been run, with a table of the stages that failed.
     """
-    config_path = resolve_path(config_path)
-    name = config_path.resolve().name.removesuffix(".yaml")
+    config_paths = [config_paths] if isinstance(config_paths, (str, Path)) else config_paths
+    config_paths = [resolve_path(path) for path in config_paths]
+    name = "+".join(path.resolve().name.removesuffix(".yaml") for path in config_paths)
     run_dir = Path(output_dir) if output_dir else Path("runs") / name
+    experiments = load_experiments(config_paths, overrides)
     # The baselines first, so that the others can be shown beside them.
-    experiments = sorted(load_experiments(config_path), key=lambda experiment: experiment.method != "dpo")
+    experiments.sort(key=lambda experiment: experiment.method != "dpo")
     _check_names(experiments)
     for experiment in experiments:
         launcher_command(launch_config, num_processes, experiment)

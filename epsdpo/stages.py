@@ -28,8 +28,8 @@ from traitlets import default
 
 from epsdpo.experiment import ConfigError, load_experiment
 from epsdpo.manifest import MANIFEST, write_manifest
+from epsdpo.paths import REPOSITORY, resolve_path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 
 # Stage -> notebook, in the order of a run.
@@ -70,19 +70,6 @@ class Parameter:
 
     kind: type
     required: bool
-
-
-def resolve_path(path: str | Path) -> Path:
-    """`path` as given if it exists from the working directory, else relative to the repository root.
-
-    Raises:
-        ConfigError: if it exists in neither place.
-    """
-    places = list(dict.fromkeys([Path.cwd(), REPOSITORY]))
-    for place in places:
-        if (place / path).exists():
-            return Path(path) if place == Path.cwd() else place / path
-    raise ConfigError(f"{path}: no such file or folder in {' or in '.join(map(str, places))}")
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:

@@ -381,6 +381,19 @@ def test_results_of_another_config_are_not_overwritten(configs, calls, capsys):
     assert load_experiment("runs/configs/b_eps/experiment.yaml").train["beta"] == 0.1
 
 
+def test_several_configs_and_overrides_make_one_batch(configs, calls):
+    sweep = {"extends": "b_eps.yaml", "title": "B", "sweep": {"train.epsilon": [0.01, 0.02]}}
+    (configs / "swept.yaml").write_text(yaml.safe_dump(sweep), encoding="utf-8")
+    files = [str(configs / f"{name}.yaml") for name in ("swept", "c_dpo")]
+    assert main(["run", *files, "--set", "seed=5", "--output", "runs/configs"]) == 0
+    names = ["c_dpo", "swept-epsilon0.01", "swept-epsilon0.02"]
+    assert [folder for folder, stage, _ in calls if stage == "train"] == [f"{name}/train" for name in names]
+    resolved = [yaml.safe_load(Path(f"runs/configs/{name}/experiment.yaml").read_text()) for name in names]
+    assert [values["seed"] for values in resolved] == [5, 5, 5]
+    assert resolved[2]["train"]["epsilon"] == 0.02 and resolved[2]["title"] == "B, ε=0.02"
+    assert not {"extends", "sweep"} & resolved[2].keys()
+
+
 def test_one_bad_config_refuses_the_whole_batch(configs, calls, capsys):
     (configs / "e_bad.yaml").write_text("method: dpo\ntrain: {beta: 0.1}\nepsilonn: 1\n")
     assert main(["run", str(configs)]) == 2
