@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 import yaml
 
 from epsdpo import __version__
-from epsdpo.experiment import ConfigError
+from epsdpo.experiment import ConfigError, load_experiments
+from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
+from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
+from epsdpo.paths import resolve_path
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -23,12 +27,11 @@ FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 a stage failed, 2 refused before any work, 130 Ctrl-C."""
     options = _parser().parse_args(arguments)
-    _log_to_stdout()
     # As an exception, SIGTERM unwinds through the runner, which then ends what it started; else that would be orphaned.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         return options.command(options)
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
     except KeyboardInterrupt:
@@ -36,18 +39,19 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-# Imports are late, so that --help and refusals do not wait for papermill and torch.
+# Imports are late, so that commands which run nothing do not wait for papermill.
 
 
 def _run(options: argparse.Namespace) -> int:
-    from epsdpo.experiment import load_experiments
     from epsdpo.index import INDEX
-    from epsdpo.runner import Resources, look_at_batch, run_batch
-    from epsdpo.stages import resolve_path
+    from epsdpo.manifest import MANIFEST
+    from epsdpo.runner import LOG_FILE, Resources, look_at_batch, run_batch
+    from epsdpo.stages import PAGE
 
-    path = resolve_path(options.config)
-    experiments = load_experiments(path)
-    run_dir = Path(options.output or Path("runs") / path.resolve().name.removesuffix(".yaml"))
+    paths = [resolve_path(path) for path in options.config]
+    experiments = load_experiments(paths, parse_overrides(options.overrides))
+    names = "+".join(path.resolve().name.removesuffix(".yaml") for path in paths)
+    run_dir = Path(options.output or Path("runs") / names)
     resources = Resources(
         jobs=options.jobs,
         gpus=options.gpus,
@@ -63,18 +67,19 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{sum(verdict.due for verdict in verdicts.values())} of {len(verdicts)} stages would run")
         return 0
     outcome = run_batch(experiments, run_dir, resources)
-    for name, error in outcome.failed.items():
+    for name, (folder, error) in outcome.failed.items():
         print(f"failed   {name}: {error.splitlines()[0] if error else ''}", file=sys.stderr)
-        print(f"         log: {run_dir / name / 'stage.log'}", file=sys.stderr)
+        print(f"         log: {folder / LOG_FILE}", file=sys.stderr)
     for name in outcome.not_run:
         print(f"not run  {name}, because a stage that it needs failed", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
-    if (run_dir / "report" / "manifest.json").exists():
-        print(f"Report: {run_dir / 'report' / 'notebook.html'}")
+    if (run_dir / "report" / MANIFEST).exists():
+        print(f"Report: {run_dir / 'report' / PAGE}")
     return FAILED if outcome.failed else 0
 
 
 def _stage(options: argparse.Namespace) -> int:
+    _log_to_stdout()
     if options.end_with_stdin:
         from epsdpo.watch import end_with_stdin
 
@@ -97,24 +102,49 @@ def _status(options: argparse.Namespace) -> int:
     return print_status(options.run_dir)
 
 
+def _config(options: argparse.Namespace) -> int:
+    if options.explain is not None:
+        if options.config or options.overrides or options.full:
+            raise ConfigError("config: --explain is about keys, not about a config. Use it alone")
+        text = explain_keys(options.explain)
+    elif options.config:
+        paths = [resolve_path(path) for path in options.config]
+        experiments = load_experiments(paths, parse_overrides(options.overrides))
+        whole = options.full or len(experiments) == 1
+        text = full_text(experiments) if whole else list_experiments(experiments)
+    else:
+        raise ConfigError("config: name a config file or folder, e.g. configs/demo, or use --explain")
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # a reader such as `head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m epsdpo", description="ε-DPO from data to report.")
     parser.add_argument("--version", action="version", version=f"epsdpo {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="run what is due of every experiment of a config file or folder")
+    run = commands.add_parser("run", help="run what is due of every experiment of config files and folders")
     run.set_defaults(command=_run)
-    run.add_argument("config", help="a YAML config, or a folder of them, e.g. configs/demo")
-    run.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the file or folder>)")
+    _add_configs(run, at_least="+")
+    run.add_argument("--output", metavar="DIR", help="run folder (default: runs/<names of the configs>)")
     run.add_argument("--dry-run", action="store_true", help="print for each stage whether it would run and why")
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="stages at once (default: 1)")
     run.add_argument("--gpus", metavar="N", type=int, default=0, help="GPUs to share out between stages")
     run.add_argument("--time-limit", metavar="HOURS", type=float, help="end a stage that takes longer")
-    run.add_argument(
-        "--profile", metavar="DIR", default="", help="submit stages to a cluster, as configs/cluster/slurm"
-    )
+    run.add_argument("--profile", metavar="DIR", default="", help="submit to a cluster, see configs/cluster")
     run.add_argument("--launch", metavar="FILE", default="", help="accelerate config to start training processes by")
     run.add_argument("--num-processes", metavar="N", type=int, default=0, help="how many (default: as FILE says)")
+
+    config = commands.add_parser("config", help="print what configs come to, or what their keys mean; runs nothing")
+    config.set_defaults(command=_config)
+    _add_configs(config, at_least="*")
+    config.add_argument("--full", action="store_true", help="print whole resolved configs, not a table of them")
+    config.add_argument(
+        "--explain", metavar="KEY", nargs="?", const="", help="print the meaning of every key, or of those so named"
+    )
 
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")
     status.set_defaults(command=_status)
@@ -131,6 +161,18 @@ def _parser() -> argparse.ArgumentParser:
     stage.add_argument("--take-gpus", metavar="N/M", default="", help="wait for N of M GPUs that no other stage has")
     stage.add_argument("--end-with-stdin", action="store_true", help="end at once when standard input closes")
     return parser
+
+
+def _add_configs(parser: argparse.ArgumentParser, at_least: str) -> None:
+    parser.add_argument("config", nargs=at_least, help="a YAML config, or a folder of them, e.g. configs/demo")
+    parser.add_argument(
+        OVERRIDE,
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="a value for every experiment, e.g. train.epsilon=0.02; may be repeated",
+    )
 
 
 def _parameter(text: str) -> tuple[str, Any]:

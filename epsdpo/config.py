@@ -19,6 +19,8 @@ _PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_W
 class EpsilonDPOConfig(DPOConfig):
     """Configuration of [`EpsilonDPOTrainer`]: every key of `trl.DPOConfig`, and those below.
 
+    Each help text ends with its source: [P] the paper, [R] its released code or configuration, [K] this kit.
+
     Raises:
         ValueError: naming the value and the remedy, if a key is out of range or an option of TRL is set that ε-DPO is
             not defined for.
@@ -26,13 +28,16 @@ class EpsilonDPOConfig(DPOConfig):
 
     epsilon: float = field(
         default=0.01,
-        metadata={"help": "Relative size ε_c of the perturbation of β that the criterion looks at; in (0, 1)."},
+        metadata={
+            "help": "Relative size ε_c of the perturbation of β that the criterion looks at; in (0, 1). [P: Eqs. 3 and "
+            "4; Table 6 searches 0.005, 0.01 and 0.02]"
+        },
     )
     epsilon_step: float | None = field(
         default=None,
         metadata={
-            "help": "Relative size ε_s of the step that β takes (Table 5 of the paper varies ε_c and ε_s apart); in "
-            "[0, 1). Default: the same as `epsilon`. 0 leaves β constant: plain DPO, with the decisions recorded."
+            "help": "Relative size ε_s of the step that β takes; in [0, 1). Default: the same as `epsilon`. 0 leaves β "
+            "constant: plain DPO, with the decisions recorded. [P: Table 5 varies ε_c and ε_s apart]"
         },
     )
     criterion_dtype: str = field(
@@ -40,7 +45,7 @@ class EpsilonDPOConfig(DPOConfig):
         metadata={
             "help": "Arithmetic of the criterion. 'float32' is exact; 'bfloat16' rounds logits, perturbed logits, "
             "log-softmax and sequence sums as the paper's DeepSpeed ZeRO-3 runs very probably did, where most pairs "
-            "tie. The loss is not affected.",
+            "tie. The loss is not affected. [K]",
             "choices": list(CRITERION_DTYPES),
         },
     )
@@ -48,7 +53,7 @@ class EpsilonDPOConfig(DPOConfig):
         default="mean_step",
         metadata={
             "help": "How β follows the batch: 'mean_step' is the released code's β/(1 + ε·mean step), 'mean_beta' is "
-            "Algorithm 1's mean of the pairs' β̃. They differ by O(ε²) per step.",
+            "Algorithm 1's mean of the pairs' β̃. They differ by O(ε²) per step. [R]",
             "choices": list(BETA_UPDATES),
         },
     )
@@ -56,15 +61,15 @@ class EpsilonDPOConfig(DPOConfig):
         default=None,
         metadata={
             "help": "Pairs per optimiser step, over all processes; `gradient_accumulation_steps` follows from it, so "
-            "that the run is the same on one process or many, and need not be given. Default: "
-            "per_device_train_batch_size × gradient_accumulation_steps × processes, as in TRL."
+            "that the run is the same on one process or many, and need not be given. null: "
+            "per_device_train_batch_size × gradient_accumulation_steps × processes, as in TRL. [P: 128 in all runs]"
         },
     )
     fresh_beta: bool = field(
         default=False,
         metadata={
             "help": "Resume from a checkpoint that holds no β state by starting β over from `beta`. Without it such "
-            "a checkpoint is refused, since the run would not be the one that was interrupted."
+            "a checkpoint is refused, since the run would not be the one that was interrupted. [K]"
         },
     )
 

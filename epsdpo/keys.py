@@ -24,7 +24,8 @@ KEY_LENGTH = 16  # hexadecimal digits
 
 # They start, place and watch a run, and have no part in what comes out of it. The package's own module imports lazily.
 _NEVER_DECISIVE = tuple(
-    f"epsdpo{module}" for module in ("", ".keys", ".launch", ".live", ".manifest", ".memory", ".stages", ".watch")
+    f"epsdpo{module}"
+    for module in ("", ".keys", ".launch", ".live", ".manifest", ".memory", ".paths", ".stages", ".watch")
 )
 # A new figure must not cost a new training.
 _FIGURES = "epsdpo.plots"

@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from epsdpo.experiment import ConfigError
 from epsdpo.manifest import read_manifest, read_stage_file
 
 PLAN = Path(".epsdpo") / "plan.json"
@@ -53,21 +54,19 @@ def batch_status(run_dir: str | Path) -> list[StageStatus]:
     """The stages that `epsdpo run` last planned in `run_dir`, in order, and where each stands now.
 
     Raises:
-        FileNotFoundError: if no batch was ever run there.
+        ConfigError: if no batch was ever run there.
     """
     path = Path(run_dir) / PLAN
     if not path.exists():
-        raise FileNotFoundError(
-            f"{run_dir} is no run folder ({path} is missing). Give one of `epsdpo run`, e.g. runs/demo"
-        )
+        raise ConfigError(f"{run_dir} is no run folder ({path} is missing). Give one of `epsdpo run`, e.g. runs/demo")
     plan = json.loads(path.read_text(encoding="utf-8"))
-    return [_status(name, entry["stage"], Path(entry["folder"])) for name, entry in plan["stages"].items()] + [
-        StageStatus(name, name.split("/")[-1], Path(run_dir) / name, "failed", detail=error.splitlines()[0])
-        for name, error in plan["failed"].items()
-    ]
+    return [_status(name, **entry) for name, entry in plan["stages"].items()]
 
 
-def _status(name: str, stage: str, folder: Path) -> StageStatus:
+def _status(name: str, stage: str, folder: str, error: str | None = None) -> StageStatus:
+    folder = Path(folder)
+    if error is not None:
+        return StageStatus(name, stage, folder, "failed", detail=_first_line(error))
     manifest, state = read_manifest(folder), read_stage_file(folder)
     if manifest is not None:
         return StageStatus(name, stage, folder, "finished", manifest["seconds"])
@@ -75,10 +74,14 @@ def _status(name: str, stage: str, folder: Path) -> StageStatus:
         return StageStatus(name, stage, folder, "waiting")
     seconds = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
     if state["status"] == "failed":
-        return StageStatus(name, stage, folder, "failed", detail=state["error"].splitlines()[0])
+        return StageStatus(name, stage, folder, "failed", detail=_first_line(state["error"]))
     if _is_gone(state):
         return StageStatus(name, stage, folder, "interrupted", detail="the same command continues it")
     return StageStatus(name, stage, folder, "running", seconds, _training_progress(folder) if stage == "train" else "")
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
 
 
 def _is_gone(state: dict[str, Any]) -> bool:

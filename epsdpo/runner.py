@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
@@ -61,13 +61,19 @@ class Resources:
     num_processes: int = 0
 
 
+class Failure(NamedTuple):
+    """The folder of a stage that failed, with its log, and what went wrong."""
+
+    folder: Path
+    error: str
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How a batch ended: names of the stages that are finished now, those that failed with why, and those not run."""
+    """How a batch ended: names of the stages that are finished now, those that failed, and those not run for that."""
 
-    run_dir: Path
     finished: list[str]
-    failed: dict[str, str]
+    failed: dict[str, Failure]
     not_run: list[str]
 
 
@@ -84,7 +90,7 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
     launch = _check(experiments, resources)
     with _sole_runner(run_dir):
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
-        failed: dict[str, str] = {}
+        failed: dict[str, Failure] = {}
         while True:
             planned = plan_stages(experiments, run_dir, launch, failed)
             verdicts = judge(planned)
@@ -97,7 +103,9 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
             begun = time.time()
             _run_due(due, run_dir, resources, Display(run_dir))
             newly_failed = {name: _failure(stage, begun) for name, stage in due.items() if not _finished(stage)}
-            newly_failed = {name: why for name, why in newly_failed.items() if why is not None}
+            newly_failed = {
+                name: Failure(due[name].folder, why) for name, why in newly_failed.items() if why is not None
+            }
             if not newly_failed:
                 break
             failed |= newly_failed
@@ -105,7 +113,6 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
         every = plan_stages(experiments, run_dir, launch)
         finished = [name for name, stage in planned.items() if _finished(stage)]
         return Outcome(
-            run_dir=run_dir,
             finished=finished,
             failed=failed,
             not_run=[name for name in every if name not in finished and name not in failed],
@@ -278,10 +285,12 @@ def _failure(stage: PlannedStage, begun: float) -> str | None:
     return "\n".join(["its process was killed; most often the machine ran out of memory", *last_lines])
 
 
-def _described(planned: dict[str, PlannedStage], failed: dict[str, str]) -> dict[str, Any]:
+def _described(planned: dict[str, PlannedStage], failed: dict[str, Failure]) -> dict[str, Any]:
     """The plan as `epsdpo.progress` reads it, also from another process."""
     stages = {name: {"stage": stage.stage, "folder": str(stage.folder.resolve())} for name, stage in planned.items()}
-    return {"stages": stages, "failed": failed}
+    for name, failure in failed.items():
+        stages[name] = {"stage": name.split("/")[-1], "folder": str(failure.folder.resolve()), "error": failure.error}
+    return {"stages": stages}
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -33,8 +33,8 @@ from traitlets import default
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
+from epsdpo.paths import REPOSITORY, resolve_path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 NOTEBOOKS = REPOSITORY / "notebooks"
 
 # Stage -> notebook, in the order of a run.
@@ -77,19 +77,6 @@ class Parameter:
 
     kind: type
     required: bool
-
-
-def resolve_path(path: str | Path) -> Path:
-    """`path` as given if it exists from the working directory, else relative to the repository root.
-
-    Raises:
-        ConfigError: if it exists in neither place.
-    """
-    places = list(dict.fromkeys([Path.cwd(), REPOSITORY]))
-    for place in places:
-        if (place / path).exists():
-            return Path(path) if place == Path.cwd() else place / path
-    raise ConfigError(f"{path}: no such file or folder in {' or in '.join(map(str, places))}")
 
 
 def read_parameters(notebook: Path) -> dict[str, Parameter]:

@@ -1,5 +1,6 @@
 """Configs: every mistake is refused with key, value and remedy before anything runs, and what is saved reads back."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from epsdpo.experiment import (
 from epsdpo.models import pin_revision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-COMMITTED = sorted(path for folder in ("demo", "paper") for path in (CONFIGS / folder).glob("*.yaml"))
+FILES = sorted(path for folder in ("demo", "paper") for path in (CONFIGS / folder).glob("*.yaml"))
+COMMITTED = [path for path in FILES if not path.name.startswith("_")]
 
 MINIMAL = {"name": "run", "method": "epsilon_dpo", "train": {"beta": 0.1}}
 
@@ -187,6 +189,21 @@ def test_committed_configs_load_and_their_trainer_accepts_them(path, tmp_path):
     # The precision of the paper's runs needs a GPU; everything else is checked by the trainer's own config.
     config = EpsilonDPOConfig(**{**arguments, "output_dir": str(tmp_path), "bf16": False, "use_cpu": True})
     assert config.epsilon_step == arguments.get("epsilon_step", config.epsilon)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_above_every_key_of_the_committed_configs_stands_a_sentence_with_its_source(path):
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+
+    def stated(mapping):
+        for key, value in mapping.value:
+            yield from stated(value) if isinstance(value, yaml.MappingNode) else [key]
+
+    for key in stated(yaml.compose(text)):
+        above = lines[key.start_mark.line - 1]
+        indent = " " * key.start_mark.column
+        assert re.fullmatch(rf"{indent}# .+(\.|…) \[[PRK]\b[^\]]*\]", above), f"{key.value}: {above}"
 
 
 def test_two_runs_of_a_folder_cannot_share_a_title(tmp_path):

@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 from epsdpo.data import load_prepared
 from epsdpo.evaluation.judge import gold_judge
-from epsdpo.experiment import load_experiments
+from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.report import collect, gains_over_baseline, links_table
 from epsdpo.runner import run_batch
@@ -28,7 +28,7 @@ def batch(tmp_path_factory):
     configs = folder / "configs"
     configs.mkdir()
     for name in ("dpo", "epsilon_dpo_bf16"):
-        values = yaml.safe_load((DEMO / f"{name}.yaml").read_text(encoding="utf-8"))
+        values = load_experiment(DEMO / f"{name}.yaml").model_dump()
         values["title"] += " <script>alert('title')</script>"
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     outcome = run_batch(load_experiments(configs), folder / "runs")

@@ -206,7 +206,7 @@ LAUNCHERS = {1: [], 2: ["-m", "accelerate.commands.launch", "--config_file", "co
 @pytest.mark.parametrize("processes", LAUNCHERS)
 @pytest.mark.parametrize("recipe", ["llama3_instruct", "mistral_instruct"])
 def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
-    values = yaml.safe_load((REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").read_text(encoding="utf-8"))
+    values = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").model_dump()
     model = tmp_path / "model"
     tokenizer = AutoTokenizer.from_pretrained(official / "tok")
     tokenizer.chat_template = CHAT_TEMPLATE

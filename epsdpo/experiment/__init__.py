@@ -1,0 +1,35 @@
+"""Experiment configs: what a YAML file may say, how it becomes experiments, and whose results a folder holds.
+
+The public names are these; the modules below know one thing each. Nothing here touches data or models, and torch and
+trl are loaded only where the `train` section, whose keys are theirs, is checked.
+"""
+
+from epsdpo.experiment.check import check_experiment
+from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, save_experiment
+from epsdpo.experiment.load import load_experiment, load_experiments
+from epsdpo.experiment.schema import (
+    WORLD,
+    ConfigError,
+    DataSection,
+    EvaluateSection,
+    Experiment,
+    ModelSection,
+    WorldSection,
+)
+
+__all__ = [
+    "EXPERIMENT_FILE",
+    "WORLD",
+    "ConfigError",
+    "DataSection",
+    "EvaluateSection",
+    "Experiment",
+    "ModelSection",
+    "WorldSection",
+    "check_experiment",
+    "claim_folder",
+    "experiment_text",
+    "load_experiment",
+    "load_experiments",
+    "save_experiment",
+]

@@ -1,0 +1,121 @@
+"""From plain values to an `Experiment`, with every mistake in one line: place, key, value and remedy.
+
+The types are those of the sections and of `EpsilonDPOConfig`; this module says what is wrong in a user's words.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
+from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
+
+Layers = Sequence[tuple[str, Mapping[str, Any]]]
+
+
+def check_experiment(values: dict[str, Any], where: str, layers: Layers = ()) -> Experiment:
+    """Build an `Experiment` from plain values, e.g. of a YAML file; `where` begins every error message.
+
+    Args:
+        layers: (place, values) of each source that `values` were merged from, the last on top. A problem with a key is
+            then reported at the place that decided it.
+
+    Raises:
+        ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
+            that needs trl.
+    """
+    values = dict(values)
+    values.setdefault("title", values.get("name"))
+    try:
+        experiment = Experiment.model_validate(values)
+    except ValidationError as error:
+        problems = [(problem["loc"], _explain(problem)) for problem in error.errors()]
+    else:
+        problems = [(("train", key), problem) for key, problem in _train_problems(experiment)]
+    if problems:
+        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))
+    return experiment
+
+
+def _place(location: Sequence[Any], layers: Layers) -> str | None:
+    """Where the value at a location was decided: the topmost layer that states it, or else what it lies in."""
+    for length in range(len(location), 0, -1):
+        for place, values in reversed(layers):
+            if _states(values, location[:length]):
+                return place
+    return None
+
+
+def _states(values: Any, location: Sequence[Any]) -> bool:
+    for part in location:
+        if not isinstance(values, Mapping) or part not in values:
+            return False
+        values = values[part]
+    return True
+
+
+def _train_problems(experiment: Experiment) -> list[tuple[str, str]]:
+    """(key, problem) for each name, type and choice in `train` that `EpsilonDPOConfig` does not have."""
+    problems = [(key, _train_problem(key, value)) for key, value in experiment.train.items()]
+    return [(key, problem) for key, problem in problems if problem]
+
+
+def _train_problem(key: str, value: Any) -> str | None:
+    name, fields = f"train.{key}", train_fields()
+    if key in STATED_ELSEWHERE:
+        return f"{name} belongs elsewhere: {STATED_ELSEWHERE[key]}"
+    if key not in fields:
+        return f"{name} is unknown{nearest(key, fields)}"
+    choices = train_choices(key)
+    if value is False and "no" in choices:
+        return f"{name} is False: YAML reads a bare no as false. Write 'no', in quotes"
+    try:
+        _train_type(key).validate_python(value, strict=True)
+    except ValidationError as error:
+        return _explain({**error.errors()[0], "loc": ("train", key), "input": value})
+    if choices and value is not None and value not in choices:
+        near = difflib.get_close_matches(value, choices) or choices
+        return f"{name} is {value!r}: choose {' or '.join(map(repr, near))}"
+    return None
+
+
+@cache
+def _train_type(key: str) -> TypeAdapter:
+    return TypeAdapter(train_fields()[key][1], config=ConfigDict(arbitrary_types_allowed=True))
+
+
+_EXPONENT_WITHOUT_POINT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One line for one pydantic problem: key, value, remedy."""
+    key = ".".join(str(part) for part in problem["loc"])
+    value, kind = problem.get("input"), problem["type"]
+    if kind == "extra_forbidden":
+        return f"{key} is unknown{nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{key}: {message}" if key else message
+    if isinstance(value, str) and _EXPONENT_WITHOUT_POINT.fullmatch(value):
+        mantissa, exponent = re.split("[eE]", value)
+        return (
+            f"{key} is the text {value!r}, not a number: YAML reads an exponent only after a decimal point. "
+            f"Write {mantissa}.0e{exponent}"
+        )
+    return f"{key} is {value!r} ({type(value).__name__}): {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _keys_beside(location: tuple) -> list[str]:
+    """The keys that the section of a misspelt key does know."""
+    section: type[BaseModel] = Experiment
+    for part in location[:-1]:
+        section = section_of(section.model_fields[part].annotation)
+    return [*section.model_fields, *(FILE_KEYS if section is Experiment else ())]

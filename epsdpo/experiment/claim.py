@@ -1,0 +1,67 @@
+"""A folder and the one experiment whose results it holds.
+
+This module writes resolved configs and compares them; reading them is the business of `epsdpo.experiment.load`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from epsdpo.experiment.load import load_experiment
+from epsdpo.experiment.schema import ConfigError, Experiment, ModelSection
+from epsdpo.experiment.values import flatten
+from epsdpo.files import written_whole
+
+EXPERIMENT_FILE = "experiment.yaml"
+
+
+def experiment_text(experiment: Experiment) -> str:
+    """The resolved config, defaults included, as YAML that `load_experiment` reads back to an equal object."""
+    return yaml.safe_dump(experiment.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def save_experiment(experiment: Experiment, path: str | Path) -> None:
+    """Write `experiment_text` to a file."""
+    Path(path).write_text(experiment_text(experiment), encoding="utf-8")
+
+
+def claim_folder(
+    experiment: Experiment, folder: str | Path, pin: Callable[[ModelSection], ModelSection] | None = None
+) -> Experiment:
+    """Make `folder` the place of this experiment, and return the experiment as its config file there states it.
+
+    Results of one config are never mixed with those of another: a folder is refused once it holds a different one.
+
+    Args:
+        pin: replaces a model revision that may move by the commit it stands for; asked only for a new folder.
+
+    Raises:
+        ConfigError: if the folder holds another config, naming the keys that differ and the remedy.
+    """
+    path = Path(folder) / EXPERIMENT_FILE
+    if path.exists():
+        claimed = load_experiment(path)
+        if experiment.model.revision is None:
+            model = experiment.model.model_copy(update={"revision": claimed.model.revision})
+            experiment = experiment.model_copy(update={"model": model})
+        old, new = flatten(claimed.model_dump()), flatten(experiment.model_dump())
+        changes = [
+            f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
+            for key in {**old, **new}
+            if (key in old, old.get(key)) != (key in new, new.get(key))
+        ]
+        if changes:
+            raise ConfigError(
+                f"{path.parent} holds results of another config ({'; '.join(changes)}). "
+                "Choose another folder with --output, or delete this one"
+            )
+        return experiment
+    if pin is not None:
+        experiment = experiment.model_copy(update={"model": pin(experiment.model)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        save_experiment(experiment, partial)
+    return experiment

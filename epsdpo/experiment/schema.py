@@ -1,0 +1,174 @@
+"""The sections of an experiment: every key outside `train` with its type, default, meaning and source.
+
+This module knows what an experiment is once it has been read. It leaves the `train` section to `EpsilonDPOConfig`
+(TRL's and ours), reading files to `epsdpo.experiment.load`, and the wording of mistakes to `epsdpo.experiment.check`.
+
+Each description ends with the source of what it says: [P] the paper, [R] its released configuration, [K] this kit.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+WORLD = "world"
+
+# Defaults of the `train` section where an experiment's are not the trainer's. Without this one the batch would grow
+# with the number of processes, and with it the result.
+TRAIN_DEFAULTS = {"global_batch_size": 128}
+
+# Keys of the trainer's config that an experiment states elsewhere, with the place to say them.
+STATED_ELSEWHERE = {
+    "output_dir": "the --output option of the command",
+    "seed": "the top-level `seed`",
+    "data_seed": "the top-level `seed`",
+    "model_init_kwargs": "the `model` section",
+    "gradient_accumulation_steps": "`global_batch_size`, from which it follows on any number of processes",
+    "trust_remote_code": "nowhere: code from a hub is never run",
+    "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
+    "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
+}
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run. The message names the file, the key, the value and the remedy."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class WorldSection(_Section):
+    """The embedded offline world: how many prompts, responses and pairs it makes, and how noisy its labels are."""
+
+    train_pairs: PositiveInt = Field(3840, description="Preference pairs to train on. [K]")
+    eval_pairs: PositiveInt = Field(256, description="Held-out preference pairs, for loss and margins in eval. [K]")
+    prompts: PositiveInt = Field(512, description="Held-out instructions that 04_evaluate answers. [K]")
+    responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
+        4, description="Responses sampled per instruction, of which best and worst by noisy label form the pair. [K]"
+    )
+    label_temperature: Annotated[float, Field(gt=0)] = Field(
+        0.15, description="Temperature of the Bradley-Terry label noise, in units of gold reward. [K]"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0, description="Seed of the world itself: instructions, SFT model, labels. [K]"
+    )
+
+
+class DataSection(_Section):
+    """Where preference pairs come from and how they are cut."""
+
+    source: str = Field(
+        WORLD, description="'world', a local JSON, JSONL, Parquet or Arrow file or folder, or a hub id. [K]"
+    )
+    revision: str | None = Field(
+        None, description="Commit of a hub data set; null resolves the newest and records it. [K]"
+    )
+    subset: str | None = Field(
+        None, description="`data_dir` of a hub data set, e.g. harmless-base of Anthropic/hh-rlhf. [K]"
+    )
+    train_split: str = Field("train", description="Name of the split to train on. [R]")
+    eval_split: str | None = Field(
+        None, description="Name of the held-out split; null for none. [K; R: the data set's test split]"
+    )
+    columns: dict[Literal["prompt", "chosen", "rejected", "pair_id"], str] = Field(
+        default_factory=dict, description="Our column names with the source's, where they differ. [K]"
+    )
+    max_prompt_length: PositiveInt | None = Field(
+        None, description="Tokens of the prompt to keep, cut from the left; null keeps all. [K; R: 1800]"
+    )
+    max_train_pairs: PositiveInt | None = Field(None, description="Take only the first so many training pairs. [K]")
+    max_eval_pairs: PositiveInt | None = Field(None, description="Take only the first so many held-out pairs. [K]")
+    world: WorldSection = Field(default_factory=WorldSection, description="Settings of the embedded world. [K]")
+
+
+class ModelSection(_Section):
+    """The policy's starting point, which is also the reference."""
+
+    name_or_path: str = Field(WORLD, description="'world' (its SFT model), a local folder, or a hub id. [K]")
+    revision: str | None = Field(
+        None, description="Commit of a hub model; null resolves the newest and records it. [K]"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Precision in which the weights are loaded. [K; R: bfloat16]"
+    )
+    attn_implementation: str = Field("sdpa", description="'sdpa', 'eager' or 'flash_attention_2'. [K]")
+
+
+class EvaluateSection(_Section):
+    """How policy and reference answer the held-out prompts, and how the answers are compared."""
+
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Sampling temperature; 0 is greedy. [P: section 4.1]"
+    )
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling mass; 1 is all. [K]")
+    max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens. [K; P: 1024 in section 4.1]")
+    batch_size: PositiveInt = Field(64, description="Prompts answered at once. [K]")
+    bootstrap_samples: PositiveInt = Field(2000, description="Resamples of the prompts behind each interval. [K]")
+
+
+class Experiment(_Section):
+    """One run: a method on a model and data, with everything that decides its outcome."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+        description="Name of the run folder; by default the file's name. [K]"
+    )
+    title: str = Field(description="How figures and tables call this run; by default its name. [K]")
+    method: Literal["dpo", "epsilon_dpo"] = Field(
+        description="Objective: DPO, which keeps β, or ε-DPO, which gives each pair a β of its own. [P: Eq. 5]"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of data order, sampling and evaluation. [R]")
+    data: DataSection = Field(default_factory=DataSection, description="Where preference pairs come from. [K]")
+    model: ModelSection = Field(default_factory=ModelSection, description="What policy and reference start from. [K]")
+    train: dict[str, Any] = Field(description="How the policy is trained: keys of EpsilonDPOConfig. [K]")
+    evaluate: EvaluateSection | None = Field(
+        None, description="How the trained policy is compared with its reference; null skips that stage. [K]"
+    )
+
+    @field_validator("train")
+    @classmethod
+    def _with_defaults(cls, train: dict[str, Any]) -> dict[str, Any]:
+        return {**TRAIN_DEFAULTS, **train}
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Experiment:
+        if self.model.name_or_path == WORLD and self.data.source != WORLD:
+            raise ValueError(
+                f"model.name_or_path is 'world' but data.source is {self.data.source!r}: the world's model knows only "
+                "the world's words. Name a model, or use data.source: world"
+            )
+        if self.evaluate is not None and self.data.source != WORLD:
+            raise ValueError(
+                f"evaluate: only the embedded world has a judge so far, and data.source is {self.data.source!r}. "
+                "Remove the evaluate section"
+            )
+        if self.method == "dpo":
+            if self.train.get("epsilon_step", 0.0) != 0.0:
+                raise ValueError(
+                    f"train.epsilon_step is {self.train['epsilon_step']!r}, but method 'dpo' keeps β constant. "
+                    "Remove the key, or use method: epsilon_dpo"
+                )
+            if "beta_update" in self.train:
+                raise ValueError("train.beta_update has no effect under method 'dpo'. Remove it")
+        return self
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest prompt and completion together, in tokens: `train.max_length`, or TRL's default."""
+        from epsdpo.config import EpsilonDPOConfig
+
+        return self.train.get("max_length", EpsilonDPOConfig.max_length)
+
+    def training_arguments(self) -> dict[str, Any]:
+        """The keyword arguments of `EpsilonDPOConfig` for this run, except `output_dir`.
+
+        Plain DPO is ε-DPO with steps of size 0: β stays where it is, while the record still shows which pairs the
+        criterion would have moved (the measurement behind the paper's Figure 4a).
+        """
+        arguments = {**self.train, "seed": self.seed}
+        if self.method == "dpo":
+            arguments["epsilon_step"] = 0.0
+        return arguments
