@@ -9,6 +9,7 @@ makes keys; when a stage is due is decided in `epsdpo.plan`.
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,7 @@ def code_digests(stage: str, notebook: Path) -> dict[str, str]:
             continue
         if stage in _FIGURES_ARE_NO_RESULT and f"{module}.".startswith(f"{_FIGURES}."):
             continue
-        digest, imports = _module_digest(file)
+        digest, imports = _module_digest(file, file.stat().st_mtime_ns)
         digests[module] = digest
         pending += imports
     return dict(sorted(digests.items()))
@@ -105,7 +106,9 @@ def _notebook_code(notebook: Path) -> str:
     )
 
 
-def _module_digest(file: Path) -> tuple[str, list[str]]:
+@functools.cache
+def _module_digest(file: Path, modified: int) -> tuple[str, list[str]]:
+    """Digest and imports of a module as it was `modified`; five stages ask for much the same modules."""
     tree = ast.parse(file.read_text(encoding="utf-8"))
     return _digest(_meaning(tree)), sorted(_imported_modules(tree))
 
