@@ -6,10 +6,10 @@ NOTEBOOKS := notebooks/*.ipynb
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint lock clean
+.PHONY: help demo test test-browser lab lint lock clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-6s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-12s %s\n' "$$target" "$$text"; done
 
 # The Hub is switched off to make sure of what the README says: demo and tests need no network.
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
@@ -17,6 +17,10 @@ demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cor
 
 test: $(READY)  ## run the tests
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5
+
+# Apart from the other tests because it needs a Chromium on the PATH.
+test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
 lab: $(READY)  ## open the notebooks in JupyterLab

@@ -168,6 +168,7 @@ def test_a_missing_python_is_explained(checkout):
 
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
-    assert [line.split()[1] for line in listed] == ["help", "demo", "test", "lab", "lint", "lock", "clean"]
+    targets = ["help", "demo", "test", "test-browser", "lab", "lint", "lock", "clean"]
+    assert [line.split()[1] for line in listed] == targets
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)
