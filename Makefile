@@ -7,7 +7,7 @@ READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deepspeed lab lint lock clean
+.PHONY: help demo test test-deepspeed test-browser test-load lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-14s %s\n' "$$target" "$$text"; done
@@ -29,6 +29,13 @@ $(DEEPSPEED)/ready: $(READY) requirements-deepspeed.lock
 	@DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(DEEPSPEED) \
 		--requirement requirements-deepspeed.lock
 	@touch $@
+
+# Apart from the other tests because it needs a Chromium on the PATH.
+test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
+
+test-load: $(READY)  ## run two hundred experiments through the runner, killing some: about 15 minutes
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -s tests/load
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
 lab: $(READY)  ## open the notebooks in JupyterLab

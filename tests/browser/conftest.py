@@ -1,0 +1,107 @@
+"""What the browser tests share: the browser, and a small batch run headless in a copy of the checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from chromium import Chromium
+from hostile import HOSTILE, HOSTILE_TITLE
+
+ROOT = Path(__file__).parents[2]
+DEMO = Path("configs") / "demo"
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A copy of what a user works with, in which `epsdpo run configs/demo` has been run.
+
+    Attributes:
+        folder: the copy; its demo is small, and has a second experiment with hostile texts and a hostile title.
+        environment: in which its own `epsdpo` is the one that is imported, here and in kernels.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def demo(self) -> Path:
+        """The experiment that the notebooks' defaults name, as run headless."""
+        return self.folder / "runs" / "demo" / "epsilon_dpo_fp32"
+
+    @property
+    def hostile(self) -> Path:
+        return self.folder / "runs" / "demo" / "hostile"
+
+    def data_of(self, experiment: Path) -> Path:
+        """The prepared data of an experiment of the batch."""
+        manifest = json.loads((experiment / "train" / "manifest.json").read_text(encoding="utf-8"))
+        return self.folder / manifest["parameters"]["data_dir"]
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    browser = Chromium(tmp_path_factory.mktemp("chromium") / "profile")
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory, official):
+    """A `Checkout`. Takes about a minute on two cores, and another where the world's model has to be built."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("epsdpo", "notebooks"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    (folder / DEMO).mkdir(parents=True)
+    write_small_demo(folder / DEMO / "epsilon_dpo_fp32.yaml")
+    write_hostile_experiment(folder / DEMO / "hostile.yaml", official)
+    # CPU arithmetic depends on the number of threads in its last bits, and runs are compared to the last bit.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    batch = [sys.executable, "-m", "epsdpo", "run", str(DEMO)]
+    subprocess.run(batch, cwd=folder, env=environment, check=True, timeout=400)
+    return Checkout(folder, environment)
+
+
+def write_small_demo(path: Path) -> None:
+    """The experiment of the notebooks' defaults, on 64 pairs and 16 prompts: 4 steps."""
+    values = yaml.safe_load((ROOT / DEMO / path.name).read_text(encoding="utf-8"))
+    values["data"]["world"] |= {"train_pairs": 64, "eval_pairs": 16, "prompts": 16}
+    values["train"] |= {"global_batch_size": 16, "per_device_train_batch_size": 16}
+    values["evaluate"]["bootstrap_samples"] = 100
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+
+def write_hostile_experiment(path: Path, official: Path) -> None:
+    """Two steps of the tiny reference model on pairs that are nothing but hostile text, under a hostile title."""
+    model = path.parents[2] / "model"
+    model.mkdir()
+    for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
+        shutil.copy(source, model)
+    pairs = path.parents[2] / "pairs.jsonl"
+    rows = [{"prompt": HOSTILE, "chosen": f" {number} {HOSTILE}", "rejected": HOSTILE} for number in range(8)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    values = {
+        "title": HOSTILE_TITLE,
+        "method": "epsilon_dpo",
+        "data": {"source": str(pairs)},
+        "model": {"name_or_path": str(model)},
+        "train": {
+            "beta": 0.1,
+            "num_train_epochs": 1,
+            "global_batch_size": 4,
+            "per_device_train_batch_size": 4,
+            "max_length": 1024,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "logging_steps": 1,
+            "use_cpu": True,
+        },
+    }
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
