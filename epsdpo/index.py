@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment
 
-from epsdpo.experiment import EXPERIMENT_FILE, load_experiment
+from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
@@ -97,7 +97,7 @@ def write_index(run_dir: str | Path) -> Path:
 
 
 def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
-    experiment = load_experiment(folder / EXPERIMENT_FILE)
+    experiment = load_saved(folder / EXPERIMENT_FILE)
     train = experiment.training_arguments()
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
     betas = _betas(folder / "train")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from epsdpo.evaluation import RESPONSES, SUMMARY
 from epsdpo.evaluation.winrate import bootstrap_interval
-from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_experiment
+from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.manifest import MANIFEST
 from epsdpo.record import read_steps
 from epsdpo.trajectory import summarise
@@ -60,7 +60,7 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         runs.append(
             Run(
                 directory=folder,
-                experiment=load_experiment(file),
+                experiment=load_saved(file),
                 steps=read_steps(folder / "train"),
                 trajectory=summarise(folder / "train"),
                 evaluation=json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,

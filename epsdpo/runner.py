@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, save_experiment
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
 from epsdpo.files import written_whole
 from epsdpo.index import write_index
 from epsdpo.launch import launcher_command
@@ -177,7 +177,7 @@ def _known(experiment: Experiment, run_dir: Path) -> Experiment:
     file = run_dir / experiment.name / EXPERIMENT_FILE
     if not file.exists() or experiment.model.revision is not None:
         return experiment
-    before = load_experiment(file).model
+    before = load_saved(file).model
     if before.name_or_path != experiment.model.name_or_path:
         return experiment
     return experiment.model_copy(update={"model": experiment.model.model_copy(update={"revision": before.revision})})

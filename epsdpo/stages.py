@@ -30,7 +30,7 @@ from nbconvert.filters import strip_ansi
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, load_saved
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY, resolve_path
@@ -221,7 +221,8 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
 def _experiment(parameters: dict[str, Any]) -> Experiment | None:
     """The experiment behind a stage, where its parameters lead to one."""
     if "config" in parameters:
-        return load_experiment(resolve_path(parameters["config"]))
+        config = resolve_path(parameters["config"])
+        return load_saved(config) if config.name == EXPERIMENT_FILE else load_experiment(config)
     return experiment_of(resolve_path(parameters["train_dir"])) if "train_dir" in parameters else None
 
 
@@ -229,7 +230,7 @@ def experiment_of(train_dir: Path) -> Experiment:
     """The experiment trained in `train_dir`, with the title that it has in its run by now."""
     for folder in (train_dir.parent, train_dir):
         if (folder / EXPERIMENT_FILE).exists():
-            return load_experiment(folder / EXPERIMENT_FILE)
+            return load_saved(folder / EXPERIMENT_FILE)
     raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
 
 
@@ -256,7 +257,7 @@ def _settings_and_inputs(
 
 def titles_in(run_dir: Path) -> dict[str, str]:
     """Titles of the experiments of a run folder, by name."""
-    return {file.parent.name: load_experiment(file).title for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
+    return {file.parent.name: load_saved(file).title for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:

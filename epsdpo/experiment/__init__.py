@@ -5,7 +5,7 @@ trl are loaded only where the `train` section, whose keys are theirs, is checked
 """
 
 from epsdpo.experiment.check import check_experiment
-from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, save_experiment
+from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
 from epsdpo.experiment.load import load_experiment, load_experiments
 from epsdpo.experiment.schema import (
     WORLD,
@@ -31,5 +31,6 @@ __all__ = [
     "experiment_text",
     "load_experiment",
     "load_experiments",
+    "load_saved",
     "save_experiment",
 ]

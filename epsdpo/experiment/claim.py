@@ -28,6 +28,11 @@ def save_experiment(experiment: Experiment, path: str | Path) -> None:
     Path(path).write_text(experiment_text(experiment), encoding="utf-8")
 
 
+def load_saved(path: str | Path) -> Experiment:
+    """Read back what `save_experiment` wrote: it was checked in full then, so that trl need not be loaded."""
+    return Experiment.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+
+
 def claim_folder(
     experiment: Experiment, folder: str | Path, pin: Callable[[ModelSection], ModelSection] | None = None
 ) -> Experiment:

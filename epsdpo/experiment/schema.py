@@ -158,9 +158,11 @@ class Experiment(_Section):
     @property
     def max_length(self) -> int | None:
         """Longest prompt and completion together, in tokens: `train.max_length`, or TRL's default."""
+        if "max_length" in self.train:
+            return self.train["max_length"]
         from epsdpo.config import EpsilonDPOConfig
 
-        return self.train.get("max_length", EpsilonDPOConfig.max_length)
+        return EpsilonDPOConfig.max_length
 
     def training_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `EpsilonDPOConfig` for this run, except `output_dir`.
