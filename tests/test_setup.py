@@ -169,7 +169,7 @@ def test_a_missing_python_is_explained(checkout):
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     assert [line.split()[1] for line in listed] == [
-        *("help", "demo", "test", "test-deepspeed", "lab", "lint", "lock", "clean")
+        *("help", "demo", "test", "test-distributed", "test-deepspeed", "lab", "lint", "lock", "clean")
     ]
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)

@@ -309,7 +309,7 @@ def test_epsilon_step_defaults_to_epsilon(tmp_path):
     ("processes", "per_device", "steps"), [(1, 8, 16), (1, 128, 1), (2, 1, 64), (16, 1, 8), (16, 8, 1)]
 )
 def test_accumulation_follows_from_the_global_batch(processes, per_device, steps):
-    """Hand-computed, on the arithmetic alone: real processes train in test_distributed.py."""
+    """Hand-computed, on the arithmetic alone: real processes train in tests/distributed."""
     config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
     config.global_batch_size, config.per_device_train_batch_size = 128, per_device
     assert config._accumulation_steps(processes) == steps

@@ -21,7 +21,7 @@ from epsdpo.live import LiveChart
 from epsdpo.models import load_tokenizer
 from epsdpo.record import STEPS_FILE, read_pairs, read_steps
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 TWO_ON_CPU = str(REPOSITORY / "configs" / "accelerate" / "cpu.yaml")
 ENDLESS = 100_000  # steps, of which none is waited for
 
