@@ -7,10 +7,10 @@ READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-deepspeed test-browser test-load lab lint lock clean
+.PHONY: help demo test test-distributed test-deepspeed test-browser test-load lab lint lock clean
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-14s %s\n' "$$target" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
 
 # The Hub is switched off to make sure of what the README says: demo and tests need no network.
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
@@ -18,6 +18,9 @@ demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cor
 
 test: $(READY)  ## run the tests
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5
+
+test-distributed: $(READY)  ## run the tests that train in two processes, about 4 minutes
+	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/distributed
 
 test-deepspeed: $(READY) $(DEEPSPEED)/ready  ## run the tests under DeepSpeed, which is fetched for them
 	PYTHONPATH=$(abspath $(DEEPSPEED)) HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests/with_deepspeed

@@ -37,7 +37,7 @@ _LAUNCHED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.FSDP
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_TO_END = 40.0  # torchrun gives its workers 30 after SIGTERM
 _LINES_OF_A_FAILURE = 12
-_REPORT_OF_TORCHRUN = re.compile(r"[EW]\d{4} .* torch/distributed/elastic/\S+\] ")
+_REPORT_OF_TORCHRUN = re.compile(r"[EW]\d{4} .*torch/distributed/elastic/\S+\] ")
 
 
 class LaunchError(RuntimeError):

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,6 +28,7 @@ from epsdpo.config import EpsilonDPOConfig
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
+from epsdpo.pairs import REPEATED, KeepPairIndex, mark_repeats, number_rows, pair_ids, require_one_order
 from epsdpo.record import BetaRecord
 from epsdpo.sharding import (
     as_loaded,
@@ -42,7 +43,6 @@ logger = logging.getLogger(__name__)
 
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 CHECKPOINT_KEY = "EpsilonDPO"
-REPEATED = -1  # in place of a pair's index: it is there to fill a batch and counts for nothing
 
 
 class EpsilonDPOTrainer(DPOTrainer):
@@ -92,7 +92,8 @@ class EpsilonDPOTrainer(DPOTrainer):
                 f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys"
             )
         super().__init__(model, ref_model, args, *positional, **named)
-        self._require_one_order_of_pairs()
+        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        require_one_order(self.args, self.accelerator, [self.train_dataset, *evaluated])
         if self._is_vision_dataset:
             raise ValueError("the data set holds images; ε-DPO is implemented for text models only")
         if self.aux_loss_enabled:
@@ -104,12 +105,12 @@ class EpsilonDPOTrainer(DPOTrainer):
             require_separable_head(causal_lm)
             expose_hidden_states(causal_lm)
         require_same_vocabulary(*self._causal_language_models())
-        self.data_collator = _KeepPairIndex(self.data_collator)
+        self.data_collator = KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
         self.add_callback(_Bookkeeping(self))
         warn_of_lost_updates(self.model, self.accelerator, self.args.learning_rate)
         self._loaded_dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
-        self._pair_ids = _pair_ids(self.train_dataset)
+        self._pair_ids = pair_ids(self.train_dataset)
         self._pairs_seen = 0
         self._window: list[pd.DataFrame] = []  # the micro-batches of the optimiser step under way
         self._window_pairs: int | None = None  # how many pairs it has, over all processes
@@ -131,27 +132,6 @@ class EpsilonDPOTrainer(DPOTrainer):
         # A property because TRL assigns the reference and shards it in one go; what is sharded already it leaves alone.
         self._ref_model = None if model is None else share_out_reference(model, self.accelerator)
 
-    def _require_one_order_of_pairs(self) -> None:
-        """Refuse what would deal pairs to processes in a way that depends on their number, or tears pairs apart."""
-        if self.args.n_gpu > 1:
-            raise ValueError(
-                f"one process sees {self.args.n_gpu} GPUs, and torch's DataParallel cannot share them. Start a process "
-                "for each with `accelerate launch` and a file of configs/accelerate, or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if self.accelerator.num_processes == 1:
-            return
-        evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
-        if any(isinstance(dataset, IterableDataset) for dataset in (self.train_dataset, *evaluated)):
-            raise ValueError(
-                "streamed data cannot be dealt to several processes pair by pair. Load the data set whole "
-                "(without streaming=True), or use one process"
-            )
-        if self.accelerator.split_batches or self.accelerator.dispatch_batches or not self.accelerator.even_batches:
-            raise ValueError(
-                f"accelerator_config={self.args.accelerator_config.to_dict()} tears pairs apart or lets processes "
-                "wait for one another. Leave split_batches, dispatch_batches and even_batches at their defaults"
-            )
-
     def _causal_language_models(self):
         yield self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         if self.ref_model is not None:
@@ -162,7 +142,7 @@ class EpsilonDPOTrainer(DPOTrainer):
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         first_row = next(iter(dataset))
         if "pair_index" not in first_row:
-            dataset = _number_rows(dataset)
+            dataset = number_rows(dataset)
         if not all(column in first_row for column in TOKENISED_COLUMNS):
             rows = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
@@ -183,32 +163,16 @@ class EpsilonDPOTrainer(DPOTrainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and with them the number of its pairs."""
         batches, num_items_in_batch = super().get_batch_samples(
-            map(self._mark_repeats, epoch_iterator), num_batches, device
+            (mark_repeats(batch, self.accelerator) for batch in epoch_iterator), num_batches, device
         )
         pairs = sum(int((batch["pair_index"] >= 0).sum()) for batch in batches)
         pairs = torch.tensor(pairs, device=self.accelerator.device)
         self._window_pairs = int(self.accelerator.reduce(pairs, reduction="sum"))
         return batches, num_items_in_batch
 
-    def _mark_repeats(self, batch):
-        """Give the index `REPEATED` to pairs with which accelerate filled up the last batch of an epoch.
-
-        Every process gets equally many pairs at a time, the last time by starting over; those pairs have been, or will
-        be, counted where they belong. Of the last batches taken together the first `left_over` pairs are no repeats.
-        """
-        state, processes = self.accelerator.gradient_state, self.accelerator.num_processes
-        if processes > 1 and state.end_of_dataloader:
-            pairs = len(batch["pair_index"])
-            # Not accelerate's `remainder`, which is that of one process in an epoch that is resumed in its middle.
-            left_over = len(state.active_dataloader.dataset) % (processes * pairs)
-            place = self.accelerator.process_index * pairs + torch.arange(pairs, device=batch["pair_index"].device)
-            if left_over:
-                batch["pair_index"] = batch["pair_index"].masked_fill(place >= left_over, REPEATED)
-        return batch
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.model.training:
-            inputs = self._mark_repeats(inputs)
+            inputs = mark_repeats(inputs, self.accelerator)
         completion_mask = inputs["completion_mask"][:, 1:].bool()  # (2·pairs, sequence - 1): tokens that are predicted
         model_inputs = {key: inputs[key] for key in inputs if key not in ("completion_mask", "pair_index")}
         scores = self._score_completions(model, model_inputs, completion_mask)
@@ -461,28 +425,3 @@ class _Bookkeeping(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.trainer.record.close()
-
-
-class _KeepPairIndex:
-    """A collator that passes on which row of the data set each pair is."""
-
-    def __init__(self, collator):
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = self.collator(examples)
-        batch["pair_index"] = torch.tensor([example["pair_index"] for example in examples])
-        return batch
-
-
-def _number_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    if isinstance(dataset, Dataset):
-        return dataset.add_column("pair_index", list(range(len(dataset))))
-    return dataset.map(lambda row, index: {"pair_index": index}, with_indices=True)
-
-
-def _pair_ids(dataset) -> dict[int, str]:
-    """Row number -> the data's own name of the pair, where it has one and can be looked up."""
-    if not isinstance(dataset, Dataset) or "pair_id" not in dataset.column_names:
-        return {}
-    return {index: str(pair_id) for index, pair_id in zip(dataset["pair_index"], dataset["pair_id"], strict=True)}

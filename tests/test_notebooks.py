@@ -135,7 +135,7 @@ def test_live_chart_is_redrawn_in_place(batch, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text((run_dir / "epsilon_dpo_bf16" / "experiment.yaml").read_text(encoding="utf-8"))
     values = {"config": str(config), "data_dir": str(data_dir), "output_dir": str(tmp_path / "train"), "live": True}
-    parameters.source = "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     NotebookClient(notebook, timeout=300).execute()
     (cell,) = [cell for cell in notebook.cells if "LiveChart(" in cell.source]
     pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]

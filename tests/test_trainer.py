@@ -7,10 +7,18 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    TrainerCallback,
+)
 from trl import DPOConfig, DPOTrainer
 
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
+from epsdpo.heads import require_separable_head
 from epsdpo.record import read_pairs, read_steps
 
 
@@ -301,7 +309,7 @@ def test_epsilon_step_defaults_to_epsilon(tmp_path):
     ("processes", "per_device", "steps"), [(1, 8, 16), (1, 128, 1), (2, 1, 64), (16, 1, 8), (16, 8, 1)]
 )
 def test_accumulation_follows_from_the_global_batch(processes, per_device, steps):
-    """Hand-computed, on the arithmetic alone: real processes train in test_distributed.py."""
+    """Hand-computed, on the arithmetic alone: real processes train in tests/distributed."""
     config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
     config.global_batch_size, config.per_device_train_batch_size = 128, per_device
     assert config._accumulation_steps(processes) == steps
@@ -322,3 +330,35 @@ def test_a_batch_that_does_not_divide_is_refused(processes, per_device, message)
     config.global_batch_size, config.per_device_train_batch_size = 12, per_device
     with pytest.raises(ValueError, match=message):
         config._accumulation_steps(processes)
+
+
+def test_a_padded_vocabulary_serves_and_two_different_ones_are_refused(make_trainer, official, tmp_path):
+    """Rows of the head that no token has count in the softmax, as in the model's own forward."""
+    for name in ("policy", "ref"):
+        model = AutoModelForCausalLM.from_pretrained(official / name)
+        model.resize_token_embeddings(model.config.vocab_size + 37, mean_resizing=False)
+        model.save_pretrained(tmp_path / name)
+    plain, load = make_trainer(max_steps=1), AutoModelForCausalLM.from_pretrained
+    settings = {"args": plain.args, "train_dataset": plain.train_dataset, "processing_class": plain.processing_class}
+    with pytest.raises(
+        ValueError, match=r"the policy has \d+ output tokens and the reference \d+\. Give both the same"
+    ):
+        EpsilonDPOTrainer(load(tmp_path / "policy"), load(official / "ref"), **settings)
+    padded = EpsilonDPOTrainer(load(tmp_path / "policy"), load(tmp_path / "ref"), **settings)
+    padded.train()
+    batch = padded.data_collator([padded.train_dataset[0]])
+    with torch.no_grad():
+        logits = load(tmp_path / "ref")(batch["input_ids"]).logits[0, :-1]
+    logps = logits.log_softmax(-1).gather(1, batch["input_ids"][0, 1:, None]).squeeze(1)
+    expected = (logps * batch["completion_mask"][0, 1:]).sum()
+    assert read_pairs(plain.args.output_dir)["ref_chosen_logps"][0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_models_without_a_separable_head_are_refused():
+    encoder_decoder = T5ForConditionalGeneration(T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1))
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder-decoder"):
+        require_separable_head(encoder_decoder)
+    with pytest.raises(ValueError, match="LlamaModel has no separate backbone and output head"):
+        require_separable_head(
+            LlamaModel(LlamaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
+        )
