@@ -4,7 +4,6 @@ It reads the β record that the trainer writes anyway, so it can neither slow a 
 needs not know in which process that runs.
 """
 
-import math
 import time
 from pathlib import Path
 
@@ -12,11 +11,9 @@ import pandas as pd
 from IPython.display import DisplayHandle, display
 from transformers import TrainerCallback
 
-from epsdpo.config import EpsilonDPOConfig
-from epsdpo.experiment import Experiment
 from epsdpo.plots.style import as_image
 from epsdpo.plots.trajectory import live
-from epsdpo.record import STEPS_FILE, read_steps
+from epsdpo.record import STEPS_FILE, read_steps, read_total_steps
 
 
 class LiveChart(TrainerCallback):
@@ -26,13 +23,10 @@ class LiveChart(TrainerCallback):
     `finish` in the end.
 
     Args:
-        experiment: what is trained.
-        pairs: how many pairs it is trained on.
-        train_dir: where its β record is written.
+        train_dir: where the run's β record is written.
     """
 
-    def __init__(self, experiment: Experiment, pairs: int, train_dir: str | Path, seconds_between: float = 2.0):
-        self.total_steps = _total_steps(experiment, pairs)
+    def __init__(self, train_dir: str | Path, seconds_between: float = 2.0):
         self.train_dir = Path(train_dir)
         self.seconds_between = seconds_between
         self.drawn = -float("inf")
@@ -50,7 +44,7 @@ class LiveChart(TrainerCallback):
             return
         steps = read_steps(self.train_dir)
         if len(steps):
-            seconds = steps["seconds"].median() * max(0, self.total_steps - steps["step"].iloc[-1])
+            seconds = steps["seconds"].median() * max(0, read_total_steps(self.train_dir) - steps["step"].iloc[-1])
             self._draw(steps, f"about {seconds:.0f} s left")
 
     def finish(self) -> None:
@@ -58,18 +52,11 @@ class LiveChart(TrainerCallback):
         self._draw(read_steps(self.train_dir), "done")
 
     def _draw(self, steps: pd.DataFrame, progress: str) -> None:
-        picture = as_image(live(steps, f"Step {steps['step'].iloc[-1]} of {self.total_steps}, {progress}"))
+        picture = as_image(
+            live(steps, f"Step {steps['step'].iloc[-1]} of {read_total_steps(self.train_dir)}, {progress}")
+        )
         if self.handle is None:
             self.handle = display(picture, display_id=True)
         else:
             self.handle.update(picture)
         self.drawn = time.monotonic()
-
-
-def _total_steps(experiment: Experiment, pairs: int) -> int:
-    """Optimiser steps of the whole run, as transformers counts them: the last batch of an epoch may be a short one."""
-    max_steps = experiment.train.get("max_steps", EpsilonDPOConfig.max_steps)
-    if max_steps > 0:
-        return max_steps
-    epochs = experiment.train.get("num_train_epochs", EpsilonDPOConfig.num_train_epochs)
-    return math.ceil(epochs * math.ceil(pairs / experiment.train["global_batch_size"]))

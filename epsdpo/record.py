@@ -147,6 +147,11 @@ def read_steps(directory: str | Path) -> pd.DataFrame:
     return pd.DataFrame(_complete_lines(directory), columns=list(STEP_COLUMNS))
 
 
+def read_total_steps(directory: str | Path) -> int:
+    """How many optimiser steps the record will have when its run has ended."""
+    return json.loads((Path(directory) / PROGRESS_FILE).read_text(encoding="utf-8"))["total_steps"]
+
+
 def read_pairs(directory: str | Path) -> pd.DataFrame:
     """One row per optimiser step and pair of the run in `directory`; works while it is still training.
 

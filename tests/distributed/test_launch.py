@@ -175,7 +175,7 @@ def test_an_interrupt_ends_training_and_is_passed_on(run, tmp_path):
 
     launcher = launcher_command(str(single), 0, experiment)
     with pytest.raises(KeyboardInterrupt):
-        launch_training(launcher, **parameters, train_dir=train_dir, chart=Interrupted(experiment, 96, train_dir))
+        launch_training(launcher, **parameters, train_dir=train_dir, chart=Interrupted(train_dir))
     assert len(ended) >= 2
     wait_until_ended(ended)
 
