@@ -177,6 +177,16 @@ def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
         assert 128 % (train["per_device_train_batch_size"] * launch.num_processes) == 0
 
 
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_every_launch_config_is_one_and_leaves_precision_to_the_experiment(path):
+    launch = load_config_from_file(str(path))
+    assert launch.mixed_precision == "no"  # anything else would override the experiment's silently
+    assert launch.num_machines == (2 if path.stem.startswith("multi_node") else 1)
+    assert launch.use_cpu == (path.stem == "cpu")
+    if launch.distributed_type == "FSDP":
+        assert launch.fsdp_config["fsdp_version"] == 2
+
+
 @pytest.fixture
 def tiny_ultrafeedback(tmp_path, official):
     """Rows as princeton-nlp's sets have them: a prompt string, and whole conversations as chosen and rejected."""
