@@ -6,13 +6,13 @@ The processes are real: two over gloo, or one below the launcher, on the tiny re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import yaml
+from waiting import running, wait_until
 
 from epsdpo.data import prepare
 from epsdpo.experiment import ConfigError, check_experiment, load_experiment
@@ -74,25 +74,6 @@ def run_notebook(parameters, train_dir):
 
 def recorded_steps(train_dir) -> int:
     return (train_dir / STEPS_FILE).read_text().count("\n") if (train_dir / STEPS_FILE).exists() else 0
-
-
-def wait_until(condition, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run still; one that has ended but was not yet collected by its parent does not."""
-
-    def runs(process):
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    return [process for process in processes if runs(process)]
 
 
 def wait_until_ended(processes: list[psutil.Process]) -> None:
