@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import save_official_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -31,10 +32,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture
 def config(tmp_path, official):
     """A config file of a run of 36 steps on local files, with a last window of half size in each epoch."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
-        (model / source.name).write_bytes(source.read_bytes())
+    model = save_official_model(tmp_path / "model")
     values = {
         "method": "epsilon_dpo",
         "data": {"source": str(official / "pairs.jsonl")},

@@ -12,6 +12,7 @@ import nbformat
 import psutil
 import pytest
 import yaml
+from conftest import save_official_model
 from waiting import running, wait_until
 
 from epsdpo.data import prepare
@@ -32,10 +33,7 @@ def run(tmp_path, official, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def make(**train: object) -> dict[str, object]:
-        model = tmp_path / "model"
-        model.mkdir()
-        for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
-            (model / source.name).write_bytes(source.read_bytes())
+        model = save_official_model(tmp_path / "model")
         settings = {
             "beta": 0.1,
             "global_batch_size": 8,
