@@ -24,7 +24,6 @@ from accelerate.utils import DistributedType
 
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.stages import resolve_path
-from epsdpo.train import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from epsdpo.live import LiveChart
@@ -93,6 +92,9 @@ def launch_training(
     Raises:
         LaunchError: if training fails.
     """
+    # Late, because the runner checks launch configs with this module, and is not to wait for torch and trl.
+    from epsdpo.train import MODEL_FOLDER
+
     train_dir = Path(train_dir)
     train_dir.mkdir(parents=True, exist_ok=True)
     command = [*launcher, "-m", "epsdpo.train", "--config", str(config), "--data", str(data_dir)]

@@ -165,7 +165,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         batches, num_items_in_batch = super().get_batch_samples(
             (mark_repeats(batch, self.accelerator) for batch in epoch_iterator), num_batches, device
         )
-        pairs = sum(int((batch["pair_index"] >= 0).sum()) for batch in batches)
+        pairs = sum(int((batch["pair_index"] != REPEATED).sum()) for batch in batches)
         pairs = torch.tensor(pairs, device=self.accelerator.device)
         self._window_pairs = int(self.accelerator.reduce(pairs, reduction="sum"))
         return batches, num_items_in_batch
@@ -200,15 +200,15 @@ class EpsilonDPOTrainer(DPOTrainer):
         pairs = self._gather_pairs(inputs["pair_index"], columns)
         self._require_finite(pairs)
         (self._window if self.model.training else self._evaluated).append(pairs)
-        counted = losses[inputs["pair_index"] >= 0].sum()
+        counted = losses[inputs["pair_index"] != REPEATED]
         if self.model.training and self._window_pairs is not None:
             # transformers divides by the number of micro-batches and averages over processes. So multiplied, their sum
             # is the mean over the pairs of the optimiser step, however they were dealt.
-            loss = counted * (
+            loss = counted.sum() * (
                 self.accelerator.num_processes * self.current_gradient_accumulation_steps / self._window_pairs
             )
         else:
-            loss = counted / max(1, int((inputs["pair_index"] >= 0).sum()))
+            loss = counted.sum() / max(1, len(counted))
         if not return_outputs:
             return loss
         with torch.no_grad():

@@ -18,6 +18,14 @@ def official():
     return OFFICIAL
 
 
+def save_official_model(folder: Path) -> Path:
+    """The tiny policy and its tokenizer in one new folder, as a user has a model."""
+    folder.mkdir()
+    for source in (*(OFFICIAL / "policy").iterdir(), *(OFFICIAL / "tok").iterdir()):
+        (folder / source.name).write_bytes(source.read_bytes())
+    return folder
+
+
 @pytest.fixture(scope="session")
 def official_tokenizer():
     from transformers import AutoTokenizer

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 import yaml
-from conftest import OFFICIAL
+from conftest import OFFICIAL, save_official_model
 from distributed_worker import SETTINGS, TRAIN_PAIRS
 from safetensors.torch import load_file
 
@@ -38,10 +38,7 @@ def on_cpu(name: str, folder: Path, **changes) -> Path:
 
 def experiment(folder: Path) -> Path:
     """The config of a run for `epsdpo.train` on the worker's data and settings, with checkpoints at steps 3, 6, 9."""
-    model = folder / "start"
-    model.mkdir()
-    for source in (*(OFFICIAL / "policy").iterdir(), *(OFFICIAL / "tok").iterdir()):
-        (model / source.name).write_bytes(source.read_bytes())
+    model = save_official_model(folder / "start")
     settings = {key: value for key, value in SETTINGS.items() if key != "disable_tqdm"}
     values = {
         "method": "epsilon_dpo",

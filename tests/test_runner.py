@@ -2,23 +2,16 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
 from tiny_kit import STEPS, TinyKit, kill
+from waiting import wait_until
 
 
 @pytest.fixture
 def kit(tmp_path):
     return TinyKit(tmp_path)
-
-
-def wait_until(condition, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
 
 
 def lines_of(err):

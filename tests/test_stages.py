@@ -10,12 +10,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from waiting import running, wait_until
 
 from epsdpo import stages
 from epsdpo.experiment import ConfigError
@@ -145,28 +145,13 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
     runner = subprocess.Popen([sys.executable, "-c", program])
     try:
         wait_until((tmp_path / "pids").exists)
-        pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+        processes = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
         runner.send_signal(signal.SIGTERM)
         assert runner.wait(timeout=30) == 143
-        wait_until(lambda: not any(is_running(pid) for pid in pids))
+        wait_until(lambda: not running(processes))
     finally:
         runner.kill()
     assert not (tmp_path / "manifest.json").exists()
-
-
-def wait_until(condition, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process runs; one that has ended but was not yet collected by its parent does not."""
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize(

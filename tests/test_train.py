@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import save_official_model
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -31,10 +32,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture
 def config(tmp_path, official):
     """A config file of a run of 36 steps on local files, with a last window of half size in each epoch."""
-    model = tmp_path / "model"
-    model.mkdir()
-    for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
-        (model / source.name).write_bytes(source.read_bytes())
+    model = save_official_model(tmp_path / "model")
     values = {
         "method": "epsilon_dpo",
         "data": {"source": str(official / "pairs.jsonl")},
@@ -175,6 +173,16 @@ def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
         train = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").train
         assert train["global_batch_size"] == 128
         assert 128 % (train["per_device_train_batch_size"] * launch.num_processes) == 0
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_every_launch_config_is_one_and_leaves_precision_to_the_experiment(path):
+    launch = load_config_from_file(str(path))
+    assert launch.mixed_precision == "no"  # anything else would override the experiment's silently
+    assert launch.num_machines == (2 if path.stem.startswith("multi_node") else 1)
+    assert launch.use_cpu == (path.stem == "cpu")
+    if launch.distributed_type == "FSDP":
+        assert launch.fsdp_config["fsdp_version"] == 2
 
 
 @pytest.fixture

@@ -6,13 +6,14 @@ The processes are real: two over gloo, or one below the launcher, on the tiny re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import yaml
+from conftest import save_official_model
+from waiting import running, wait_until
 
 from epsdpo.data import prepare
 from epsdpo.experiment import ConfigError, check_experiment, load_experiment
@@ -32,10 +33,7 @@ def run(tmp_path, official, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     def make(**train: object) -> dict[str, object]:
-        model = tmp_path / "model"
-        model.mkdir()
-        for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
-            (model / source.name).write_bytes(source.read_bytes())
+        model = save_official_model(tmp_path / "model")
         settings = {
             "beta": 0.1,
             "global_batch_size": 8,
@@ -74,25 +72,6 @@ def run_notebook(parameters, train_dir):
 
 def recorded_steps(train_dir) -> int:
     return (train_dir / STEPS_FILE).read_text().count("\n") if (train_dir / STEPS_FILE).exists() else 0
-
-
-def wait_until(condition, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def running(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that run still; one that has ended but was not yet collected by its parent does not."""
-
-    def runs(process):
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    return [process for process in processes if runs(process)]
 
 
 def wait_until_ended(processes: list[psutil.Process]) -> None:
