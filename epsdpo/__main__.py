@@ -19,9 +19,15 @@ from epsdpo import __version__
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
+from epsdpo.files import DISK_FULL
 from epsdpo.paths import resolve_path
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+_AFTER_DISK_FULL = (
+    "Free some space and give the same command again: finished stages are kept, and training goes on from its last "
+    "whole checkpoint"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        print(f"{error.filename or 'writing'}: {error.strerror}. {_AFTER_DISK_FULL}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here, training from its last checkpoint", file=sys.stderr)
         return INTERRUPTED
@@ -45,13 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from epsdpo.index import INDEX
     from epsdpo.manifest import MANIFEST
-    from epsdpo.runner import LOG_FILE, Resources, look_at_batch, run_batch
-    from epsdpo.stages import PAGE
+    from epsdpo.run_folder import LOG, PAGE, experiments_in
+    from epsdpo.runner import Resources, look_at_batch, run_batch
 
     paths = [resolve_path(path) for path in options.config]
-    experiments = load_experiments(paths, parse_overrides(options.overrides))
     names = "+".join(path.resolve().name.removesuffix(".yaml") for path in paths)
     run_dir = Path(options.output or Path("runs") / names)
+    checked = [experiment.train for experiment in experiments_in(run_dir).values()]
+    experiments = load_experiments(paths, parse_overrides(options.overrides), checked)
     resources = Resources(
         jobs=options.jobs,
         gpus=options.gpus,
@@ -69,7 +81,7 @@ def _run(options: argparse.Namespace) -> int:
     outcome = run_batch(experiments, run_dir, resources)
     for name, (folder, error) in outcome.failed.items():
         print(f"failed   {name}: {error.splitlines()[0] if error else ''}", file=sys.stderr)
-        print(f"         log: {folder / LOG_FILE}", file=sys.stderr)
+        print(f"         log: {folder / LOG}", file=sys.stderr)
     for name in outcome.not_run:
         print(f"not run  {name}, because a stage that it needs failed", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")

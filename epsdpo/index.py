@@ -17,9 +17,9 @@ from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
+from epsdpo.run_folder import LOG, PAGE
 
 INDEX = "index.html"
-PAGE = "notebook.html"
 EVALUATION = "summary.json"
 
 _TEMPLATE = """\
@@ -84,7 +84,7 @@ def write_index(run_dir: str | Path) -> Path:
         stages=len(statuses),
         finished=sum(status.state == "finished" for status in statuses),
         failed=[
-            {"name": status.name, "detail": status.detail, "link": _link(status.folder / "stage.log", run_dir)}
+            {"name": status.name, "detail": status.detail, "link": _link(status.folder / LOG, run_dir)}
             for status in statuses
             if status.state == "failed"
         ],

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from epsdpo.experiment import Experiment
 
 PACKAGE = Path(__file__).resolve().parent
@@ -26,7 +24,18 @@ KEY_LENGTH = 16  # hexadecimal digits
 # They start, place and watch a run, and have no part in what comes out of it. The package's own module imports lazily.
 _NEVER_DECISIVE = tuple(
     f"epsdpo{module}"
-    for module in ("", ".keys", ".launch", ".live", ".manifest", ".memory", ".paths", ".stages", ".watch")
+    for module in (
+        "",
+        ".keys",
+        ".launch",
+        ".live",
+        ".manifest",
+        ".memory",
+        ".paths",
+        ".run_folder",
+        ".stages",
+        ".watch",
+    )
 )
 # A new figure must not cost a new training.
 _FIGURES = "epsdpo.plots"
@@ -45,7 +54,7 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     """The part of an experiment that decides what comes out of its `stage`."""
     values = experiment.model_dump()
     settings = {section: values[section] for section in _SECTIONS[stage]}
-    return settings | ({"max_length": experiment.max_length} if stage == "prepare" else {})
+    return settings | ({"max_length": experiment.train["max_length"]} if stage == "prepare" else {})
 
 
 def key_parts(settings: dict[str, Any], code: dict[str, str], inputs: Mapping[str, str]) -> dict[str, dict]:
@@ -100,9 +109,12 @@ def code_digests(stage: str, notebook: Path) -> dict[str, str]:
 
 def _notebook_code(notebook: Path) -> str:
     """The code cells but for the parameters, whose values are settings and paths."""
-    cells = nbformat.read(notebook, as_version=4).cells
+    # As JSON, since loading nbformat takes longer than all else that an idle batch does.
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     return "\n".join(
-        cell.source for cell in cells if cell.cell_type == "code" and "parameters" not in cell.metadata.get("tags", [])
+        "".join(cell["source"])
+        for cell in cells
+        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", [])
     )
 
 

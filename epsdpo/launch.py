@@ -23,7 +23,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType
 
 from epsdpo.experiment import ConfigError, Experiment
-from epsdpo.stages import resolve_path
+from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
     from epsdpo.live import LiveChart

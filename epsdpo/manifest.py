@@ -100,8 +100,9 @@ def write_stage_file(output_dir: Path, *, stage: str, parts: dict[str, dict], st
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest in `folder`, or None if the folder is not finished."""
-    return _read(folder / MANIFEST)
+    """The manifest in `folder`, or None if the folder is not finished, or was by a version that wrote no keys."""
+    manifest = _read(folder / MANIFEST)
+    return manifest if manifest is not None and "key" in manifest else None
 
 
 def read_stage_file(folder: Path) -> dict[str, Any] | None:

@@ -4,12 +4,16 @@ It knows the embedded world, local folders and pinned hub models. Training and e
 reference of one is the reference of the other.
 """
 
-from pathlib import Path
+from __future__ import annotations
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, ModelSection
 from epsdpo.hub import commit_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
@@ -27,6 +31,8 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     Raises:
         ConfigError: if it cannot be loaded, naming the model and what to try.
     """
+    from transformers import AutoTokenizer  # late, for those who only ask for a revision
+
     source, revision = reference_source(model, data)
     try:
         return AutoTokenizer.from_pretrained(source, revision=revision)

@@ -17,7 +17,7 @@ from typing import Any
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import code_digests, differences, key_of, key_parts, settings_of
 from epsdpo.manifest import read_manifest, read_stage_file
-from epsdpo.stages import NOTEBOOKS, STAGES, finished_analyses, titles_in
+from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, titles_in
 
 REPORT = "report"
 

@@ -6,7 +6,7 @@ It needs nothing but the files that the stages write, so any process can ask at 
 from __future__ import annotations
 
 import json
-import os
+import platform
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -86,15 +87,16 @@ def _first_line(text: str) -> str:
 
 def _is_gone(state: dict[str, Any]) -> bool:
     """Whether the process of a stage that has begun has ended; not to be known of another machine's."""
-    if state["host"] != os.uname().nodename:
+    if state["host"] != platform.node():
         return False
     try:
-        os.kill(state["pid"], 0)
-    except ProcessLookupError:
+        process = psutil.Process(state["pid"])
+        reused = process.create_time() > datetime.fromisoformat(state["started"]).timestamp() + 1
+        return reused or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
-    except PermissionError:
-        pass
-    return False
+    except psutil.AccessDenied:
+        return False
 
 
 def _training_progress(folder: Path) -> str:

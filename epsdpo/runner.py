@@ -24,18 +24,17 @@ from typing import Any, NamedTuple
 import filelock
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
-from epsdpo.files import written_whole
+from epsdpo.files import disk_is_full, written_whole
 from epsdpo.index import write_index
-from epsdpo.launch import launcher_command
 from epsdpo.manifest import MANIFEST, read_manifest, read_stage_file
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
 from epsdpo.progress import Display, follow
+from epsdpo.run_folder import LOG
 
 STATE_FOLDER = ".epsdpo"
 BATCH_FILE, PLAN_FILE, LOCK_FILE = "batch.json", "plan.json", "lock"
 SUPERSEDED = "superseded"
-LOG_FILE = "stage.log"
 
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
 _ON_GPU = ("train", "evaluate")
@@ -132,8 +131,11 @@ def look_at_batch(
 def _check(experiments: list[Experiment], resources: Resources) -> dict[str, Any]:
     """Refuse what cannot work, and return the parameters of training that say where it is computed."""
     check_names(experiments)
-    for experiment in experiments:
-        launcher_command(resources.launch_config, resources.num_processes, experiment)
+    if resources.launch_config or resources.num_processes:
+        from epsdpo.launch import launcher_command  # loads torch by way of accelerate
+
+        for experiment in experiments:
+            launcher_command(resources.launch_config, resources.num_processes, experiment)
     if resources.jobs < 1:
         raise ConfigError(f"--jobs is {resources.jobs}; give 1 or more stages at once")
     needed = max(1, resources.num_processes)
@@ -256,7 +258,7 @@ def _as_rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, r
         command += ["--end-with-stdin"]
         if resources.gpus and gpus:
             command += ["--take-gpus", f"{gpus}/{resources.gpus}"]
-    folder, log = shlex.quote(str(stage.folder)), shlex.quote(str(stage.folder / LOG_FILE))
+    folder, log = shlex.quote(str(stage.folder)), shlex.quote(str(stage.folder / LOG))
     return {
         "name": stage.name,
         "manifest": str(stage.folder / MANIFEST),
@@ -274,11 +276,13 @@ def _finished(stage: PlannedStage) -> bool:
 
 def _failure(stage: PlannedStage, begun: float) -> str | None:
     """Why a stage failed that was due at the time `begun`; None if it was not run, because one that it needs failed."""
-    log, state = stage.folder / LOG_FILE, read_stage_file(stage.folder)
+    log, state = stage.folder / LOG, read_stage_file(stage.folder)
     if not log.exists() or log.stat().st_mtime < begun:
         return None
     if state is not None and state["status"] == "failed":
         return state["error"]
+    if disk_is_full(stage.folder):
+        return "the disk is full"
     last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
     if state is None:
         return "\n".join(last_lines)  # refused before it began

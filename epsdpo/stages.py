@@ -1,8 +1,8 @@
 """One stage of a run: a parameterised notebook, executed headless, with its HTML and its manifest.
 
-This module knows where the notebooks lie, what parameters they take and how to run one with this interpreter. The order
-of stages is the business of `epsdpo.batch`, the content of a manifest that of `epsdpo.manifest`, and everything about
-the method that of the notebooks and the library behind them.
+This module knows what parameters a notebook takes and how to run it with this interpreter. Which stages a batch has is
+the business of `epsdpo.plan`, the content of a manifest that of `epsdpo.manifest`, and everything about the method that
+of the notebooks and the library behind them.
 """
 
 from __future__ import annotations
@@ -34,22 +34,9 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_exp
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY, resolve_path
-
-NOTEBOOKS = REPOSITORY / "notebooks"
-
-# Stage -> notebook, in the order of a run.
-STAGES = {
-    "prepare": "01_prepare_data.ipynb",
-    "train": "02_train.ipynb",
-    "trajectory": "03_beta_trajectory.ipynb",
-    "evaluate": "04_evaluate.ipynb",
-    "report": "05_report.ipynb",
-}
+from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, titles_in
 
 TIMED_OUT = 124  # the exit code of `timeout`
-
-EXECUTED = "notebook.ipynb"
-PAGE = "notebook.html"
 
 _KINDS = {kind.__name__: kind for kind in (str, int, float, bool)}
 _TRACEBACK_LINES = 12
@@ -226,14 +213,6 @@ def _experiment(parameters: dict[str, Any]) -> Experiment | None:
     return experiment_of(resolve_path(parameters["train_dir"])) if "train_dir" in parameters else None
 
 
-def experiment_of(train_dir: Path) -> Experiment:
-    """The experiment trained in `train_dir`, with the title that it has in its run by now."""
-    for folder in (train_dir.parent, train_dir):
-        if (folder / EXPERIMENT_FILE).exists():
-            return load_saved(folder / EXPERIMENT_FILE)
-    raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
-
-
 def _settings_and_inputs(
     stage: str, parameters: dict[str, Any], experiment: Experiment | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -253,20 +232,6 @@ def _settings_and_inputs(
     if experiment is None:
         return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
     return settings_of(stage, experiment), inputs
-
-
-def titles_in(run_dir: Path) -> dict[str, str]:
-    """Titles of the experiments of a run folder, by name."""
-    return {file.parent.name: load_saved(file).title for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
-
-
-def finished_analyses(run_dir: Path) -> dict[str, str]:
-    """Keys of the finished trajectory and evaluate stages of a run folder, by "<experiment>/<stage>"."""
-    keys = {}
-    for stage in ("trajectory", "evaluate"):
-        for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
-            keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
-    return keys
 
 
 class _OwnKernelManager(AsyncKernelManager):

@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with processes.main_process_first():
             if not options.data and not (data_dir / REPORT).exists():
                 tokenizer = load_tokenizer(experiment.model, experiment.data)
-                prepare(experiment.data, tokenizer, data_dir, max_length=experiment.max_length)
+                prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
             data = load_prepared(data_dir)
         model_dir = train(experiment, data, options.train_dir or run_dir / "train")
     except ConfigError as error:

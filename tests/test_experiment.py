@@ -107,7 +107,7 @@ def test_a_whole_number_will_do_for_a_float():
 
 
 def test_plain_dpo_is_epsilon_dpo_with_steps_of_size_zero():
-    train = {"beta": 0.1, "epsilon": 0.02, "global_batch_size": 16}
+    train = {"beta": 0.1, "epsilon": 0.02, "global_batch_size": 16, "max_length": 64}
     assert check(method="dpo", train=train).training_arguments() == {**train, "epsilon_step": 0.0, "seed": 42}
     assert check(method="dpo", train={"epsilon_step": 0.0}).training_arguments()["epsilon_step"] == 0.0
     assert check(train=train, seed=7).training_arguments() == {**train, "seed": 7}

@@ -56,7 +56,7 @@ def test_a_config_is_its_base_with_its_own_keys_on_top(write):
     write("runs/_base.yaml", "extends: ../shared/_root.yaml\ntrain: {epsilon: 0.02}\ndata: {max_train_pairs: 16}\n")
     path = write("runs/run.yaml", "extends: _base.yaml\nevaluate: null\ndata: {max_eval_pairs: null}\n")
     experiment = load_experiment(path)
-    assert experiment.train == {"global_batch_size": 128, "beta": 0.1, "epsilon": 0.02}
+    assert experiment.train == {"global_batch_size": 128, "max_length": 1024, "beta": 0.1, "epsilon": 0.02}
     assert (experiment.data.max_train_pairs, experiment.data.max_eval_pairs) == (16, None)
     assert (experiment.seed, experiment.evaluate) == (1, None)
     assert load_experiments(path.parent) == [experiment], "_base.yaml is no experiment"

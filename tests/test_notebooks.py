@@ -15,8 +15,8 @@ from epsdpo.evaluation.judge import gold_judge
 from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.report import collect, gains_over_baseline, links_table
+from epsdpo.run_folder import NOTEBOOKS
 from epsdpo.runner import run_batch
-from epsdpo.stages import NOTEBOOKS
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
 

@@ -10,8 +10,9 @@ from epsdpo import keys
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.keys import code_digests, differences, key_parts
 from epsdpo.manifest import write_manifest, write_stage_file
+from epsdpo.paths import REPOSITORY
 from epsdpo.plan import check_names, data_folder, judge, plan_stages
-from epsdpo.stages import NOTEBOOKS, REPOSITORY, STAGES
+from epsdpo.run_folder import NOTEBOOKS, STAGES
 
 RUN = Path("runs/batch")
 

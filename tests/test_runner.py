@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -120,23 +122,57 @@ def test_whatever_is_killed_the_same_command_finishes(kit):
 
 def test_a_second_runner_and_a_slow_stage_are_ended_clearly(kit):
     kit.write_config("eps", beta=30.0)
-    runner = kit.start("run", "configs", "--time-limit", "0.004")  # hours
+    runner = kit.start("run", "configs", "--time-limit", "0.002")  # hours
     lock = kit.folder / "runs" / "configs" / ".epsdpo" / "lock.owner"
     wait_until(lock.exists)
     code, _, err = kit.run("run", "configs")
     assert code == 2
     assert f"is being worked on by another runner (process {runner.pid} on" in err
     _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 1 and "eps/train: it took longer than its time limit of 0.004 hours" in err
+    assert runner.returncode == 1 and "eps/train: it took longer than its time limit of 0.002 hours" in err
     wait_until(lambda: not kit.processes(), seconds=60)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def run_mounted(kit, options, then="true"):
+    """A batch in a run folder on a small file system of its own; `then` is run there before that is gone."""
+    (kit.folder / "runs").mkdir()
+    command = f"mount -t tmpfs -o {options} none runs && {sys.executable} -m epsdpo run configs; echo exit $?; {then}"
+    environment = {**os.environ, "PYTHONPATH": str(kit.folder)}
+    return subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", command],
+        cwd=kit.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+may_mount = pytest.mark.skipif(
+    subprocess.run(["unshare", "--map-root-user", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]).returncode != 0,
+    reason="this machine lets nobody mount a file system of his own",
+)
+
+
+@may_mount
 def test_a_read_only_folder_is_refused(kit):
     kit.write_config("eps")
-    (kit.folder / "runs").mkdir(mode=0o500)
-    code, _, err = kit.run("run", "configs")
-    assert code == 2 and "cannot be written to (Permission denied)" in err
+    done = run_mounted(kit, "ro")
+    assert done.stdout.strip() == "exit 2"
+    assert (
+        "runs/configs cannot be written to (Read-only file system). Choose another folder with --output" in done.stderr
+    )
+
+
+@may_mount
+def test_a_full_disk_is_named_and_room_on_it_is_all_it_takes(kit):
+    kit.write_config("eps", weight_decay=1.0)  # has training fill it
+    again = f"rm runs/ballast && {sys.executable} -m epsdpo run configs; echo exit $?"
+    done = run_mounted(kit, "size=16m", again)
+    assert "exit 1" in done.stdout and "No space left on device" in done.stderr, done
+    assert "Free some space and give the same command again" in done.stderr
+    assert done.stdout.rstrip().endswith("exit 0"), done
+    assert {stage.split("/")[-1]: count for stage, count in kit.started().items() if count > 1} == {"train": 2}
 
 
 @pytest.mark.parametrize(

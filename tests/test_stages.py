@@ -19,11 +19,13 @@ from waiting import running, wait_until
 
 from epsdpo import stages
 from epsdpo.experiment import ConfigError
-from epsdpo.stages import StageError, check_parameters, read_parameters, resolve_path, run_stage
+from epsdpo.paths import REPOSITORY, resolve_path
+from epsdpo.run_folder import STAGES
+from epsdpo.stages import StageError, check_parameters, read_parameters, run_stage
 
 COMMITTED = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
-PARAMETERS = "output_dir: str\nsteps: int = 1\nlr: float = 0.5\nlive: bool = True\ntrain_dir: str = ''"
+PARAMETERS = "output_dir: str\nsteps: int = 1\nlr: float = 0.5\nlive: bool = True\ndata_dir: str = ''"
 
 
 @pytest.fixture
@@ -58,13 +60,13 @@ def test_a_finished_stage(notebook, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("MPLBACKEND", "Agg")
     upstream = tmp_path / "upstream"
     upstream.mkdir()
-    (upstream / "manifest.json").write_text("{}")
+    (upstream / "manifest.json").write_text('{"key": "k"}')
     (upstream / "weights.bin").write_text("not described: the manifest stands for the folder")
     output_dir = tmp_path / "run" / "train"
     output_dir.mkdir(parents=True)
     (output_dir / "manifest.json").write_text("of an earlier run")
 
-    path = run_stage("train", {"steps": 3, "lr": 2, "train_dir": str(upstream)}, output_dir)
+    path = run_stage("train", {"steps": 3, "lr": 2, "data_dir": str(upstream)}, output_dir)
 
     streamed = f"run by {sys.executable} for 6.0"
     assert streamed in capfd.readouterr().out
@@ -87,13 +89,14 @@ def test_a_finished_stage(notebook, tmp_path, monkeypatch, capfd):
         "output_dir": str(output_dir),
         "steps": 3,
         "lr": 2.0,
-        "train_dir": str(upstream),
+        "data_dir": str(upstream),
     }
     assert manifest["outputs"].keys() == {"notebook.html", "notebook.ipynb", "result.txt"}
     assert manifest["outputs"]["result.txt"] == {"bytes": 2, "sha256": hashlib.sha256(b"42").hexdigest()}
     assert manifest["inputs"] == {
-        str(upstream / "manifest.json"): {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest()}
+        str(upstream / "manifest.json"): {"bytes": 12, "sha256": hashlib.sha256(b'{"key": "k"}').hexdigest()}
     }
+    assert manifest["key_parts"]["inputs"] == {"data": "k"}
     assert manifest["started"] <= manifest["finished"]
     assert manifest["packages"]["trl"].startswith("1.")
     assert manifest["cpus"] == os.cpu_count()
@@ -164,8 +167,8 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
         ({"lr": False}, "'lr' is False of type bool; expected float"),
         ({"steps": 3.0}, "'steps' is 3.0 of type float; expected int"),
         ({"live": 1}, "'live' is 1 of type int; expected bool"),
-        ({"train_dir": None}, "'train_dir' is None of type NoneType; expected str"),
-        ({"train_dir": "nowhere"}, "nowhere: no such file or folder"),
+        ({"data_dir": None}, "'data_dir' is None of type NoneType; expected str"),
+        ({"data_dir": "nowhere"}, "nowhere: no such file or folder"),
     ],
 )
 def test_bad_parameters_are_refused_before_a_kernel_starts(notebook, tmp_path, values, message):
@@ -206,7 +209,7 @@ def test_a_missing_notebook_is_named(tmp_path, monkeypatch):
 
 def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_path("epsdpo/stages.py") == stages.REPOSITORY / "epsdpo" / "stages.py"
+    assert resolve_path("epsdpo/stages.py") == REPOSITORY / "epsdpo" / "stages.py"
     (tmp_path / "epsdpo").mkdir()
     (tmp_path / "epsdpo" / "stages.py").touch()
     assert resolve_path("epsdpo/stages.py").resolve() == (tmp_path / "epsdpo" / "stages.py").resolve()
@@ -215,7 +218,7 @@ def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monk
 
 
 def test_the_committed_notebooks_are_those_of_the_stages():
-    assert {path.name for path in COMMITTED} == set(stages.STAGES.values())
+    assert {path.name for path in COMMITTED} == set(STAGES.values())
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

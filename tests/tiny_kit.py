@@ -42,6 +42,11 @@ for step in range(done + 1, STEPS + 1):
     if train["learning_rate"] == 0.5:
         raise RuntimeError("<b>learning_rate</b> is too high")
     time.sleep(train["beta"] if train["beta"] > 1 else 0)
+    if train.get("weight_decay") == 1.0 and not Path("filled").exists():
+        Path("filled").touch()
+        with open("runs/ballast", "wb", buffering=0) as ballast:
+            while True:
+                ballast.write(bytes(2**12))
     row = {"step": step, "beta_before": 0.1, "beta_after": 0.1 - 0.01 * step, "loss": 0.7, "seconds": 0.1}
     with record.open("a") as file:
         file.write(json.dumps(row) + "\\n")

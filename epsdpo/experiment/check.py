@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,12 +19,15 @@ from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
-def check_experiment(values: dict[str, Any], where: str, layers: Layers = ()) -> Experiment:
+def check_experiment(
+    values: dict[str, Any], where: str, layers: Layers = (), checked: Collection[Mapping[str, Any]] = ()
+) -> Experiment:
     """Build an `Experiment` from plain values, e.g. of a YAML file; `where` begins every error message.
 
     Args:
         layers: (place, values) of each source that `values` were merged from, the last on top. A problem with a key is
             then reported at the place that decided it.
+        checked: `train` sections that were checked before, for which trl need not be loaded again.
 
     Raises:
         ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
@@ -37,7 +40,8 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = ()) ->
     except ValidationError as error:
         problems = [(problem["loc"], _explain(problem)) for problem in error.errors()]
     else:
-        problems = [(("train", key), problem) for key, problem in _train_problems(experiment)]
+        unchecked = experiment.train not in checked
+        problems = [(("train", key), problem) for key, problem in _train_problems(experiment)] if unchecked else []
     if problems:
         raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))
     return experiment

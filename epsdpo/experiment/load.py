@@ -7,7 +7,7 @@ sweep, the overrides. What keys and values mean is the business of `epsdpo.exper
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ def load_experiment(path: str | Path) -> Experiment:
 
 
 def load_experiments(
-    paths: str | Path | Iterable[str | Path], overrides: Mapping[str, Any] | None = None
+    paths: str | Path | Iterable[str | Path],
+    overrides: Mapping[str, Any] | None = None,
+    checked: Collection[Mapping[str, Any]] = (),
 ) -> list[Experiment]:
     """The experiments of YAML files, and of every `*.yaml` of a folder in the order of their names.
 
@@ -47,6 +49,7 @@ def load_experiments(
 
     Args:
         overrides: dotted keys with the values that they take in every experiment; see `parse_overrides`.
+        checked: `train` sections that were checked before, e.g. those of a run folder; others need trl to be loaded.
 
     Raises:
         ConfigError: if a folder holds no config, a config is wrong (all problems of all files are listed), or two
@@ -57,7 +60,7 @@ def load_experiments(
     problems: list[str] = []
     for file in (file for path in paths for file in _config_files(Path(path))):
         try:
-            experiments += _read(file, overrides or {})
+            experiments += _read(file, overrides or {}, checked)
         except ConfigError as error:
             problems += str(error).splitlines()
     # Folders go by name, tables and figures by title: of two runs that share one, one would be lost.
@@ -91,7 +94,7 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
-def _read(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
+def _read(path: Path, overrides: Mapping[str, Any], checked: Collection[Mapping[str, Any]] = ()) -> list[Experiment]:
     """The experiments of one file: one, or one for each point of its sweep."""
     if path.name.startswith(BASE_MARK):
         raise ConfigError(
@@ -111,7 +114,7 @@ def _read(path: Path, overrides: Mapping[str, Any]) -> list[Experiment]:
             if isinstance(values.get(key), str):
                 values[key] += addition
         try:
-            experiments.append(check_experiment(values, str(path), layers))
+            experiments.append(check_experiment(values, str(path), layers, checked))
         except ConfigError as error:
             problems += str(error).splitlines()
     if problems:

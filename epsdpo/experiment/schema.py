@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 WORLD = "world"
 
-# Defaults of the `train` section where an experiment's are not the trainer's. Without this one the batch would grow
-# with the number of processes, and with it the result.
-TRAIN_DEFAULTS = {"global_batch_size": 128}
+# Defaults of the `train` section that are not left to the trainer: without the first the batch, and with it the result,
+# would grow with the number of processes; by the second data are cut, long before trl is loaded, whose default it is.
+TRAIN_DEFAULTS = {"global_batch_size": 128, "max_length": 1024}
 
 # Keys of the trainer's config that an experiment states elsewhere, with the place to say them.
 STATED_ELSEWHERE = {
@@ -25,6 +25,7 @@ STATED_ELSEWHERE = {
     "data_seed": "the top-level `seed`",
     "model_init_kwargs": "the `model` section",
     "gradient_accumulation_steps": "`global_batch_size`, from which it follows on any number of processes",
+    "hub_token": "the environment variable HF_TOKEN: a config is copied into every run folder",
     "trust_remote_code": "nowhere: code from a hub is never run",
     "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
     "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
@@ -154,15 +155,6 @@ class Experiment(_Section):
             if "beta_update" in self.train:
                 raise ValueError("train.beta_update has no effect under method 'dpo'. Remove it")
         return self
-
-    @property
-    def max_length(self) -> int | None:
-        """Longest prompt and completion together, in tokens: `train.max_length`, or TRL's default."""
-        if "max_length" in self.train:
-            return self.train["max_length"]
-        from epsdpo.config import EpsilonDPOConfig
-
-        return EpsilonDPOConfig.max_length
 
     def training_arguments(self) -> dict[str, Any]:
         """The keyword arguments of `EpsilonDPOConfig` for this run, except `output_dir`.

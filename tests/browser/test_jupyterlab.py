@@ -11,7 +11,7 @@ from hostile import HOSTILE_TITLE
 from lab import make_lab, run_all_cells, scroll_to
 
 from epsdpo.record import read_pairs, read_steps
-from epsdpo.stages import STAGES
+from epsdpo.run_folder import STAGES
 
 FIGURES = {"prepare": 1, "train": 2, "trajectory": 4, "evaluate": 3, "report": 4}
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text

@@ -57,7 +57,7 @@ def run(tmp_path, official, monkeypatch):
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
         experiment = load_experiment(config)
         tokenizer = load_tokenizer(experiment.model, experiment.data)
-        prepare(experiment.data, tokenizer, tmp_path / "data", max_length=experiment.max_length)
+        prepare(experiment.data, tokenizer, tmp_path / "data", max_length=experiment.train["max_length"])
         return {"config": str(config), "data_dir": str(tmp_path / "data")}
 
     return make

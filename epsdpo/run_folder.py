@@ -1,0 +1,55 @@
+"""How a run is laid out: stages and their notebooks, names of files, and what of it is finished.
+
+It only reads, and loads neither papermill nor torch, so that commands which run nothing are quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.manifest import MANIFEST, read_manifest
+from epsdpo.paths import REPOSITORY
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+
+# Stage -> notebook, in the order of a run.
+STAGES = {
+    "prepare": "01_prepare_data.ipynb",
+    "train": "02_train.ipynb",
+    "trajectory": "03_beta_trajectory.ipynb",
+    "evaluate": "04_evaluate.ipynb",
+    "report": "05_report.ipynb",
+}
+
+# What the runner leaves in a stage's folder, beside what the notebook writes there.
+EXECUTED = "notebook.ipynb"
+PAGE = "notebook.html"
+LOG = "stage.log"
+
+
+def experiment_of(train_dir: Path) -> Experiment:
+    """The experiment trained in `train_dir`, with the title that it has in its run by now."""
+    for folder in (train_dir.parent, train_dir):
+        if (folder / EXPERIMENT_FILE).exists():
+            return load_saved(folder / EXPERIMENT_FILE)
+    raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
+
+
+def experiments_in(run_dir: Path) -> dict[str, Experiment]:
+    """The experiments of a run folder by name, also those that a later batch no longer asks for."""
+    return {file.parent.name: load_saved(file) for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
+
+
+def titles_in(run_dir: Path) -> dict[str, str]:
+    """Titles of the experiments of a run folder, by name."""
+    return {name: experiment.title for name, experiment in experiments_in(run_dir).items()}
+
+
+def finished_analyses(run_dir: Path) -> dict[str, str]:
+    """Keys of the finished trajectory and evaluate stages of a run folder, by "<experiment>/<stage>"."""
+    keys = {}
+    for stage in ("trajectory", "evaluate"):
+        for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
+            keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
+    return keys
