@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from epsdpo.index import INDEX
-    from epsdpo.manifest import MANIFEST
-    from epsdpo.run_folder import LOG, PAGE, experiments_in
+    from epsdpo.manifest import LOG, MANIFEST
+    from epsdpo.run_folder import PAGE, experiments_in
     from epsdpo.runner import Resources, look_at_batch, run_batch
 
     paths = [resolve_path(path) for path in options.config]

@@ -15,9 +15,9 @@ from jinja2 import Environment
 
 from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
-from epsdpo.manifest import read_manifest
+from epsdpo.manifest import LOG, read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
-from epsdpo.run_folder import LOG, PAGE
+from epsdpo.run_folder import PAGE
 
 INDEX = "index.html"
 EVALUATION = "summary.json"

@@ -24,6 +24,7 @@ from epsdpo.keys import key_of
 
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
+LOG = "stage.log"  # of the process that ran the stage
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
 # Weights are large and their size says enough; hashing tens of gigabytes would cost minutes.
@@ -71,7 +72,11 @@ def write_manifest(
         "gpus": _gpu_names(),
         "git": _git_state(repository),
         "inputs": {str(path): _describe(path) for path in _input_files(inputs, output_dir)},
-        "outputs": {path.relative_to(output_dir).as_posix(): _describe(path) for path in _files_below(output_dir)},
+        "outputs": {
+            path.relative_to(output_dir).as_posix(): _describe(path)
+            for path in _files_below(output_dir)
+            if path.name not in (STAGE_FILE, LOG)  # which change until the end, and after it
+        },
     }
     _write(output_dir / MANIFEST, content)
     (output_dir / STAGE_FILE).unlink(missing_ok=True)

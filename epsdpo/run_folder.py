@@ -25,7 +25,6 @@ STAGES = {
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
-LOG = "stage.log"
 
 
 def experiment_of(train_dir: Path) -> Experiment:

@@ -26,11 +26,10 @@ import filelock
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
 from epsdpo.files import disk_is_full, written_whole
 from epsdpo.index import write_index
-from epsdpo.manifest import MANIFEST, read_manifest, read_stage_file
+from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
 from epsdpo.progress import Display, follow
-from epsdpo.run_folder import LOG
 
 STATE_FOLDER = ".epsdpo"
 BATCH_FILE, PLAN_FILE, LOCK_FILE = "batch.json", "plan.json", "lock"
