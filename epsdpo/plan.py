@@ -135,7 +135,7 @@ def plan_stages(
             "report",
             folder=run_dir / REPORT,
             experiment=None,
-            parameters={"run_dir": str(run_dir)},
+            parameters={"run_dir": str(run_dir), "links_from": str(run_dir / REPORT)},
             settings={"titles": titles},
             needs={name: name for name in shown},
         )

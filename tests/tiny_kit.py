@@ -59,7 +59,7 @@ Path(output_dir, "model").mkdir(exist_ok=True)
     ),
     "04_evaluate": ("config: str\ndata_dir: str\ntrain_dir: str\noutput_dir: str", "1 + 1"),
     "05_report": (
-        "run_dir: str\noutput_dir: str",
+        "run_dir: str\nlinks_from: str\noutput_dir: str",
         "sorted(path.parent.name for path in Path(run_dir).glob('*/train'))",
     ),
 }
