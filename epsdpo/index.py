@@ -55,7 +55,7 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span></td>
 <td class="number">{{ row.length_controlled[0] }} <span class="interval">{{ row.length_controlled[1] }}</span></td>
 <td>{% for stage in row.stages %}
-{% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif %}
+{% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif +%}
 <span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} · {% endif %}{% endfor %}</td>
 <td class="number">{{ row.time }}</td><td>{{ row.commit }}</td></tr>
 {% endfor %}
@@ -100,6 +100,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
     experiment = load_saved(folder / EXPERIMENT_FILE)
     train = experiment.training_arguments()
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
+    seconds = [status.seconds for status in own if status.seconds is not None]
     betas = _betas(folder / "train")
     evaluation = _json(folder / "evaluate" / EVALUATION) if (folder / "evaluate" / "manifest.json").exists() else {}
     git = (read_manifest(folder / "train") or {}).get("git")
@@ -120,7 +121,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
             }
             for status in own
         ],
-        "time": as_time(sum(status.seconds or 0.0 for status in own)),
+        "time": as_time(sum(seconds)) if seconds else "–",
         "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
     }
 

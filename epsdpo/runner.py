@@ -213,7 +213,10 @@ def _make_way(stage: PlannedStage, verdict: Verdict) -> None:
 def _run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> None:
     """Have Snakemake run stages, and show how they come along until it ends."""
     state = run_dir / STATE_FOLDER
-    _write_json(state / BATCH_FILE, [_as_rule(stage, due, run_dir, resources) for stage in due.values()])
+    rules = [_as_rule(stage, due, run_dir, resources) for stage in due.values()]
+    for place, rule in enumerate(reversed(rules)):
+        rule["priority"] = place  # in the order of the plan, where there is a choice
+    _write_json(state / BATCH_FILE, rules)
     command = [sys.executable, "-m", "epsdpo.workflow", "--snakefile", str(_WORKFLOW.resolve())]
     command += ["--config", f"batch={(state / BATCH_FILE).resolve()}", "--directory", str(Path.cwd())]
     # Snakemake is told of due stages only, and need not find out for itself what has changed.

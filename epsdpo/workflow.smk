@@ -20,6 +20,7 @@ for stage in STAGES:
             stage["needs"],
         output:
             stage["manifest"],
+        priority: stage["priority"]
         threads: stage["threads"]
         resources:
             gpu=stage["gpus"],
