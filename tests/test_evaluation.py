@@ -267,8 +267,13 @@ def experiment(tmp_path_factory):
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
         for text in texts
     ]
+    rendered = [f"<bos><user> {text} <assistant>" for text in texts]
     prompts = {"prompt_id": [f"p{row}" for row in range(20)], "instruction": texts, "prompt_ids": ids, "task": TASKS[0]}
     pd.DataFrame(prompts).to_parquet(folder / "data" / "prompts.parquet")
+    trained = pd.DataFrame({"prompt": rendered, "prompt_ids": ids})
+    trained.to_parquet(folder / "data" / "train.parquet")
+    split = {"format": "conversational", "bos_per_sequence": 1}
+    write_json(folder / "data" / "report.json", {"max_prompt_length": None, "splits": {"train": split}})
     values = {
         "name": "tiny",
         "method": "dpo",
@@ -284,6 +289,7 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
     result = evaluate(settings, folder / "data", folder / "train", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "annotations.json",
+        "generated.jsonl",
         "responses.parquet",
         "summary.json",
     }
@@ -301,7 +307,7 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
     ]
     assert summary["kl_per_token"] == pytest.approx(responses["kl"].sum() / responses["policy_tokens"].sum())
     intervals = [key.removesuffix("_low") for key in summary if key.endswith("_low")]
-    assert len(intervals) == 8
+    assert len(intervals) == 12
     assert all(summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"] for key in intervals)
     assert headline(summary).loc["win rate (%)", "value"] == f"{summary['win_rate']:.1f}"
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from epsdpo.evaluation.generate import generate_responses
 from epsdpo.experiment import EvaluateSection
+from epsdpo.generation.local import generate_responses
 from epsdpo.world_language import build_tokenizer
 
 GREEDY = EvaluateSection(temperature=0.0, max_new_tokens=12, batch_size=3)
