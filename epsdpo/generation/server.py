@@ -149,8 +149,8 @@ class ServerEngine:
             choice = answer["choices"][0]
             text = choice["message"]["content"] if self._server.endpoint == "chat" else choice["text"]
             reason = choice["finish_reason"]
-            if not isinstance(text, str) or reason not in ("stop", "length"):
-                raise ValueError(f"text of type {type(text).__name__}, finish_reason {reason!r}")
+            if not isinstance(text, str) or reason not in ("stop", "length") or (reason == "length" and not text):
+                raise ValueError(f"text {text!r:.40}, finish_reason {reason!r}")
         except (ValueError, KeyError, IndexError, TypeError) as error:
             said = self._without_key(content.decode(errors="replace")[:_SHOWN])
             raise _PassingError(f"not an answer ({type(error).__name__}: {error}): {said}") from error
