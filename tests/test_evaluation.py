@@ -142,11 +142,14 @@ def test_both_kls_are_those_of_the_distributions_over_responses(tile, monkeypatc
     prompt = [1, 4, 3]
     responses = list(every_response(end=2, vocabulary=5, longest=4))
     assert len(responses) == 341
+    log_policy, log_reference = (
+        np.array([log_probability(model, prompt, response) for response in responses]) for model in (policy, reference)
+    )
     exact = {}
-    for name, model, other in (("reverse", policy, reference), ("forward", reference, policy)):
-        log_p, log_q = (
-            np.array([log_probability(m, prompt, response) for response in responses]) for m in (model, other)
-        )
+    for name, model, other, log_p, log_q in (
+        ("reverse", policy, reference, log_policy, log_reference),
+        ("forward", reference, policy, log_reference, log_policy),
+    ):
         assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-12)
         exact[name] = float((np.exp(log_p) * (log_p - log_q)).sum())
         result = sequence_kl(model, other, [(prompt, response) for response in responses], batch_size=50)

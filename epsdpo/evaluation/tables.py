@@ -19,6 +19,29 @@ _EXAMPLES_STYLE = (
 )
 
 
+def what_was_asked(summary: dict[str, Any]) -> str:
+    """HTML: how many prompts of which source were answered and judged, what was left out, and how long answers are."""
+    prompts = summary["prompts"]
+    sentences = [
+        f"{summary['n_total']} prompts of {prompts['source']}, each starting with {prompts['bos_per_prompt']} BOS."
+    ]
+    sentences += [f"{entry['rows']} rows were left out: {entry['meaning']}." for entry in prompts["left_out"].values()]
+    if prompts["duplicates"]:
+        sentences.append(f"{prompts['duplicates']} prompts repeat an earlier one.")
+    if summary["judge"] is None:
+        sentences.append("There is no judge for them.")
+    else:
+        sentences.append(
+            f"{summary['n_scored']} were judged, by {summary['judge']}. Standard error of the win rate: "
+            f"{summary['standard_error']:.1f} points."
+        )
+    sentences.append(
+        f"Responses have {summary['policy_avg_length']} characters on average, the reference's "
+        f"{summary['reference_avg_length']}."
+    )
+    return f"<p>{html.escape(' '.join(sentences))}</p>"
+
+
 def headline(summary: dict[str, Any]) -> pd.DataFrame:
     """The numbers that answer "is the policy better, and how far has it moved?", as text with 95 % intervals.
 
