@@ -17,6 +17,7 @@ from epsdpo.experiment import EvaluateSection
 from epsdpo.generation.respond import respond
 from epsdpo.generation.response import GenerationError, Response
 from epsdpo.generation.store import open_store, response_key
+from epsdpo.models import model_identity
 from epsdpo.world_language import build_tokenizer
 
 REPOSITORY = Path(__file__).parents[1]
@@ -166,6 +167,19 @@ def test_stop_tokens_of_the_settings_end_a_response(tokenizer, tmp_path):
         end = before.token_ids.index(stop) + 1 if stop in before.token_ids else len(before.token_ids)
         assert after.token_ids == before.token_ids[:end]
     assert len(second[0].token_ids) <= 5 and second[0].finished
+
+
+def test_a_model_is_told_by_its_files_wherever_they_lie(tokenizer, tmp_path):
+    for name in "abc":
+        tiny.tiny_model(tokenizer).save_pretrained(tmp_path / name)
+    (tmp_path / "b" / "training_args.bin").write_bytes(b"when and where it was trained")
+    same, other = (model_identity(str(tmp_path / name), None) for name in "ab")
+    assert same == other
+    weights = tmp_path / "c" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_identity(str(tmp_path / "c"), None) != same
 
 
 def test_vllm_that_is_not_installed_is_named_with_the_remedy(tokenizer):

@@ -21,6 +21,7 @@ from epsdpo.generation.local import LocalEngine
 from epsdpo.generation.prompts import Prompts
 from epsdpo.generation.rendering import read_training_prompts, render_prompts
 from epsdpo.generation.respond import Engine, respond
+from epsdpo.generation.response import Response
 from epsdpo.generation.store import open_store
 from epsdpo.models import load_tokenizer, model_identity, reference_source
 
@@ -86,7 +87,6 @@ def answer_prompts(
         for side in (policy, reference):
             engine = _engine(experiment, side, tokenizer, models.get(side.name))
             answers[side.name] = respond(rendered, engine, store, side.name)
-            del engine
             _free_gpu_memory()
     generated = time.monotonic()
     models = models or {side.name: _load(experiment, side) for side in (policy, reference)}
@@ -96,13 +96,7 @@ def answer_prompts(
         sequences = [(p.token_ids, r.token_ids) for p, r in zip(rendered, answers[side], strict=True)]
         divergence[side] = sequence_kl(models[side], models[other], sequences, settings.batch_size).nats
 
-    shown = ["prompt_id", "instruction", "task"]
-    has_given = prompts.table["given_response"].notna().any()
-    responses = prompts.table[[*shown, "given_response"] if has_given else shown].copy()
-    for side, given in answers.items():
-        responses[f"{side}_response"] = [response.text for response in given]
-        responses[f"{side}_tokens"] = [len(response.token_ids) for response in given]
-        responses[f"{side}_finished"] = [response.finished for response in given]
+    responses = _table(prompts, answers)
     responses["kl"], responses["forward_kl"] = divergence[POLICY], divergence[REFERENCE]
     provenance = {
         "prompts": {**prompts.report, "bos_per_prompt": rendered[0].bos, "first_as_rendered": rendered[0].text},
@@ -113,6 +107,18 @@ def answer_prompts(
         "reference_revision": reference.revision,
     }
     return Answers(responses, provenance)
+
+
+def _table(prompts: Prompts, answers: dict[str, list[Response]]) -> pd.DataFrame:
+    columns = ["prompt_id", "instruction", "task"]
+    if prompts.table["given_response"].notna().any():
+        columns.append("given_response")
+    table = prompts.table[columns].copy()
+    for side, given in answers.items():
+        table[f"{side}_response"] = [response.text for response in given]
+        table[f"{side}_tokens"] = [len(response.token_ids) for response in given]
+        table[f"{side}_finished"] = [response.finished for response in given]
+    return table
 
 
 def _engine(

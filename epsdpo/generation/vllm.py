@@ -4,6 +4,7 @@ This module knows as much of vLLM as its documentation says: `LLM.generate` on t
 has never been run**: vLLM needs a GPU, which none of this kit's tests has.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ class VllmEngine:
     """A model that vLLM loads, as an engine for `epsdpo.generation.respond`.
 
     Every prompt has a seed of its own. vLLM batches as it sees fit, so an answer may differ by a rounding from run to
-    run, more often than with `LocalEngine`.
+    run, more often than with `LocalEngine`. The model is loaded when the first answer is asked for, and let go of with
+    the last.
 
     Raises:
         ImportError: if vLLM is not installed.
@@ -46,14 +48,17 @@ class VllmEngine:
         self._settings, self._seed = settings, seed
         self._sampling = vllm.SamplingParams
         self._ends = end_tokens(GenerationConfig.from_pretrained(source, revision=revision), tokenizer, settings)
-        self._model = vllm.LLM(model=source, revision=revision, tokenizer_revision=revision, dtype=dtype)
+        self._load = functools.partial(
+            vllm.LLM, model=source, revision=revision, tokenizer_revision=revision, dtype=dtype
+        )
 
     def answers(self, prompts: Sequence[RenderedPrompt], missing: Sequence[bool]) -> Iterator[dict[int, Response]]:
         """`batch_size` prompts at a time; what came back is stored before the next are sent."""
+        model = self._load()
         wanted = [index for index, is_missing in enumerate(missing) if is_missing]
         for start in range(0, len(wanted), self._settings.batch_size):
             members = wanted[start : start + self._settings.batch_size]
-            outputs = self._model.generate(
+            outputs = model.generate(
                 [{"prompt_token_ids": prompts[index].token_ids} for index in members],
                 [self._sampling_of(prompts[index]) for index in members],
                 use_tqdm=False,
