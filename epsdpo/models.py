@@ -1,4 +1,4 @@
-"""Which weights and tokenizer an experiment starts from.
+"""Which weights and tokenizer an experiment starts from, and which weights a folder or hub model is.
 
 It knows the embedded world, local folders and pinned hub models. Training and evaluation both ask here, so that the
 reference of one is the reference of the other.
@@ -6,6 +6,7 @@ reference of one is the reference of the other.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from epsdpo.hub import commit_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# What decides what a model in a folder says, among what else may lie there.
+_DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+_NOT_DECISIVE = ("training_args.bin", "trainer_state.json")
 
 
 def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
@@ -61,3 +66,26 @@ def pin_revision(model: ModelSection) -> ModelSection:
             "commit, or the path of a local copy"
         ) from error
     return model.model_copy(update={"revision": commit})
+
+
+def model_identity(source: str, revision: str | None) -> dict[str, str]:
+    """What tells a model from every other, wherever it lies: a digest of a folder's files, or a hub id with its commit.
+
+    It reads a folder whole: about a second per GB.
+
+    Raises:
+        OSError: if neither the hub nor its cache has the model.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            if file.name.endswith(_DECISIVE_SUFFIXES) and file.name not in _NOT_DECISIVE:
+                with file.open("rb") as content:
+                    digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        return {"model": "local", "digest": digest.hexdigest()}
+    from huggingface_hub import hf_hub_download
+
+    # The cache keeps files in a folder per commit, and answers offline too.
+    commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+    return {"model": source, "revision": commit}

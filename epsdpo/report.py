@@ -136,11 +136,12 @@ def headline(runs: list[Run]) -> str:
         first, last = (f"{run.trajectory[end]:.4g}" for end in ("beta_initial", "beta_final"))
         text = f"β stayed at {first}" if first == last else f"β went from {first} to {last}"
         if summary is not None:
-            text += (
-                f"; win rate over its reference {summary['win_rate']:.1f} % "
-                f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}] "
-                f"at a divergence of {summary['kl_per_response']:.2f} nats per response"
-            )
+            if "win_rate" in summary:
+                text += (
+                    f"; win rate over its reference {summary['win_rate']:.1f} % "
+                    f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}]"
+                )
+            text += f" at a divergence of {summary['kl_per_response']:.2f} nats per response"
         if title in gains.index:
             gain = gains.loc[title]
             certain = gain["low"] > 0 or gain["high"] < 0
@@ -179,7 +180,7 @@ def gains_over_baseline(runs: list[Run], samples: int = 2000, seed: int = 0) -> 
     Returns:
         One row per further run: title, baseline, difference, low, high (95 % interval), prompts.
     """
-    judged = [run for run in runs if run.evaluation is not None]
+    judged = [run for run in runs if run.evaluation is not None and "win_rate" in run.evaluation]
     preferences = [_preferences(run) for run in judged]
     rows = []
     for run, preference in zip(judged[1:], preferences[1:], strict=True):

@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -17,12 +18,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from epsdpo import kernels
 from epsdpo.evaluation import evaluate, write_json
 from epsdpo.evaluation.judge import annotate, follows_every_rule, gold_judge, preference
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.tables import by_task, examples, headline, side_by_side
 from epsdpo.evaluation.winrate import win_rate
-from epsdpo.experiment import WorldSection, check_experiment
+from epsdpo.experiment import PromptsSection, WorldSection, check_experiment
 from epsdpo.plots import evaluation as evaluation_figures
 from epsdpo.world_language import TASKS, build_tokenizer, render, sample_instructions
 
@@ -112,6 +114,47 @@ def test_kl_estimates_the_log_ratio_of_samples():
     assert nats.std() < 0.5 * log_ratios.std().item()  # what Rao-Blackwell buys
     standard_error = log_ratios.std().item() / math.sqrt(count)
     assert nats.mean() == pytest.approx(log_ratios.mean().item(), abs=4.0 * standard_error)
+
+
+def every_response(end, vocabulary, longest, begun=()):
+    """All responses of a model that stops at `end` or after `longest` tokens."""
+    for token in range(vocabulary):
+        response = [*begun, token]
+        if token == end or len(response) == longest:
+            yield response
+        else:
+            yield from every_response(end, vocabulary, longest, response)
+
+
+@torch.no_grad()
+def log_probability(model, prompt, response):
+    where = slice(len(prompt) - 1, len(prompt) + len(response) - 1)
+    log_p = model(torch.tensor([prompt + response])).logits[0, where].log_softmax(-1)
+    return float(log_p.gather(1, torch.tensor(response)[:, None]).sum())
+
+
+@pytest.mark.parametrize("tile", [2, 2048])
+def test_both_kls_are_those_of_the_distributions_over_responses(tile, monkeypatch):
+    """Σ_y p(y) log p(y)/q(y) over all 341 possible responses is what the sums of token divergences average to."""
+    monkeypatch.setattr(kernels, "VOCABULARY_PER_TILE_ON_CPU", tile)
+    monkeypatch.setattr(kernels, "TOKENS_PER_TILE", 7 * tile)
+    policy, reference = (tiny_model(seed=seed, vocabulary=5).double() for seed in (0, 1))
+    prompt = [1, 4, 3]
+    responses = list(every_response(end=2, vocabulary=5, longest=4))
+    assert len(responses) == 341
+    log_policy, log_reference = (
+        np.array([log_probability(model, prompt, response) for response in responses]) for model in (policy, reference)
+    )
+    exact = {}
+    for name, model, other, log_p, log_q in (
+        ("reverse", policy, reference, log_policy, log_reference),
+        ("forward", reference, policy, log_reference, log_policy),
+    ):
+        assert np.exp(log_p).sum() == pytest.approx(1.0, abs=1e-12)
+        exact[name] = float((np.exp(log_p) * (log_p - log_q)).sum())
+        result = sequence_kl(model, other, [(prompt, response) for response in responses], batch_size=50)
+        assert float((np.exp(log_p) * result.nats).sum()) == pytest.approx(exact[name], abs=1e-10)
+    assert abs(exact["reverse"] - exact["forward"]) > 0.01  # otherwise the direction would not be seen
 
 
 def test_kl_refuses_different_vocabularies_and_empty_sequences():
@@ -267,8 +310,13 @@ def experiment(tmp_path_factory):
         tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
         for text in texts
     ]
+    rendered = [f"<bos><user> {text} <assistant>" for text in texts]
     prompts = {"prompt_id": [f"p{row}" for row in range(20)], "instruction": texts, "prompt_ids": ids, "task": TASKS[0]}
     pd.DataFrame(prompts).to_parquet(folder / "data" / "prompts.parquet")
+    trained = pd.DataFrame({"prompt": rendered, "prompt_ids": ids})
+    trained.to_parquet(folder / "data" / "train.parquet")
+    split = {"format": "conversational", "bos_per_sequence": 1}
+    write_json(folder / "data" / "report.json", {"max_prompt_length": None, "splits": {"train": split}})
     values = {
         "name": "tiny",
         "method": "dpo",
@@ -284,6 +332,7 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
     result = evaluate(settings, folder / "data", folder / "train", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "annotations.json",
+        "generated.jsonl",
         "responses.parquet",
         "summary.json",
     }
@@ -300,10 +349,73 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
         gold_judge(row.instruction, row.policy_response) for row in responses.itertuples()
     ]
     assert summary["kl_per_token"] == pytest.approx(responses["kl"].sum() / responses["policy_tokens"].sum())
+    forward = responses["forward_kl"]
+    assert summary["forward_kl_per_response"] == pytest.approx(forward.mean())
+    assert summary["forward_kl_per_token"] == pytest.approx(forward.sum() / responses["reference_tokens"].sum())
+    for end in (
+        "per_response",
+        "per_response_low",
+        "per_response_high",
+        "per_token",
+        "per_token_low",
+        "per_token_high",
+    ):
+        assert summary[f"kl_{end}"] == summary[f"reverse_kl_{end}"] != summary[f"forward_kl_{end}"]
     intervals = [key.removesuffix("_low") for key in summary if key.endswith("_low")]
-    assert len(intervals) == 8
+    assert len(intervals) == 12
     assert all(summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"] for key in intervals)
     assert headline(summary).loc["win rate (%)", "value"] == f"{summary['win_rate']:.1f}"
+
+
+def test_divergences_are_measured_on_the_right_models_responses(experiment, tmp_path):
+    folder, settings = experiment
+    result = evaluate(settings, folder / "data", folder / "train", tmp_path)
+    generated = [json.loads(line) for line in (tmp_path / "generated.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(generated) == 2 * 20 and {line["bos"] for line in generated} == {1}
+    models = [LlamaForCausalLM.from_pretrained(folder / name) for name in ("train/model", "reference")]
+    said = {(line["made_by"]["seed"], line["prompt"]): line for line in generated}
+    row = result.responses.iloc[3]
+    prompt = f"<bos><user> {row['instruction']} <assistant>"
+    for column, seed, order in (("kl", settings.seed, models), ("forward_kl", settings.seed + 1, models[::-1])):
+        line = said[seed, prompt]
+        assert row[column] == pytest.approx(
+            kl_from_full_logits(*order, line["prompt_ids"], line["token_ids"]), rel=1e-4
+        )
+
+
+def test_a_killed_evaluation_goes_on_from_its_responses(experiment, tmp_path):
+    folder, settings = experiment
+    whole = evaluate(settings, folder / "data", folder / "train", tmp_path / "whole")
+    lines = (tmp_path / "whole" / "generated.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "generated.jsonl").write_text("".join(lines[:26]) + lines[26][:50], encoding="utf-8")
+    killed = evaluate(settings, folder / "data", folder / "train", tmp_path / "killed")
+    pd.testing.assert_frame_equal(killed.responses, whole.responses, check_exact=True)
+    assert (tmp_path / "killed" / "generated.jsonl").read_text(encoding="utf-8") == "".join(lines)
+
+
+def test_prompts_without_a_judge_are_answered_and_measured(experiment, tmp_path):
+    """AlpacaEval's format; asked in the form that the model was trained in."""
+    folder, settings = experiment
+    rows = [
+        {"instruction": text, "output": "blue", "dataset": "koala"} for text in ("cat", "count up", "fig oak", "cat")
+    ]
+    (tmp_path / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
+    prompts = PromptsSection(source=str(tmp_path / "prompts.json"))
+    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"prompts": prompts})})
+    result = evaluate(settings, folder / "data", folder / "train", tmp_path / "out")
+    summary, responses = result.summary, result.responses
+    assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8")) == summary
+    assert summary["judge"] is None and not [key for key in summary if "win_rate" in key or "gold" in key]
+    assert not (tmp_path / "out" / "annotations.json").exists()
+    assert (summary["n_total"], summary["prompts"]["duplicates"], summary["prompts"]["bos_per_prompt"]) == (4, 1, 1)
+    assert summary["prompts"]["first_as_rendered"] == "<bos><user> cat <assistant>"
+    assert responses["given_response"].tolist() == ["blue"] * 4 and responses["task"].tolist() == ["koala"] * 4
+    assert responses["policy_response"][0] == responses["policy_response"][3]
+    assert summary["forward_kl_per_response"] > 0.0 < summary["reverse_kl_per_response"]
+    table = headline(summary)
+    assert "win rate (%)" not in table.index
+    assert table.loc["KL(π_ref‖π) per response (nats)", "value"] == f"{summary['forward_kl_per_response']:.3f}"
 
 
 def test_evaluate_is_repeatable(experiment, tmp_path):

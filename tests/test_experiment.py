@@ -67,7 +67,7 @@ def check(**changes):
         ({"data": {"source": "pairs.jsonl"}}, "the world's model knows only the world's words. Name a model"),
         (
             {"data": {"source": "pairs.jsonl"}, "model": {"name_or_path": "m"}, "evaluate": {}},
-            "only the embedded world has a judge so far, and data.source is 'pairs.jsonl'. Remove the evaluate section",
+            "evaluate.prompts.source is 'world', but data.source is 'pairs.jsonl'",
         ),
         ({"method": "dpo", "train": {"epsilon_step": 0.01}}, "train.epsilon_step is 0.01, but method 'dpo' keeps β"),
         ({"method": "dpo", "train": {"beta_update": "mean_beta"}}, "train.beta_update has no effect under method"),

@@ -5,10 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_generation import tiny_model
 
-from epsdpo.evaluation.generate import generate_responses
 from epsdpo.experiment import EvaluateSection
+from epsdpo.generation.local import generate_responses
 from epsdpo.world_language import build_tokenizer
 
 GREEDY = EvaluateSection(temperature=0.0, max_new_tokens=12, batch_size=3)
@@ -22,21 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.4,  # far from uniform next-token distributions
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
+    return tiny_model(tokenizer)
 
 
 @pytest.fixture(scope="module")

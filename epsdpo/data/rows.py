@@ -136,11 +136,11 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     if not isinstance(pair_id, str | int):
         raise Refused("wrong_type")
     if data_format == STANDARD:
-        pair = Pair(*(_text(row[column]) for column in needed))
+        pair = Pair(*(checked_text(row[column]) for column in needed))
     elif data_format == CONVERSATIONAL:
-        pair = Pair(*(_messages(row[column]) for column in needed))
+        pair = Pair(*(checked_messages(row[column]) for column in needed))
     else:
-        turns = _transcript if data_format == TRANSCRIPTS else _messages
+        turns = transcript_turns if data_format == TRANSCRIPTS else checked_messages
         pair = _split_conversations(turns(row["chosen"]), turns(row["rejected"]))
     for part in ("prompt", *_COMPLETIONS):
         if _is_blank(getattr(pair, part)):
@@ -160,7 +160,12 @@ def repeats_prompt(row: dict[str, Any], pair: Pair) -> bool:
     return first is not None and isinstance(row["prompt"], str) and row["prompt"].strip() == first.strip()
 
 
-def _text(value: Any) -> str:
+def checked_text(value: Any) -> str:
+    """The value, if it is text that a tokenizer accepts.
+
+    Raises:
+        Refused: as `wrong_type`.
+    """
     if not isinstance(value, str):
         raise Refused("wrong_type")
     try:
@@ -170,19 +175,27 @@ def _text(value: Any) -> str:
     return value
 
 
-def _messages(value: Any) -> Messages:
-    """Messages without the nulls that Arrow adds for the keys of other messages."""
+def checked_messages(value: Any) -> Messages:
+    """Messages with role and content, without the nulls that Arrow adds for the keys of other messages.
+
+    Raises:
+        Refused: as `wrong_type`.
+    """
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Refused("wrong_type")
     for message in value:
-        _text(message.get("role"))
-        _text(message.get("content"))
+        checked_text(message.get("role"))
+        checked_text(message.get("content"))
     return [{key: part for key, part in message.items() if part is not None} for message in value]
 
 
-def _transcript(value: Any) -> Messages:
-    """The turns of "\\n\\nHuman: ... \\n\\nAssistant: ...", without the headers and the space around them."""
-    before, *parts = _HEADER.split(_text(value))
+def transcript_turns(value: Any) -> Messages:
+    """The turns of "\\n\\nHuman: ... \\n\\nAssistant: ...", without the headers and the space around them.
+
+    Raises:
+        Refused: as `wrong_type` or `not_a_transcript`.
+    """
+    before, *parts = _HEADER.split(checked_text(value))
     if before.strip() or not parts:
         raise Refused("not_a_transcript")
     return [

@@ -104,7 +104,7 @@ def read_split(source: Source, section: DataSection, split: str, limit: int | No
     else:
         present, rows = [], []
         for file in _files_of(source, section.subset, split):
-            names, more = _read_file(file, theirs)
+            names, more = read_file(file, theirs)
             present += [name for name in names if name not in present]
             rows += more
     where = f"data.source {source.name!r}, split {split!r}"
@@ -170,8 +170,12 @@ def _files_of(source: Source, subset: str | None, split: str) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, wanted: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of all columns of a file, and its rows reduced to the wanted columns."""
+def read_file(path: Path, wanted: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
+    """The names of all columns of a file, and its rows reduced to the wanted columns; what a row lacks is None.
+
+    Raises:
+        DataError: if the file is of no kind that can be read, or is damaged.
+    """
     if not path.name.endswith(_SUFFIXES):
         raise DataError(f"{path}: not a data file that can be read; known are {', '.join(s[1:] for s in _SUFFIXES)}")
     if path.name.endswith(_JSON_SUFFIXES):

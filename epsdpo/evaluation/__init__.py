@@ -1,28 +1,25 @@
-"""Evaluation of one run: both models answer the held-out prompts, the gold judge compares, and the numbers are written.
+"""Evaluation of one run: both models answer the prompts, the judge compares, and the numbers are written.
 
-This module knows the order of the work and the files it leaves. How responses are made, judged, counted and measured
-is left to `generate`, `judge`, `winrate` and `kl`; what a notebook shows of it to `tables` and `epsdpo.plots`.
+This module knows the order of the work and the files it leaves. How responses come about and how far the models are
+apart is left to `answers`, how responses compare to `judge` and `winrate`; what a notebook shows of it to `tables` and
+`epsdpo.plots`.
 """
 
 import json
 import logging
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from epsdpo.evaluation.generate import Response, generate_responses
+from epsdpo.evaluation.answers import answer_prompts
 from epsdpo.evaluation.judge import GOLD_JUDGE, annotate, follows_every_rule, gold_judge
-from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.winrate import average_length, bootstrap_interval, length_controlled_win_rate, win_rate
-from epsdpo.experiment import Experiment
+from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import written_whole
-from epsdpo.models import load_tokenizer, reference_source
+from epsdpo.generation.prompts import Prompts, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +33,11 @@ class Evaluation:
     """What `evaluate` wrote.
 
     Attributes:
-        directory: holds annotations.json, responses.parquet and summary.json.
-        responses: one row per prompt: prompt_id, instruction, task, then for `policy_` and `reference_` each response,
-            gold, correct, tokens and finished, then preference and kl (nats along the policy's response).
+        directory: holds generated.jsonl, responses.parquet and summary.json, and annotations.json if there is a judge.
+        responses: one row per prompt: those of `epsdpo.evaluation.answers`, and from the embedded world's judge, for
+            `policy_` and `reference_` each, gold and correct, then preference.
         summary: the numbers of the table, flat; each interval is a pair of keys `<measure>_low`, `<measure>_high`.
+            `judge` is None where there is none: then there are no preferences and no win rates.
     """
 
     directory: Path
@@ -50,24 +48,26 @@ class Evaluation:
 def evaluate(experiment: Experiment, data_dir: Path, train_dir: Path, output_dir: Path) -> Evaluation:
     """Compare the policy in `train_dir` with the reference it started from.
 
-    Both models run in float32 on the GPU if there is one. They sample from different streams of random numbers, so
-    that their responses are independent; the reference's responses are the same for every run with this seed.
-    `summary.json` is written last: a folder without it is unfinished.
+    Prompts of the embedded world are judged by its gold reward. Other prompts have no judge yet: their responses,
+    lengths and divergences are measured. `summary.json` is written last: a folder without it is unfinished, and the
+    same call goes on from the responses that it holds.
 
     Args:
         experiment: its `evaluate` section says how; its seed makes sampling and intervals repeatable.
-        data_dir: prepared data with prompts.parquet.
+        data_dir: prepared data.
         train_dir: holds the trained policy in `model/`.
         output_dir: made if it is missing.
 
     Raises:
-        ValueError: if the experiment has no evaluate section or there are fewer than two prompts.
+        ValueError: if the experiment has no evaluate section, or there are fewer than two prompts.
         FileNotFoundError: if the prompts or the policy are missing.
     """
     settings = experiment.evaluate
     if settings is None:
         raise ValueError(f"experiment {experiment.name!r} has no `evaluate` section. Add one to its config")
-    prompts = _read_prompts(Path(data_dir))
+    judged = settings.prompts.source == WORLD
+    prompts = read_prompts(settings.prompts, Path(data_dir))
+    _check_prompts(prompts, judged)
     policy_dir = Path(train_dir) / "model"
     if not policy_dir.is_dir():
         raise FileNotFoundError(f"{policy_dir}: no trained policy; run the train stage first")
@@ -75,44 +75,30 @@ def evaluate(experiment: Experiment, data_dir: Path, train_dir: Path, output_dir
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / SUMMARY).unlink(missing_ok=True)
 
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
-    reference_path, revision = reference_source(experiment.model, experiment.data)
-    policy, reference = _load(policy_dir, None), _load(reference_path, revision)
-    prompt_ids = [list(ids) for ids in prompts["prompt_ids"]]
-    started = time.monotonic()
-    logger.info("policy answers %d prompts", len(prompts))
-    policy_responses = generate_responses(policy, tokenizer, prompt_ids, settings, experiment.seed)
-    logger.info("reference answers %d prompts", len(prompts))
-    reference_responses = generate_responses(reference, tokenizer, prompt_ids, settings, experiment.seed + 1)
-    generated = time.monotonic()
-    sequences = [(prompt, answer.token_ids) for prompt, answer in zip(prompt_ids, policy_responses, strict=True)]
-    divergence = sequence_kl(policy, reference, sequences, settings.batch_size)
-    measured = time.monotonic()
-
-    responses = prompts[["prompt_id", "instruction", "task"]].copy()
-    _add_answers(responses, "policy", policy_responses)
-    _add_answers(responses, "reference", reference_responses)
-    temperature = experiment.data.world.label_temperature
-    annotations = annotate(responses, experiment.name, temperature)
-    responses["preference"] = [row["preference"] for row in annotations]
-    responses["kl"] = divergence.nats
-    logger.info("bootstrapping %d resamples of the prompts", settings.bootstrap_samples)
+    answers = answer_prompts(experiment, prompts, Path(data_dir), policy_dir, output_dir)
+    responses, samples = answers.responses, settings.bootstrap_samples
     summary = {
         "run": experiment.name,
         "title": experiment.title,
         "method": experiment.method,
-        "judge": f"{GOLD_JUDGE} (the embedded world's own reward, label temperature {temperature:g})",
-        **_preference_numbers(responses, settings.bootstrap_samples, experiment.seed),
-        **_response_numbers(responses, settings.bootstrap_samples, experiment.seed),
-        "sampling_seconds": generated - started,
-        "kl_seconds": measured - generated,
+        "judge": None,
+        "n_total": len(responses),
+    }
+    if judged:
+        temperature = experiment.data.world.label_temperature
+        summary["judge"] = f"{GOLD_JUDGE} (the embedded world's own reward, label temperature {temperature:g})"
+        write_json(output_dir / ANNOTATIONS, _judge(responses, experiment.name, temperature))
+    logger.info("bootstrapping %d resamples of the prompts", samples)
+    if judged:
+        summary |= _preference_numbers(responses, samples, experiment.seed)
+        summary |= _gold_numbers(responses, samples, experiment.seed)
+    summary |= {
+        **_divergence_numbers(responses, samples, experiment.seed),
+        **_length_numbers(responses),
+        **answers.provenance,
         "seed": experiment.seed,
         "settings": settings.model_dump(),
-        "policy": str(policy_dir),
-        "reference": str(reference_path),
-        "reference_revision": revision,
     }
-    write_json(output_dir / ANNOTATIONS, annotations)
     responses.to_parquet(output_dir / RESPONSES, index=False)
     write_json(output_dir / SUMMARY, summary)
     return Evaluation(output_dir, responses, summary)
@@ -125,32 +111,26 @@ def write_json(path: Path, value: Any) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def _read_prompts(data_dir: Path) -> pd.DataFrame:
-    path = data_dir / "prompts.parquet"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no held-out prompts; run the prepare stage of this experiment first")
-    prompts = pd.read_parquet(path)
-    if len(prompts) < 2:
-        raise ValueError(f"{path} holds {len(prompts)} prompts; intervals need two at least. Raise data.world.prompts")
-    for instruction in prompts["instruction"]:
-        gold_judge(instruction, "")  # an instruction that cannot be judged is refused before models are loaded
-    return prompts
+def _check_prompts(prompts: Prompts, judged: bool) -> None:
+    if len(prompts.table) < 2:
+        raise ValueError(
+            f"{prompts.report['source']} holds {len(prompts.table)} prompts; intervals need two at least. Raise "
+            "data.world.prompts, or evaluate.prompts.max_prompts"
+        )
+    if judged:
+        for instruction in prompts.table["instruction"]:
+            gold_judge(instruction, "")  # an instruction that cannot be judged is refused before models are loaded
 
 
-def _load(path: str | Path, revision: str | None) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def _add_answers(responses: pd.DataFrame, side: str, answers: list[Response]) -> None:
-    """Columns <side>_response, _gold, _correct, _tokens and _finished."""
-    texts = [answer.text for answer in answers]
-    judged = list(zip(responses["instruction"], texts, strict=True))
-    responses[f"{side}_response"] = texts
-    responses[f"{side}_gold"] = [gold_judge(instruction, text) for instruction, text in judged]
-    responses[f"{side}_correct"] = [follows_every_rule(instruction, text) for instruction, text in judged]
-    responses[f"{side}_tokens"] = [len(answer.token_ids) for answer in answers]
-    responses[f"{side}_finished"] = [answer.finished for answer in answers]
+def _judge(responses: pd.DataFrame, run: str, temperature: float) -> list[dict[str, Any]]:
+    """Add the gold judge's columns to `responses`, and return its annotations."""
+    for side in ("policy", "reference"):
+        answered = list(zip(responses["instruction"], responses[f"{side}_response"], strict=True))
+        responses[f"{side}_gold"] = [gold_judge(instruction, text) for instruction, text in answered]
+        responses[f"{side}_correct"] = [follows_every_rule(instruction, text) for instruction, text in answered]
+    annotations = annotate(responses, run, temperature)
+    responses["preference"] = [row["preference"] for row in annotations]
+    return annotations
 
 
 def _preference_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
@@ -180,19 +160,37 @@ def _preference_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dic
     }
 
 
-def _response_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
-    """Divergence, gold rewards and lengths, each mean with its interval."""
-    tokens = responses["policy_tokens"]
-    numbers = _mean_with_interval("kl_per_response", responses["kl"], samples, seed)
-    per_token = bootstrap_interval(responses["kl"], samples, seed, units=tokens)
-    numbers |= {
-        "kl_per_token": float(responses["kl"].sum() / tokens.sum()),
-        "kl_per_token_low": per_token.low,
-        "kl_per_token_high": per_token.high,
-    }
+def _divergence_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict[str, float]:
+    """Both divergences in nats, per response and per token, with their intervals.
+
+    `reverse_kl_*` is KL(π‖π_ref) on the policy's responses, what the objective holds in check; `forward_kl_*` is
+    KL(π_ref‖π) on the reference's, the one of the paper's Figures 3 and 4b. `kl_*` is the reverse one's older name.
+    """
+    numbers: dict[str, float] = {}
+    for direction, column, side in (("reverse", "kl", "policy"), ("forward", "forward_kl", "reference")):
+        tokens = responses[f"{side}_tokens"]
+        per_token = bootstrap_interval(responses[column], samples, seed, units=tokens)
+        numbers |= {
+            **_mean_with_interval(f"{direction}_kl_per_response", responses[column], samples, seed),
+            f"{direction}_kl_per_token": float(responses[column].sum() / tokens.sum()),
+            f"{direction}_kl_per_token_low": per_token.low,
+            f"{direction}_kl_per_token_high": per_token.high,
+        }
+    return {key.removeprefix("reverse_"): value for key, value in numbers.items() if "reverse" in key} | numbers
+
+
+def _gold_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict[str, float]:
+    """Gold rewards and shares of right responses of both sides, each mean with its interval."""
+    numbers: dict[str, float] = {}
     for side in ("policy", "reference"):
         numbers |= _mean_with_interval(f"{side}_gold", responses[f"{side}_gold"], samples, seed)
         numbers |= _mean_with_interval(f"{side}_correct", responses[f"{side}_correct"], samples, seed)
+    return numbers
+
+
+def _length_numbers(responses: pd.DataFrame) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for side in ("policy", "reference"):
         numbers[f"{side}_avg_length"] = average_length(responses[f"{side}_response"])
         numbers[f"{side}_tokens"] = float(responses[f"{side}_tokens"].mean())
         numbers[f"{side}_finished"] = float(responses[f"{side}_finished"].mean())

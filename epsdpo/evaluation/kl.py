@@ -1,7 +1,8 @@
-"""How far the policy has moved from the reference: KL(π‖π_ref) on the policy's own responses.
+"""How far two models are apart along given responses: KL(p‖q), summed over tokens, exact over the vocabulary.
 
-This module knows how to run both models over given token ids. The mathematics is `epsdpo.kernels.token_kl`; sampling
-and intervals are left to others.
+Reverse KL(π‖π_ref) is that of policy and reference on the policy's responses, forward KL(π_ref‖π) that of reference and
+policy on the reference's. This module knows how to run both models over given token ids. The mathematics is
+`epsdpo.kernels.token_kl`; sampling and intervals are left to others.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class SequenceKL:
     """The divergence along each response.
 
     Attributes:
-        nats: (sequences,) float64, Σ_t KL(π(·|x, y_<t) ‖ π_ref(·|x, y_<t)), each term exact over the vocabulary.
+        nats: (sequences,) float64, Σ_t KL(p(·|x, y_<t) ‖ q(·|x, y_<t)), each term exact over the vocabulary.
         tokens: (sequences,) int64, how many terms each sum has: the response's tokens, its end token included.
     """
 
@@ -29,30 +30,31 @@ class SequenceKL:
 
 @torch.inference_mode()
 def sequence_kl(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    model: PreTrainedModel,
+    other: PreTrainedModel,
     sequences: list[tuple[list[int], list[int]]],
     batch_size: int,
 ) -> SequenceKL:
-    """KL(π‖π_ref) summed along each (prompt ids, response ids), in nats.
+    """KL(p‖q) of `model` p and `other` q, summed along each (prompt ids, response ids), in nats.
 
-    Where the responses were sampled from π itself (temperature 1, top-p 1), the mean over responses is an unbiased
-    estimate of the divergence between the two distributions over responses of at most their permitted length. Taking
-    the whole next-token distributions instead of the sampled tokens' log-ratios keeps every term non-negative and the
-    variance low (Rao-Blackwell). Responses sampled otherwise give the divergence along *their* distribution.
+    Where the responses were sampled from p itself (temperature 1, top-p 1), the mean over responses is an unbiased
+    estimate of the divergence between the two distributions over responses of at most their permitted length: by the
+    chain rule, KL(p‖q) = E_{y~p} Σ_t KL(p(·|y_<t) ‖ q(·|y_<t)). Taking the whole next-token distributions instead of
+    the sampled tokens' log-ratios keeps every term non-negative and the variance low (Rao-Blackwell). Responses sampled
+    otherwise give the divergence along *their* distribution.
 
     Nothing of size tokens × vocabulary exists beyond one tile.
 
     Raises:
         ValueError: if the vocabularies differ, or a prompt or response is empty.
     """
-    policy.eval()
-    reference.eval()
-    policy_head, reference_head = head_of(policy), head_of(reference)
-    if len(policy_head.weight) != len(reference_head.weight):
+    model.eval()
+    other.eval()
+    head, other_head = head_of(model), head_of(other)
+    if len(head.weight) != len(other_head.weight):
         raise ValueError(
-            f"policy and reference have vocabularies of {len(policy_head.weight)} and {len(reference_head.weight)} "
-            "tokens: their divergence is undefined. Use a policy that was trained from this reference"
+            f"the two models have vocabularies of {len(head.weight)} and {len(other_head.weight)} tokens: their "
+            "divergence is undefined. Use a policy that was trained from this reference"
         )
     for index, (prompt, response) in enumerate(sequences):
         if not prompt or not response:
@@ -64,9 +66,7 @@ def sequence_kl(
     for start in range(0, len(order), batch_size):
         members = order[start : start + batch_size]
         batch = [sequences[index] for index in members]
-        divergences = token_kl(
-            _response_states(policy, batch), policy_head, _response_states(reference, batch), reference_head
-        )
+        divergences = token_kl(_response_states(model, batch), head, _response_states(other, batch), other_head)
         parts = divergences.double().cpu().split([len(response) for _, response in batch])
         nats[members] = [part.sum().item() for part in parts]
     return SequenceKL(nats, np.array([len(response) for _, response in sequences], dtype=np.int64))

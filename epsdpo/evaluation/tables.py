@@ -19,13 +19,41 @@ _EXAMPLES_STYLE = (
 )
 
 
+def what_was_asked(summary: dict[str, Any]) -> str:
+    """HTML: how many prompts of which source were answered and judged, what was left out, and how long answers are."""
+    prompts = summary["prompts"]
+    sentences = [
+        f"{summary['n_total']} prompts of {prompts['source']}, each starting with {prompts['bos_per_prompt']} BOS."
+    ]
+    sentences += [f"{entry['rows']} rows were left out: {entry['meaning']}." for entry in prompts["left_out"].values()]
+    if prompts["duplicates"]:
+        sentences.append(f"{prompts['duplicates']} prompts repeat an earlier one.")
+    if summary["judge"] is None:
+        sentences.append("There is no judge for them.")
+    else:
+        sentences.append(
+            f"{summary['n_scored']} were judged, by {summary['judge']}. Standard error of the win rate: "
+            f"{summary['standard_error']:.1f} points."
+        )
+    sentences.append(
+        f"Responses have {summary['policy_avg_length']} characters on average, the reference's "
+        f"{summary['reference_avg_length']}."
+    )
+    return f"<p>{html.escape(' '.join(sentences))}</p>"
+
+
 def headline(summary: dict[str, Any]) -> pd.DataFrame:
-    """The numbers that answer "is the policy better, and how far has it moved?", as text with 95 % intervals."""
+    """The numbers that answer "is the policy better, and how far has it moved?", as text with 95 % intervals.
+
+    Those of a judge are left out where there was none.
+    """
     measures = {
         "win rate (%)": ("win_rate", 1.0, ".1f"),
         "length-controlled win rate, length-only (%)": ("length_controlled_win_rate", 1.0, ".1f"),
-        "KL(π‖π_ref) per response (nats)": ("kl_per_response", 1.0, ".3f"),
-        "KL(π‖π_ref) per token (nats)": ("kl_per_token", 1.0, ".4f"),
+        "KL(π‖π_ref) per response (nats)": ("reverse_kl_per_response", 1.0, ".3f"),
+        "KL(π‖π_ref) per token (nats)": ("reverse_kl_per_token", 1.0, ".4f"),
+        "KL(π_ref‖π) per response (nats)": ("forward_kl_per_response", 1.0, ".3f"),
+        "KL(π_ref‖π) per token (nats)": ("forward_kl_per_token", 1.0, ".4f"),
         "mean gold reward, policy": ("policy_gold", 1.0, ".3f"),
         "mean gold reward, reference": ("reference_gold", 1.0, ".3f"),
         "every rule followed, policy (%)": ("policy_correct", 100.0, ".1f"),
@@ -33,6 +61,8 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
     }
     rows = {}
     for label, (key, scale, form) in measures.items():
+        if key not in summary:
+            continue
         value, low, high = (format(scale * summary[key + end], form) for end in ("", "_low", "_high"))
         rows[label] = {"value": value, "95 % interval": f"{low} to {high}"}
     return pd.DataFrame.from_dict(rows, orient="index")

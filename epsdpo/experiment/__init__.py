@@ -14,6 +14,8 @@ from epsdpo.experiment.schema import (
     EvaluateSection,
     Experiment,
     ModelSection,
+    PromptsSection,
+    ServerSection,
     WorldSection,
 )
 
@@ -25,6 +27,8 @@ __all__ = [
     "EvaluateSection",
     "Experiment",
     "ModelSection",
+    "PromptsSection",
+    "ServerSection",
     "WorldSection",
     "check_experiment",
     "claim_folder",

@@ -99,16 +99,77 @@ class ModelSection(_Section):
     attn_implementation: str = Field("sdpa", description="'sdpa', 'eager' or 'flash_attention_2'. [K]")
 
 
-class EvaluateSection(_Section):
-    """How policy and reference answer the held-out prompts, and how the answers are compared."""
+class PromptsSection(_Section):
+    """Which prompts policy and reference answer."""
 
+    source: str = Field(
+        WORLD,
+        description="'world' (its held-out instructions), a local JSON, JSONL, Parquet or Arrow file, or a folder or "
+        "hub data set of which `files` are read. Rows hold an instruction, a prompt, messages, or a pair's chosen "
+        "conversation, of which all but the last turn is the prompt. [K; P: AlpacaEval 2 and Anthropic-HH]",
+    )
+    revision: str | None = Field(
+        None, description="Commit of a hub data set; null resolves the newest and records it. [K]"
+    )
+    files: list[str] = Field(
+        default_factory=list, description="Files of a folder or hub data set, e.g. helpful-base/test.jsonl.gz. [K]"
+    )
+    single_turn: bool = Field(
+        False, description="Leave out prompts of more than one turn, as DPO's evaluation does. [P: section 4.1]"
+    )
+    max_prompts: PositiveInt | None = Field(None, description="Take only the first so many prompts. [K]")
+
+
+class ServerSection(_Section):
+    """An OpenAI-compatible server that answers for policy and reference."""
+
+    base_url: str = Field(description="Where its API begins, e.g. http://localhost:8000/v1. [K]")
+    policy: str = Field(description="Name by which the server knows the policy. [K]")
+    reference: str = Field(description="Name by which the server knows the reference. [K]")
+    endpoint: Literal["completions", "chat"] = Field(
+        "completions",
+        description="'completions' sends the prompt's token ids, so that it is read as in training; 'chat' sends "
+        "messages, which the server renders itself. [K]",
+    )
+    api_key_env: str | None = Field(None, description="Environment variable that holds the key; null sends none. [K]")
+    timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds until an answer must be complete. [K]")
+    attempts: PositiveInt = Field(6, description="How often a prompt is sent before it counts as failed. [K]")
+    backoff: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="Seconds before the second attempt, doubled before each further one; Retry-After wins. [K]"
+    )
+
+
+class EvaluateSection(_Section):
+    """How policy and reference answer prompts, and how the answers are compared."""
+
+    prompts: PromptsSection = Field(default_factory=PromptsSection, description="Which prompts are answered. [K]")
+    engine: Literal["transformers", "vllm", "server"] = Field(
+        "transformers",
+        description="What decodes: transformers in this process, vLLM in this process (pip install 'epsdpo[vllm]'), or "
+        "the `server`. [K]",
+    )
+    server: ServerSection | None = Field(None, description="The server of `engine: server`. [K]")
     temperature: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Sampling temperature; 0 is greedy. [P: section 4.1]"
     )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling mass; 1 is all. [K]")
     max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens. [K; P: 1024 in section 4.1]")
+    stop_token_ids: list[int] = Field(
+        default_factory=list,
+        description="Tokens that end a response, beside those of the model's generation_config and the tokenizer's "
+        "EOS. [K]",
+    )
     batch_size: PositiveInt = Field(64, description="Prompts answered at once. [K]")
     bootstrap_samples: PositiveInt = Field(2000, description="Resamples of the prompts behind each interval. [K]")
+
+    @model_validator(mode="after")
+    def _server_is_used(self) -> EvaluateSection:
+        if (self.engine == "server") != (self.server is not None):
+            raise ValueError(
+                f"engine is {self.engine!r} and `server` is {'set' if self.server else 'missing'}: engine 'server' "
+                "needs a `server` section with base_url, policy and reference, and no other engine uses one"
+            )
+        return self
 
 
 class Experiment(_Section):
@@ -141,10 +202,10 @@ class Experiment(_Section):
                 f"model.name_or_path is 'world' but data.source is {self.data.source!r}: the world's model knows only "
                 "the world's words. Name a model, or use data.source: world"
             )
-        if self.evaluate is not None and self.data.source != WORLD:
+        if self.evaluate is not None and self.evaluate.prompts.source == WORLD != self.data.source:
             raise ValueError(
-                f"evaluate: only the embedded world has a judge so far, and data.source is {self.data.source!r}. "
-                "Remove the evaluate section"
+                f"evaluate.prompts.source is 'world', but data.source is {self.data.source!r}: there are no "
+                "held-out instructions of the world to answer. Name a file or data set of prompts, or remove it"
             )
         if self.method == "dpo":
             if self.train.get("epsilon_step", 0.0) != 0.0:

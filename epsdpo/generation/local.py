@@ -1,13 +1,11 @@
-"""Responses of a causal language model to prompts of token ids.
+"""Responses of a causal language model in this process, to prompts of token ids.
 
 This module knows how to decode in batches so that a response depends on its prompt and the seed, not on the company it
-is sampled in. What the prompts ask and how responses compare is left to others.
+is sampled in. What the prompts ask, and what was answered before, is left to others.
 """
 
-import hashlib
-import logging
-import time
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,25 +20,28 @@ from transformers import (
 )
 
 from epsdpo.experiment import EvaluateSection
-
-logger = logging.getLogger(__name__)
-
-_SECONDS_BETWEEN_PROGRESS_LINES = 5.0
+from epsdpo.generation.rendering import RenderedPrompt
+from epsdpo.generation.response import Response, own_generator
 
 
-@dataclass(frozen=True)
-class Response:
-    """One answer.
+class LocalEngine:
+    """A loaded model as an engine for `epsdpo.generation.respond`."""
 
-    Attributes:
-        text: decoded without special tokens.
-        token_ids: everything that was generated, the end token included.
-        finished: whether the model ended the response; False if `max_new_tokens` cut it.
-    """
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: EvaluateSection,
+        seed: int,
+        made_by: dict[str, Any],
+    ):
+        self.made_by = made_by
+        self._model, self._tokenizer, self._settings, self._seed = model, tokenizer, settings, seed
 
-    text: str
-    token_ids: list[int]
-    finished: bool
+    def answers(self, prompts: Sequence[RenderedPrompt], missing: Sequence[bool]) -> Iterator[dict[int, Response]]:
+        """Batch by batch. The batches are those of all prompts, so that after a restart not even rounding differs."""
+        prompt_ids = [prompt.token_ids for prompt in prompts]
+        return _answered_batches(self._model, self._tokenizer, prompt_ids, missing, self._settings, self._seed)
 
 
 def generate_responses(
@@ -57,37 +58,67 @@ def generate_responses(
     answer twice. Other prompts in the list, or another batch size, change an answer only where padding changes the
     rounding of its logits enough to tip a draw.
 
-    The end tokens are the tokenizer's and those of the model's `generation_config`, whose sampling and repetition
-    settings are not used.
+    The end tokens are those of the settings, the tokenizer's and those of the model's `generation_config`, whose
+    sampling and repetition settings are not used.
 
     Args:
         model: a causal language model; it is put into evaluation mode.
         tokenizer: decodes the responses; its EOS ends them too.
         prompt_ids: token ids of each prompt, generation prompt included.
-        settings: temperature, top_p, max_new_tokens and batch_size.
+        settings: temperature, top_p, max_new_tokens, stop_token_ids and batch_size.
         seed: of the sampling.
 
     Raises:
         ValueError: before any work, if a prompt is empty or leaves no room in the model's context.
     """
+    missing = [True] * len(prompt_ids)
+    answered: dict[int, Response] = {}
+    for batch in _answered_batches(model, tokenizer, prompt_ids, missing, settings, seed):
+        answered |= batch
+    return [answered[index] for index in range(len(prompt_ids))]
+
+
+def end_tokens(
+    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, settings: EvaluateSection
+) -> list[int]:
+    """The tokens that end a response: the settings', the model's and the tokenizer's.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    ends = generation_config.eos_token_id
+    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, *settings.stop_token_ids}
+    ends = sorted(end for end in ends if end is not None)
+    if not ends:
+        raise ValueError(
+            "neither the model's generation_config nor the tokenizer names an end token (eos_token_id). Name one in "
+            "evaluate.stop_token_ids"
+        )
+    return ends
+
+
+def _answered_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_ids: list[list[int]],
+    missing: Sequence[bool],
+    settings: EvaluateSection,
+    seed: int,
+) -> Iterator[dict[int, Response]]:
+    """Responses by index, for each batch in which one is missing."""
     _check_prompts(model, prompt_ids, settings.max_new_tokens)
     model.eval()
-    config = _generation_config(model, tokenizer, settings.max_new_tokens)
+    config = _generation_config(model, tokenizer, settings)
     # Ties in length are ordered by content, which makes the batches independent of the order of the prompts.
     order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), prompt_ids[index]))
-    responses: list[Response | None] = [None] * len(prompt_ids)
-    started = reported = time.monotonic()
     for start in range(0, len(order), settings.batch_size):
         members = order[start : start + settings.batch_size]
-        generated = _generate_batch(model, [prompt_ids[index] for index in members], config, settings, seed)
-        for index, token_ids in zip(members, generated, strict=True):
-            responses[index] = _response(token_ids, tokenizer, config.eos_token_id)
-        now, done = time.monotonic(), start + len(members)
-        if now - reported > _SECONDS_BETWEEN_PROGRESS_LINES or done == len(order):
-            remaining = (now - started) / done * (len(order) - done)
-            logger.info("answered %d of %d prompts, about %.0f s left", done, len(order), remaining)
-            reported = now
-    return responses
+        if any(missing[index] for index in members):
+            generated = _generate_batch(model, [prompt_ids[index] for index in members], config, settings, seed)
+            yield {
+                index: _response(token_ids, tokenizer, config.eos_token_id)
+                for index, token_ids in zip(members, generated, strict=True)
+            }
 
 
 def _check_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
@@ -103,18 +134,14 @@ def _check_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], max_new_
 
 
 def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: EvaluateSection
 ) -> GenerationConfig:
     """Greedy decoding, in which `_DrawFromOwnStream` leaves a single token to choose where sampling is wanted."""
-    ends = model.generation_config.eos_token_id
-    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
-    ends = sorted(end for end in ends if end is not None)
-    if not ends:
-        raise ValueError("neither the model's generation_config nor the tokenizer names an end token (eos_token_id)")
+    ends = end_tokens(model.generation_config, tokenizer, settings)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     # What is left unset would be taken from the model's own generation_config.
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=settings.max_new_tokens,
         do_sample=False,
         num_beams=1,
         temperature=1.0,
@@ -146,7 +173,7 @@ def _generate_batch(
         processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_p < 1.0:
             processors.append(TopPLogitsWarper(settings.top_p))
-        uniforms = np.stack([_uniforms(prompt, seed, settings.max_new_tokens) for prompt in prompt_ids])
+        uniforms = np.stack([own_generator(prompt, seed).random(settings.max_new_tokens) for prompt in prompt_ids])
         processors.append(_DrawFromOwnStream(torch.from_numpy(uniforms).to(model.device), width))
     generated = model.generate(
         input_ids=ids.to(model.device),
@@ -155,12 +182,6 @@ def _generate_batch(
         logits_processor=processors,
     )
     return generated[:, width:].tolist()
-
-
-def _uniforms(prompt: list[int], seed: int, count: int) -> np.ndarray:
-    """The prompt's own random numbers in [0, 1), one per token of its response."""
-    digest = hashlib.sha256(np.asarray(prompt, dtype="<i8").tobytes()).digest()
-    return np.random.default_rng([seed, *np.frombuffer(digest, dtype="<u4").tolist()]).random(count)
 
 
 class _DrawFromOwnStream(LogitsProcessor):

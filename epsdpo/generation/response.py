@@ -1,0 +1,39 @@
+"""What a response is, whoever gave it, and the randomness that belongs to a prompt.
+
+Apart from the engines, so that asking a server needs no torch.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer.
+
+    Attributes:
+        text: decoded without special tokens.
+        token_ids: everything that was generated, the end token included.
+        finished: whether the model ended the response; False if `max_new_tokens` cut it.
+    """
+
+    text: str
+    token_ids: list[int]
+    finished: bool
+
+
+class GenerationError(RuntimeError):
+    """Prompts that could not be answered. What was answered is in the store; the same call asks for the rest."""
+
+
+def own_generator(prompt_ids: list[int], seed: int) -> np.random.Generator:
+    """The prompt's own stream of random numbers, made from its token ids and the seed."""
+    digest = hashlib.sha256(np.asarray(prompt_ids, dtype="<i8").tobytes()).digest()
+    return np.random.default_rng([seed, *np.frombuffer(digest, dtype="<u4").tolist()])
+
+
+def own_seed(prompt_ids: list[int], seed: int) -> int:
+    """A seed of 31 bits for engines that draw by themselves, so that no two prompts share their random numbers."""
+    return int(own_generator(prompt_ids, seed).integers(2**31))
