@@ -2,7 +2,11 @@
 
 This module knows the order of the work and the files it leaves. How responses are made, judged, counted and measured
 is left to `generate`, `judge`, `winrate` and `kl`; what a notebook shows of it to `tables` and `epsdpo.plots`.
+
+Imports of torch and transformers, and of what imports them, are late: scoring judgements needs neither.
 """
+
+from __future__ import annotations
 
 import json
 import logging
@@ -10,19 +14,18 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from epsdpo.evaluation.generate import Response, generate_responses
-from epsdpo.evaluation.judge import GOLD_JUDGE, annotate, follows_every_rule, gold_judge
-from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.winrate import average_length, bootstrap_interval, length_controlled_win_rate, win_rate
 from epsdpo.experiment import Experiment
 from epsdpo.files import written_whole
-from epsdpo.models import load_tokenizer, reference_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from epsdpo.evaluation.generate import Response
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +67,11 @@ def evaluate(experiment: Experiment, data_dir: Path, train_dir: Path, output_dir
         ValueError: if the experiment has no evaluate section or there are fewer than two prompts.
         FileNotFoundError: if the prompts or the policy are missing.
     """
+    from epsdpo.evaluation.generate import generate_responses
+    from epsdpo.evaluation.judge import GOLD_JUDGE, annotate
+    from epsdpo.evaluation.kl import sequence_kl
+    from epsdpo.models import load_tokenizer, reference_source
+
     settings = experiment.evaluate
     if settings is None:
         raise ValueError(f"experiment {experiment.name!r} has no `evaluate` section. Add one to its config")
@@ -126,6 +134,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _read_prompts(data_dir: Path) -> pd.DataFrame:
+    from epsdpo.evaluation.judge import gold_judge
+
     path = data_dir / "prompts.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no held-out prompts; run the prepare stage of this experiment first")
@@ -138,12 +148,17 @@ def _read_prompts(data_dir: Path) -> pd.DataFrame:
 
 
 def _load(path: str | Path, revision: str | None) -> PreTrainedModel:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=torch.float32)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _add_answers(responses: pd.DataFrame, side: str, answers: list[Response]) -> None:
     """Columns <side>_response, _gold, _correct, _tokens and _finished."""
+    from epsdpo.evaluation.judge import follows_every_rule, gold_judge
+
     texts = [answer.text for answer in answers]
     judged = list(zip(responses["instruction"], texts, strict=True))
     responses[f"{side}_response"] = texts
