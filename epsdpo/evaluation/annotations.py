@@ -61,24 +61,7 @@ def read_annotations(path: str | Path) -> Annotations:
             twice, or rows name different models, references or judges.
     """
     path = Path(path)
-    rows = _read_rows(path)
-    prompts, first_rows = [], {}
-    for number, row in enumerate(rows):
-        prompts.append(_prompt(path, number, row))
-        instruction = prompts[-1]["instruction"]
-        if instruction in first_rows:
-            raise InputError(
-                f"{path}: row {number}: `instruction` {_quote(instruction)} repeats that of row "
-                f"{first_rows[instruction]}. A file holds each prompt once: write repetitions to files of their own"
-            )
-        first_rows[instruction] = number
-    return Annotations(
-        path=path,
-        model=_common(path, rows, "generator_2"),
-        reference=_common(path, rows, "generator_1"),
-        annotator=_common(path, rows, "annotator"),
-        prompts=pd.DataFrame(prompts),
-    )
+    return _annotations(path, _read_rows(path))
 
 
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -88,17 +71,18 @@ def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     kept. A failed judgement has the preference None or NaN and is written as null, never left out.
 
     Raises:
-        InputError: if a row lacks one of `OFFICIAL_KEYS` or has a preference that is out of range.
+        InputError: if a row lacks one of `OFFICIAL_KEYS`, or `read_annotations` would refuse the file.
     """
     path = Path(path)
     for number, row in enumerate(rows):
         missing = [key for key in OFFICIAL_KEYS if key not in row]
         if missing:
             raise InputError(f"{path}: row {number} to be written has no `{missing[0]}`")
-    whole = []
-    for number, row in enumerate(rows):
-        value = _preference(path, number, row)
-        whole.append({**row, "preference": None if math.isnan(value) else value})
+    preferences = _annotations(path, rows).prompts["preference"]
+    whole = [
+        {**row, "preference": None if math.isnan(value) else value}
+        for row, value in zip(rows, preferences, strict=True)
+    ]
     text = json.dumps(whole, ensure_ascii=False, indent=1, allow_nan=False).encode("utf-8")
     with written_whole(path) as partial:
         # Without a time stamp, so that the same judgements make the same file.
@@ -127,6 +111,26 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict):
             raise InputError(f"{path}: row {number} is {_quote(row)}, not an object")
     return rows
+
+
+def _annotations(path: Path, rows: Sequence[dict[str, Any]]) -> Annotations:
+    prompts, first_rows = [], {}
+    for number, row in enumerate(rows):
+        prompts.append(_prompt(path, number, row))
+        instruction = prompts[-1]["instruction"]
+        if instruction in first_rows:
+            raise InputError(
+                f"{path}: row {number}: `instruction` {_quote(instruction)} repeats that of row "
+                f"{first_rows[instruction]}. A file holds each prompt once: write repetitions to files of their own"
+            )
+        first_rows[instruction] = number
+    return Annotations(
+        path=path,
+        model=_common(path, rows, "generator_2"),
+        reference=_common(path, rows, "generator_1"),
+        annotator=_common(path, rows, "annotator"),
+        prompts=pd.DataFrame(prompts),
+    )
 
 
 def _prompt(path: Path, number: int, row: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def _length(path: Path, number: int, row: dict[str, Any], side: str, judged: boo
     )
 
 
-def _common(path: Path, rows: list[dict[str, Any]], key: str) -> str | None:
+def _common(path: Path, rows: Sequence[dict[str, Any]], key: str) -> str | None:
     """The one value that all rows have under `key`; None where all lack it."""
     first = rows[0].get(key)
     for number, row in enumerate(rows):

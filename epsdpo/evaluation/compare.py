@@ -155,9 +155,8 @@ def _joined(runs: Sequence[Annotations]) -> tuple[np.ndarray, int, int]:
     shared = pd.concat(tables, axis=1, join="inner", keys=range(len(runs))).sort_index()
     n_asked = len(set().union(*(table.index for table in tables)))
     for position, run in enumerate(runs):
-        differ = shared[0]["reference_length"].ne(shared[position]["reference_length"]) & shared[position].notna().all(
-            axis=1
-        )
+        mine, theirs = shared[position]["reference_length"], shared[0]["reference_length"]
+        differ = mine.notna() & theirs.notna() & mine.ne(theirs)
         if differ.any():
             raise ValueError(
                 f"{run.path} and {runs[0].path}: {differ.sum()} prompts have reference outputs of different lengths, "

@@ -133,4 +133,4 @@ def _require_numbers(path: Path, table: pd.DataFrame, column: str, may_be_missin
     values = pd.to_numeric(table[column], errors="coerce")
     wrong = table.index[~np.isfinite(values) & ~(may_be_missing & table[column].isna())]
     if len(wrong):
-        raise InputError(f"{path}: row {wrong[0]}: `{column}` is {table.loc[wrong[0], column]!r}, not a number")
+        raise InputError(f"{path}: row {wrong[0]}: `{column}` is {str(table.loc[wrong[0], column])!r}, not a number")
