@@ -188,10 +188,10 @@ def _together(anchor: _Rows, wins: np.ndarray, differences: np.ndarray, difficul
 def _chosen_c(rows: _Rows) -> float:
     """The C with the smallest mean log-loss over five folds; the smallest C of several.
 
-    Folds are dealt from the last row to the first, whatever machine or version this runs on, and the same for both
-    halves of a row. Losses of neighbouring C often differ by less than a millionth: rate and C belong together.
+    Rows are dealt into folds in turn, whatever machine or version this runs on, and the two halves of a row go
+    together. Losses of neighbouring C often differ by less than a millionth: a rate is to be read with its C.
     """
-    folds = np.arange(rows.wins.size)[::-1] % _FOLDS
+    folds = np.arange(rows.wins.size) % _FOLDS
     losses = [
         np.mean([_log_loss(_fit(rows[folds != fold], c), rows[folds == fold]) for fold in range(_FOLDS)])
         for c in _STRENGTHS
