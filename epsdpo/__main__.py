@@ -6,6 +6,7 @@ It reads arguments, turns errors into messages and exit codes, and leaves the wo
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -133,6 +134,19 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _winrate(options: argparse.Namespace) -> int:
+    from epsdpo.evaluation.annotations import InputError
+    from epsdpo.evaluation.scores import score_file
+
+    try:
+        numbers = score_file(options.annotations, options.gamed, options.difficulty, options.c)
+    except InputError as error:
+        print(f"winrate: {error}", file=sys.stderr)
+        return REFUSED
+    print(json.dumps(numbers, indent=1, allow_nan=False))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m epsdpo", description="ε-DPO from data to report.")
     parser.add_argument("--version", action="version", version=f"epsdpo {__version__}")
@@ -161,6 +175,19 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")
     status.set_defaults(command=_status)
     status.add_argument("run_dir", metavar="DIR", help="a folder of `epsdpo run`")
+
+    winrate = commands.add_parser("winrate", help="score a file of judgements; prints one JSON object")
+    winrate.set_defaults(command=_winrate)
+    winrate.add_argument("annotations", metavar="ANNOTATIONS", help="AlpacaEval's annotations.json, or gzipped")
+    winrate.add_argument(
+        "--gamed", metavar="FILE", help="rows of df_gamed.csv (default: the published file, by the hub)"
+    )
+    winrate.add_argument(
+        "--difficulty", metavar="FILE", help="difficulty of each prompt (default: those in df_gamed.csv)"
+    )
+    winrate.add_argument(
+        "--C", metavar="VALUE", dest="c", type=float, help="of length control (default: cross-validated)"
+    )
 
     stage = commands.add_parser("stage", help="do all the work of one stage, as `run` does for each")
     stage.set_defaults(command=_stage)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from epsdpo.evaluation import RESPONSES, SUMMARY
+from epsdpo.evaluation.run import RESPONSES, SUMMARY
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.manifest import MANIFEST

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from epsdpo import kernels
-from epsdpo.evaluation import evaluate, write_json
+from epsdpo.evaluation.run import evaluate, write_json
 from epsdpo.evaluation.judge import annotate, follows_every_rule, gold_judge, preference
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.tables import by_task, examples, headline, side_by_side

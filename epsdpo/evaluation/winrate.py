@@ -29,7 +29,10 @@ class WinRate:
 
     Attributes:
         n_total: prompts asked.
-        n_scored: prompts with a preference; the others enter no rate.
+        n_scored: prompts with a preference; the others enter no rate. It is the sum of the next three.
+        n_wins: preferences above 1.5.
+        n_losses: preferences below 1.5.
+        n_draws: preferences of exactly 1.5, or 0.
         win_rate: 100 · mean of (preference - 1).
         standard_error: 100 · standard deviation (n - 1) / √n; NaN for a single prompt.
         discrete_win_rate: a preference above 1.5 counts as one win, a draw as half of one.
@@ -37,6 +40,9 @@ class WinRate:
 
     n_total: int
     n_scored: int
+    n_wins: int
+    n_losses: int
+    n_draws: int
     win_rate: float
     standard_error: float
     discrete_win_rate: float
@@ -65,17 +71,21 @@ def win_rate(preferences: Sequence[float | None]) -> WinRate:
     Raises:
         ValueError: if a preference is out of range or none is left.
     """
-    wins = _wins(preferences)
+    wins = wins_of(preferences)
     scored = wins[~np.isnan(wins)]
     if scored.size == 0:
         raise ValueError(f"none of the {wins.size} preferences is scored: there is no win rate")
     deviation = scored.std(ddof=1) if scored.size > 1 else np.nan
+    n_wins, n_draws = int((scored > 0.5).sum()), int((scored == 0.5).sum())
     return WinRate(
         n_total=wins.size,
         n_scored=scored.size,
+        n_wins=n_wins,
+        n_losses=scored.size - n_wins - n_draws,
+        n_draws=n_draws,
         win_rate=100.0 * float(scored.mean()),
         standard_error=float(100.0 * deviation / np.sqrt(scored.size)),
-        discrete_win_rate=100.0 * float(np.mean((scored > 0.5) + 0.5 * (scored == 0.5))),
+        discrete_win_rate=100.0 * (n_wins + 0.5 * n_draws) / scored.size,
     )
 
 
@@ -105,8 +115,8 @@ def bootstrap_interval(
     units = np.ones_like(values) if units is None else np.asarray(units, dtype=np.float64)
     if values.size == 0 or np.isnan(values).any() or np.isnan(units).any():
         raise ValueError(f"a bootstrap needs one number per prompt; got {values.size} values, some may be missing")
-    estimates = [values[rows].sum() / units[rows].sum() for rows in _resamples(values.size, samples, seed)]
-    return _percentiles(estimates, level)
+    estimates = [values[rows].sum() / units[rows].sum() for rows in resamples(values.size, samples, seed)]
+    return percentile_interval(estimates, level)
 
 
 def length_controlled_win_rate(
@@ -137,7 +147,7 @@ def length_controlled_win_rate(
     Raises:
         ValueError: if fewer than two prompts are scored.
     """
-    wins = _wins(preferences)
+    wins = wins_of(preferences)
     scored = ~np.isnan(wins)
     if scored.sum() < 2:
         raise ValueError(f"length control needs two scored prompts at least; {scored.sum()} of {wins.size} are scored")
@@ -145,9 +155,9 @@ def length_controlled_win_rate(
     wins, differences = wins[scored], differences[scored]
     length_effect, advantage = _fit_length_model(wins, differences)
     estimates = [
-        _percent(_fit_length_model(wins[rows], differences[rows])[1]) for rows in _resamples(wins.size, samples, seed)
+        _percent(_fit_length_model(wins[rows], differences[rows])[1]) for rows in resamples(wins.size, samples, seed)
     ]
-    return LengthControlledWinRate(_percent(advantage), _percentiles(estimates, level), length_effect, advantage)
+    return LengthControlledWinRate(_percent(advantage), percentile_interval(estimates, level), length_effect, advantage)
 
 
 def average_length(texts: Sequence[str]) -> int:
@@ -155,8 +165,12 @@ def average_length(texts: Sequence[str]) -> int:
     return int(np.mean([len(text) for text in texts]))
 
 
-def _wins(preferences: Sequence[float | None]) -> np.ndarray:
-    """Preferences as wins in [0, 1], NaN where missing."""
+def wins_of(preferences: Sequence[float | None]) -> np.ndarray:
+    """Preferences (see `win_rate`) as wins in [0, 1]: a draw is 0.5, a missing one NaN.
+
+    Raises:
+        ValueError: if a preference is out of range.
+    """
     preferences = np.array(preferences, dtype=np.float64)
     preferences[preferences == 0.0] = 1.5
     outside = preferences[(preferences < 1.0) | (preferences > 2.0)]
@@ -165,13 +179,14 @@ def _wins(preferences: Sequence[float | None]) -> np.ndarray:
     return preferences - 1.0
 
 
-def _resamples(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `size` prompts drawn with replacement, `samples` times."""
+def resamples(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Rows of `size` prompts drawn with replacement, `samples` times; the same ones for the same size and seed."""
     generator = np.random.default_rng(seed)
     return (generator.integers(size, size=size) for _ in range(samples))
 
 
-def _percentiles(estimates: Sequence[float], level: float) -> Interval:
+def percentile_interval(estimates: Sequence[float], level: float) -> Interval:
+    """The middle `level` of the estimates of all resamples."""
     low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(float(low), float(high))
 
