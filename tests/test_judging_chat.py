@@ -115,30 +115,28 @@ def test_text_mode_is_all_or_nothing(tmp_path):
 
 
 def test_both_orders_ask_only_for_the_other_one(tmp_path):
-    """A judge that adds 0.5 to the log-odds of whatever is shown first is biased by exactly that."""
-    items = comparisons(8)
+    """A judge that adds 0.7 to the log-odds of whatever is shown first has its mind changed by 0.5, not by 1.5."""
+    items = [Comparison(f"instruction {row}", "5.0", output) for row, output in enumerate(["3.5", "4.5", "5.5", "6.5"])]
 
     def biased(body, before):
-        chance = 1.0 / (1.0 + math.exp(0.5 + float(outputs(body)[0]) - float(outputs(body)[1])))
+        first, second = map(float, outputs(body))
+        chance = 1.0 / (1.0 + math.exp(0.7 + first - second))
         return completion("m", [("M", math.log(chance)), ("m", math.log1p(-chance))])
 
     with ChatServer(biased) as server:
         judge_all(items, server, tmp_path)
+        assert len(server.bodies) == 4
         judgements = judge_all(items, server, tmp_path, order="both")
-    assert len(server.bodies) == 16
-    pairs = []
-    for item in items:
-        odds = float(item.model_output) - float(item.reference_output)
-        pairs.append((1.0 / (1.0 + math.exp(0.5 - odds)), 1.0 / (1.0 + math.exp(-0.5 - odds))))
-    assert [item.preference for item in judgements] == pytest.approx([1.0 + sum(pair) / 2.0 for pair in pairs])
+    assert len(server.bodies) == 8
+    odds = [float(item.model_output) - 5.0 for item in items]
+    shown_second = [1.0 / (1.0 + math.exp(0.7 - value)) for value in odds]
+    shown_first = [1.0 / (1.0 + math.exp(-0.7 - value)) for value in odds]
+    mean = [1.0 + sum(pair) / 2.0 for pair in zip(shown_first, shown_second, strict=True)]
+    assert [item.preference for item in judgements] == pytest.approx(mean)
     summary = summarise(judgements)
-    bias = sum(switched - plain for plain, switched in pairs) / len(pairs) / 2.0
-    assert summary["position_bias"] == pytest.approx(100.0 * bias)
-    # The outputs 4.5 and 5.5 differ by exactly the bias from 5: there the shown order decides or all but does.
-    same_side = [(plain - 0.5) * (switched - 0.5) > 1e-12 for plain, switched in pairs]
-    assert sum(same_side) < len(pairs)
-    assert summary["n_both_orders"] == 8
-    assert abs(summary["position_consistency"] * 8 - sum(same_side)) <= 2
+    assert (summary["n_both_orders"], summary["position_consistency"]) == (4, 0.5)
+    # Symmetric outputs: the first wins as often as the model does when it is first.
+    assert summary["position_bias"] == pytest.approx(100.0 * (sum(shown_first) / 4.0 - 0.5))
 
 
 def test_identical_outputs_and_repeated_comparisons_cost_nothing(tmp_path):
@@ -370,8 +368,9 @@ def test_a_judge_that_never_answers_is_given_up(tmp_path):
         pytest.raises(JudgeError, match="first 20 requests all failed: no log-probabilities.*Use mode: text"),
     ):
         judge_all(comparisons(100), server, tmp_path)
-    assert 20 <= len(server.bodies) <= 24
-    assert lines(tmp_path) == [] and len(lines(tmp_path, FAILURES)) == 20
+    # Up to three more were under way in the other workers.
+    assert 20 <= len(lines(tmp_path, FAILURES)) <= len(server.bodies) <= 23
+    assert lines(tmp_path) == []
 
 
 # --------------------------------------------------------------------------------------------------- kills and locks
