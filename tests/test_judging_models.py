@@ -297,7 +297,9 @@ def test_pair_ranker_cuts_by_the_published_budget_and_says_so(ranker):
     assert summarise(judgements)["n_cut"] == 2
 
 
-def test_a_tokenizer_without_the_markers_is_refused(ranker):
+def test_a_model_that_is_no_pair_ranker_is_refused(ranker, causal_lm):
     folder, model, _ = ranker
+    with pytest.raises(JudgeError, match="its config has no drop_out, n_tasks"):
+        load_judge(section("pair_ranker", causal_lm[0]), 1.0)
     with pytest.raises(JudgeError, match="PairRM-hf"):
         PairRankerJudge(model, AutoTokenizer.from_pretrained(OFFICIAL / "tok"), "w", section("pair_ranker", folder))

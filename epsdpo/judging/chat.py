@@ -114,6 +114,7 @@ class ChatJudge:
             outcome, retry_after = await self._post(client, content, any_answer=run.answers > 0)
             if isinstance(outcome, Answer) or not outcome.transient or attempt == settings.max_retries:
                 break
+            run.warn_once(outcome)
             if retry_after is not None and retry_after > settings.max_wait_seconds:
                 detail = f"it asks to wait {retry_after:.0f} s, max_wait_seconds is {settings.max_wait_seconds:g}"
                 return Failure(outcome.reason, f"{detail}; {outcome.detail}")
@@ -167,6 +168,7 @@ class _Run:
         self.answers = 0
         self._deliver = deliver
         self._failures: Counter[str] = Counter()
+        self._warned: set[str] = set()
         self._not_before = 0.0
 
     def pause(self, seconds: float) -> None:
@@ -175,6 +177,12 @@ class _Run:
     async def permission(self) -> None:
         while (wait := self._not_before - time.monotonic()) > 0.0:
             await anyio.sleep(wait)
+
+    def warn_once(self, failure: Failure) -> None:
+        """Tell of the first repetition for each reason: a server that is not there must not look like a slow one."""
+        if failure.reason not in self._warned:
+            self._warned.add(failure.reason)
+            logger.warning("%s (%s): repeated after a wait", failure.reason, failure.detail[:200])
 
     def finish(self, number: int, outcome: Answer | Failure) -> None:
         """Hand over an outcome.

@@ -16,6 +16,7 @@ from epsdpo.judging.rendering import batches, padded
 from epsdpo.judging.settings import JudgeSection
 
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
+_OF_CONFIG = ("drop_out", "n_tasks", "source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
 _INSTRUCTION_TOKENS = 1224
 _TOTAL_TOKENS = 2048
 
@@ -25,6 +26,8 @@ class PairRankerModel(DebertaV2PreTrainedModel):
 
     def __init__(self, config: DebertaV2Config):
         super().__init__(config)
+        if lacking := [name for name in _OF_CONFIG if not hasattr(config, name)]:
+            raise ValueError(f"its config has no {', '.join(lacking)}; a pair ranker is one like llm-blender/PairRM-hf")
         self.pretrained_model = DebertaV2Model(config)
         size = config.hidden_size
         # Positions 0 and 3 are dropout in training; they keep the checkpoint's names of the two layers.

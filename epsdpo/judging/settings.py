@@ -2,8 +2,8 @@
 
 This module only says what a config may hold. Building the judge is left to `epsdpo.judging.load`.
 
-Each description ends with the source of what it says: [P] the paper, [R] AlpacaEval's released configuration of the
-judge that the paper used, [K] this kit.
+Each description ends with the source of what it says: [P] the paper, [R] the released configuration of AlpacaEval's
+judge, which the paper used, [K] this kit.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ class JudgeSection(BaseModel):
     )
     mode: Literal["logprobs", "text"] = Field(
         "logprobs",
-        description="Preference from log-probabilities of the answer's first token, or 1 or 2 from its text. [R]",
+        description="Preference from log-probabilities of the answer's first token, or 1 or 2 from its text. "
+        "[R: AlpacaEval]",
     )
     order: Literal["seeded", "both"] = Field(
         "seeded",
         description="'seeded' shows the outputs in AlpacaEval's order for the instruction; 'both' asks twice, takes "
-        "the mean, and reports how consistent the judge is. [R]",
+        "the mean, and reports how consistent the judge is. [R: AlpacaEval]",
     )
     template: str | None = Field(
         None,
@@ -79,9 +80,13 @@ class JudgeSection(BaseModel):
         "takes this kit's. [K; R: alpaca_eval_clf.txt]",
     )
     top_logprobs: Annotated[int, Field(ge=2, le=20)] = Field(
-        5, description="Tokens among which the identifiers m and M are looked for; one that is missing counts 0. [R]"
+        5,
+        description="Tokens among which the identifiers m and M are looked for; one that is missing counts 0. "
+        "[R: AlpacaEval]",
     )
-    temperature: Annotated[float, Field(ge=0)] = Field(0.0, description="Sampling temperature of the judge. [R]")
+    temperature: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="Sampling temperature of the judge. [R: AlpacaEval]"
+    )
     max_tokens: PositiveInt = Field(
         16, description="Longest answer in text mode, in tokens; log-probabilities need one. [K; R: 1]"
     )
