@@ -156,7 +156,8 @@ def test_the_key_follows_the_weights_and_not_the_folder(causal_lm, tokenizer, tm
 @pytest.fixture(scope="module")
 def reward_model(tmp_path_factory, tokenizer):
     torch.manual_seed(1)
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=400, num_labels=1, **SIZES)
+    sizes = SIZES | {"pad_token_id": None}  # as a checkpoint has it that was trained without padding
+    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=400, num_labels=1, **sizes)
     model = LlamaForSequenceClassification(config).eval()
     return save(tmp_path_factory.mktemp("reward_model"), model, tokenizer), model
 
