@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from epsdpo import kernels
-from epsdpo.evaluation.run import evaluate, write_json
 from epsdpo.evaluation.judge import annotate, follows_every_rule, gold_judge, preference
 from epsdpo.evaluation.kl import sequence_kl
+from epsdpo.evaluation.run import evaluate, write_json
 from epsdpo.evaluation.tables import by_task, examples, headline, side_by_side
 from epsdpo.evaluation.winrate import win_rate
 from epsdpo.experiment import PromptsSection, WorldSection, check_experiment

@@ -1,0 +1,81 @@
+"""A judge's model and tokenizer through transformers, and a name for its weights that no other weights have.
+
+This module knows loading and identity. What the model is asked is left to the judges that run here.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from epsdpo.hub import commit_of
+from epsdpo.judging.comparison import JudgeError
+from epsdpo.judging.settings import JudgeSection
+
+_PARTS_OF_A_MODEL = {".json", ".jinja", ".model", ".safetensors", ".txt"}
+
+
+def load_judge_model(model_class: Any, settings: JudgeSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+    """Model on the GPU if there is one, tokenizer, and `weights_name` of the two.
+
+    Args:
+        model_class: whose `from_pretrained` loads the model, e.g. AutoModelForCausalLM.
+
+    Raises:
+        JudgeError: if it cannot be loaded, or the checkpoint lacks weights of this class, which would be random.
+    """
+    name = weights_name(settings.model, settings.revision)
+    revision = None if Path(settings.model).is_dir() else name.rpartition("@")[2]
+    try:
+        model, loading = model_class.from_pretrained(
+            settings.model,
+            revision=revision,
+            dtype=getattr(torch, settings.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=revision)
+    except (OSError, ValueError) as error:
+        raise JudgeError(
+            f"evaluate.judge.model: cannot load {settings.model!r} as {model_class.__name__}: {error}\n"
+            "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
+        ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise JudgeError(
+            f"evaluate.judge.model: {settings.model!r} has no {', '.join(missing[:3])}, so as {model_class.__name__} "
+            f"it would judge by random numbers. Name a model of this kind, or change evaluate.judge.kind"
+        )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, name
+
+
+def weights_name(model: str, revision: str | None) -> str:
+    """A hub model's name and commit; for a local folder a hash of its files, wherever it lies.
+
+    Raises:
+        JudgeError: if the hub cannot be asked for the commit.
+    """
+    if Path(model).is_dir():
+        return f"sha256:{_digest_of_folder(Path(model))}"
+    try:
+        return f"{model}@{commit_of(model, revision, 'model')}"
+    except Exception as error:  # see `commit_of`
+        raise JudgeError(
+            f"evaluate.judge.model: {model!r} is no local folder, and the hub cannot be asked which commit it stands "
+            f"at ({type(error).__name__}). Give evaluate.judge.revision as a full commit, or the path of a local copy"
+        ) from error
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """How many tokens the model can read, where its config says so."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def _digest_of_folder(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _PARTS_OF_A_MODEL:
+            with path.open("rb") as file:
+                digest.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
