@@ -218,7 +218,7 @@ def _run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, 
         rule["priority"] = place  # in the order of the plan, where there is a choice
     _write_json(state / BATCH_FILE, rules)
     command = [sys.executable, "-m", "epsdpo.workflow", "--snakefile", str(_WORKFLOW.resolve())]
-    command += ["--config", f"batch={(state / BATCH_FILE).resolve()}", "--directory", str(Path.cwd())]
+    command += ["--config", f"batch={(state / BATCH_FILE).resolve()}", "--directory", str(state.resolve())]
     # Snakemake is told of due stages only, and need not find out for itself what has changed.
     command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--quiet", "all"]
     if resources.profile:
@@ -260,15 +260,15 @@ def _as_rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, r
         command += ["--end-with-stdin"]
         if resources.gpus and gpus:
             command += ["--take-gpus", f"{gpus}/{resources.gpus}"]
-    folder, log = shlex.quote(str(stage.folder)), shlex.quote(str(stage.folder / LOG))
+    here, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), stage.folder, stage.folder / LOG))
     return {
         "name": stage.name,
-        "manifest": str(stage.folder / MANIFEST),
-        "needs": [str(due[need].folder / MANIFEST) for need in stage.needs.values() if need in due],
+        "manifest": str((stage.folder / MANIFEST).resolve()),
+        "needs": [str((due[need].folder / MANIFEST).resolve()) for need in stage.needs.values() if need in due],
         "threads": 1,
         "gpus": gpus,
         "minutes": math.ceil(60 * (resources.time_limit or 24)),
-        "command": f"mkdir -p {folder} && exec {shlex.join(command)} >> {log} 2>&1",
+        "command": f"cd {here} && mkdir -p {folder} && exec {shlex.join(command)} >> {log} 2>&1",
     }
 
 

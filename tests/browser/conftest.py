@@ -13,6 +13,8 @@ import yaml
 from chromium import Chromium
 from hostile import HOSTILE, HOSTILE_TITLE
 
+from epsdpo.experiment import load_experiment
+
 ROOT = Path(__file__).parents[2]
 DEMO = Path("configs") / "demo"
 
@@ -71,7 +73,7 @@ def checkout(tmp_path_factory, official):
 
 def write_small_demo(path: Path) -> None:
     """The experiment of the notebooks' defaults, on 64 pairs and 16 prompts: 4 steps."""
-    values = yaml.safe_load((ROOT / DEMO / path.name).read_text(encoding="utf-8"))
+    values = load_experiment(ROOT / DEMO / path.name).model_dump()
     values["data"]["world"] |= {"train_pairs": 64, "eval_pairs": 16, "prompts": 16}
     values["train"] |= {"global_batch_size": 16, "per_device_train_batch_size": 16}
     values["evaluate"]["bootstrap_samples"] = 100

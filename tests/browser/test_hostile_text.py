@@ -29,6 +29,7 @@ def test_pages_of_a_batch_are_harmless(checkout, chromium):
         assert_harmless(chromium, folder / "notebook.html", HOSTILE)
     for folder in (trajectory, checkout.hostile / "train", checkout.hostile.parent / "report"):
         assert_harmless(chromium, folder / "notebook.html", HOSTILE_TITLE)
+    assert_harmless(chromium, checkout.hostile.parent / "index.html", HOSTILE_TITLE)
 
 
 def test_hostile_answers_side_by_side_are_harmless(chromium, tmp_path):
