@@ -13,6 +13,7 @@ from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 FILE = "reference.safetensors"
 
@@ -32,6 +33,16 @@ def require_keepable(accelerator: Accelerator, saves: bool) -> None:
             "that a resumed run would be another one. Use configs/accelerate/fsdp2.yaml or --zero_stage 2, or set "
             "save_strategy: 'no'"
         )
+
+
+def reshard(reference: nn.Module) -> None:
+    """Make the reference's weights shards again where FSDP2 has left them whole, as the policy's are after a step.
+
+    It does so outside the layers, for a backward pass that a reference never has.
+    """
+    for module in reference.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def save_reference(reference: nn.Module, accelerator: Accelerator, folder: Path) -> None:

@@ -37,7 +37,7 @@ from epsdpo.pairs import (
     require_one_order,
 )
 from epsdpo.record import BetaRecord
-from epsdpo.reference import load_reference, require_keepable, save_reference
+from epsdpo.reference import load_reference, require_keepable, reshard, save_reference
 from epsdpo.sharding import (
     as_loaded,
     keep_results_in_float32,
@@ -422,6 +422,10 @@ class _Bookkeeping(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if args.sync_ref_model:  # which TRL does when the step has ended
+            reshard(self.trainer.ref_model)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

@@ -26,7 +26,7 @@ from epsdpo.record import read_pairs, read_steps
 
 PAIRS = len(worker.TRAIN_PAIRS)
 CPU = "configs/accelerate/cpu.yaml"
-STOPPED = ["plain-resumed", "fresh_adapter-resumed"]
+STOPPED = ["plain-resumed", "fresh_adapter-resumed", "tr_dpo-resumed", "beta_dpo-resumed"]
 
 
 @pytest.fixture(scope="module")
