@@ -99,6 +99,7 @@ RUNS = {
     "beta_dpo": (lambda folder: loaded(OFFICIAL), {"num_train_epochs": 2}),
     "ipo": (lambda folder: loaded(OFFICIAL), {"loss_type": ["ipo"]}),
 }
+OTHER_METHODS = ("tr_dpo", "beta_dpo", "ipo")
 
 
 class BetasAgree(TrainerCallback):
