@@ -25,7 +25,8 @@ from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.method_config import MethodConfig
-from epsdpo.methods import trainer_and_config
+from epsdpo.methods.configs import config_class
+from epsdpo.methods.trainers import trainer_class
 from epsdpo.models import load_tokenizer, pin_revision, reference_source
 from epsdpo.watch import end_with_stdin
 
@@ -95,7 +96,7 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
     Raises:
         ConfigError: if it is to evaluate on held-out pairs that the data do not have.
     """
-    arguments = trainer_and_config(experiment.method)[1](
+    arguments = config_class(experiment.method)(
         output_dir=str(output_dir),
         disable_tqdm=True,
         model_init_kwargs={
@@ -123,7 +124,7 @@ def build_trainer(
     experiment: Experiment, data: PreparedData, arguments: MethodConfig, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     """The trainer of an experiment, ready for `train()`; the reference, if any, is a copy of the starting model."""
-    trainer = trainer_and_config(experiment.method)[0](
+    trainer = trainer_class(experiment.method)(
         model=reference_source(experiment.model, experiment.data)[0],
         args=arguments,
         train_dataset=data.train,

@@ -19,7 +19,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTConfig, TrainerCallback
 
 from epsdpo import EpsilonDPOTrainer
-from epsdpo.methods import trainer_and_config
+from epsdpo.methods.configs import config_class
+from epsdpo.methods.trainers import trainer_class
 from epsdpo.train import last_whole_checkpoint
 
 RESUMED, MODELS = "-resumed", "models"
@@ -124,11 +125,11 @@ def make_trainer(folder: Path, name: str, *callbacks: TrainerCallback) -> Epsilo
         settings = {**settings, "save_strategy": "steps", "save_steps": 3}
     tokenizer = AutoTokenizer.from_pretrained(OFFICIAL / "tok")
     pairs = tokenised_pairs(tokenizer)
-    trainer, config = trainer_and_config(name.removesuffix(RESUMED))
+    method = name.removesuffix(RESUMED)
     check = BetasAgree()
-    check.trainer = trainer(
+    check.trainer = trainer_class(method)(
         **models(folder.parent / MODELS),
-        args=config(output_dir=str(folder / name), **{**SETTINGS, **settings}),
+        args=config_class(method)(output_dir=str(folder / name), **{**SETTINGS, **settings}),
         train_dataset=pairs.select(TRAIN_PAIRS),
         eval_dataset=pairs.select(EVAL_PAIRS),
         processing_class=tokenizer,

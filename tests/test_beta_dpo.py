@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from epsdpo.methods.batch_beta import BetaDPOConfig, BetaDPOTrainer
+from epsdpo.methods.batch_beta import BetaDPOTrainer
 from epsdpo.methods.beta_dpo import MarginStatistics, batch_beta, keep_pairs
+from epsdpo.methods.configs import BetaDPOConfig
 from epsdpo.record import read_pairs, read_steps
 
 

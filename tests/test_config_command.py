@@ -13,7 +13,7 @@ from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.experiment.keys import section_keys, train_keys
 from epsdpo.experiment.methods import METHODS
 from epsdpo.experiment.schema import STATED_ELSEWHERE
-from epsdpo.methods import trainer_and_config
+from epsdpo.methods.configs import config_class
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -105,7 +105,7 @@ def test_every_key_is_explained_with_type_default_sentence_and_source(capsys):
     text = output(capsys, "--explain")
     blocks = text.strip().split("\n\n")[1:]
     names = [block.split(" ", 1)[0] for block in blocks]
-    configs = {trainer_and_config(method)[1] for method in METHODS}
+    configs = {config_class(method) for method in METHODS}
     in_train = {field.name for config in configs for field in dataclasses.fields(config) if field.init}
     in_train -= set(STATED_ELSEWHERE)
     assert set(names) == set(section_keys()) | {f"train.{name}" for name in in_train}

@@ -21,9 +21,10 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from epsdpo.data import prepare
 from epsdpo.experiment import check_experiment
 from epsdpo.experiment.methods import METHODS, REFERENCE_FREE, SHARED_PASS, TRL_LOSSES
-from epsdpo.methods import trainer_and_config
-from epsdpo.methods.kto import KTOConfig, KTOTrainer, unpaired
-from epsdpo.methods.trl_losses import TrlLossConfig, TrlLossTrainer
+from epsdpo.methods.configs import KTOConfig, TrlLossConfig, config_class
+from epsdpo.methods.kto import KTOTrainer, unpaired
+from epsdpo.methods.trainers import trainer_class
+from epsdpo.methods.trl_losses import TrlLossTrainer
 from epsdpo.models import load_tokenizer
 from epsdpo.plots.trajectory import beta_trajectory, training_curves
 from epsdpo.record import read_pairs, read_steps
@@ -209,7 +210,6 @@ def as_prepared(rows):
 )
 def test_reference_free_methods_are_trls(official, official_tokenizer, texts, tmp_path, method, settings):
     """TRL's trainer tokenises the texts; ours gets those ids, makes the same rows of them, and trains alike."""
-    trainer_class, config_class = trainer_and_config(method)
     trl_trainer, trl_config = (ORPOTrainer, ORPOConfig) if method == "orpo" else (CPOTrainer, CPOConfig)
     uncut = trl_trainer(
         model=AutoModelForCausalLM.from_pretrained(official / "policy"),
@@ -223,9 +223,9 @@ def test_reference_free_methods_are_trls(official, official_tokenizer, texts, tm
         train_dataset=texts,
         processing_class=official_tokenizer,
     )
-    ours = trainer_class(
+    ours = trainer_class(method)(
         model=str(official / "policy"),
-        args=config_class(**common(tmp_path / "ours", model_init_kwargs={"dtype": "float32"}, **settings)),
+        args=config_class(method)(**common(tmp_path / "ours", model_init_kwargs={"dtype": "float32"}, **settings)),
         train_dataset=as_prepared(uncut.train_dataset),
         eval_dataset=None,
         processing_class=official_tokenizer,

@@ -79,9 +79,9 @@ def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field
         for one in _METHODS_WITH_CONFIGS_OF_THEIR_OWN:
             merged = {**merged, **{name: entry for name, entry in train_fields(one).items() if name not in merged}}
         return merged
-    from epsdpo.methods import trainer_and_config
+    from epsdpo.methods.configs import config_class
 
-    config = trainer_and_config(method)[1]
+    config = config_class(method)
     fields = {field.name: field for field in dataclasses.fields(config) if field.init}
     types = get_type_hints(config)
     parents = [parent for parent in config.__mro__ if dataclasses.is_dataclass(parent)]

@@ -5,36 +5,17 @@ pairs become their rows. They build whole logits, so they need more memory than 
 """
 
 import copy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
-from trl.experimental.cpo import CPOConfig as TrlCPOConfig
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
-from trl.experimental.orpo import ORPOConfig as TrlORPOConfig
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
 from epsdpo.method_config import MethodConfig
 from epsdpo.methods.recorded import RecordsSteps
 
 _NO_LABEL = -100
-
-
-@dataclass
-class CPOConfig(MethodConfig, TrlCPOConfig):
-    """Configuration of [`CPOTrainer`]: every key of TRL's `CPOConfig`, and the global batch."""
-
-    has_reference: ClassVar[bool] = False
-    tiled_head: ClassVar[bool] = False
-
-
-@dataclass
-class ORPOConfig(MethodConfig, TrlORPOConfig):
-    """Configuration of [`ORPOTrainer`]: every key of TRL's `ORPOConfig`, and the global batch."""
-
-    has_reference: ClassVar[bool] = False
-    tiled_head: ClassVar[bool] = False
 
 
 class _OnPreparedPairs(RecordsSteps):
