@@ -4,19 +4,18 @@ It knows which of TRL's options ε-DPO has a meaning for. What the options do is
 """
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from accelerate.utils import get_int_from_env
 from trl import DPOConfig
+
+from epsdpo.method_config import MethodConfig
 
 CRITERION_DTYPES = ("float32", "bfloat16")
 BETA_UPDATES = ("mean_step", "mean_beta")
 
-# How torchrun, accelerate and MPI launchers tell a process how many there are.
-_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-
 
 @dataclass
-class EpsilonDPOConfig(DPOConfig):
+class EpsilonDPOConfig(MethodConfig, DPOConfig):
     """Configuration of [`EpsilonDPOTrainer`]: every key of `trl.DPOConfig`, and those below.
 
     Each help text ends with its source: [P] the paper, [R] its released code or configuration, [K] this kit.
@@ -25,6 +24,8 @@ class EpsilonDPOConfig(DPOConfig):
         ValueError: naming the value and the remedy, if a key is out of range or an option of TRL is set that ε-DPO is
             not defined for.
     """
+
+    _method_name: ClassVar[str] = "ε-DPO"
 
     epsilon: float = field(
         default=0.01,
@@ -57,14 +58,6 @@ class EpsilonDPOConfig(DPOConfig):
             "choices": list(BETA_UPDATES),
         },
     )
-    global_batch_size: int | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs per optimiser step, over all processes; `gradient_accumulation_steps` follows from it, so "
-            "that the run is the same on one process or many, and need not be given. null: "
-            "per_device_train_batch_size × gradient_accumulation_steps × processes, as in TRL. [P: 128 in all runs]"
-        },
-    )
     fresh_beta: bool = field(
         default=False,
         metadata={
@@ -74,18 +67,7 @@ class EpsilonDPOConfig(DPOConfig):
     )
 
     def __post_init__(self):
-        processes = get_int_from_env(_PROCESS_COUNTS, 1)
-        if self.global_batch_size is None:
-            self.global_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
-        else:
-            # Before TRL's own checks: DeepSpeed takes the number of accumulation steps from there.
-            self.gradient_accumulation_steps = self._accumulation_steps(processes)
         super().__post_init__()
-        if self.world_size != processes:
-            raise RuntimeError(
-                f"the launcher announced {processes} processes ({' or '.join(_PROCESS_COUNTS)}), but torch.distributed "
-                f"has {self.world_size}. Start the run with `accelerate launch` or torchrun"
-            )
         if self.epsilon_step is None:
             self.epsilon_step = self.epsilon
         if not 0.0 < self.epsilon < 1.0:
@@ -104,28 +86,17 @@ class EpsilonDPOConfig(DPOConfig):
             raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {CRITERION_DTYPES}")
         if self.beta_update not in BETA_UPDATES:
             raise ValueError(f"beta_update={self.beta_update!r} is not one of {BETA_UPDATES}")
-        self._refuse_undefined_options()
+        for key, (set_by_user, remedy) in self._refusals().items():
+            if set_by_user:
+                raise ValueError(f"{key}={getattr(self, key)!r} cannot be combined with {self._method_name}: {remedy}")
 
-    def _accumulation_steps(self, processes: int) -> int:
-        """How many micro-batches of each process make one optimiser step."""
-        at_once = self.per_device_train_batch_size * processes
-        steps, left_over = divmod(self.global_batch_size, at_once)
-        if steps == 0 or left_over:
-            share, indivisible = divmod(self.global_batch_size, processes)
-            if indivisible or share == 0:
-                remedy = f"Start a number of processes that divides it: {_divisors(self.global_batch_size)}"
-            else:
-                remedy = f"Set per_device_train_batch_size to {_divisors(share)}; it changes speed and memory only"
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} cannot be split over {processes} "
-                f"{'process' if processes == 1 else 'processes'} with per_device_train_batch_size="
-                f"{self.per_device_train_batch_size}. {remedy}"
-            )
-        return steps
+    def _refusals(self) -> dict[str, tuple[bool, str]]:
+        """Options of TRL under which the per-pair β of Eq. 5 has no meaning, or would silently not be applied.
 
-    def _refuse_undefined_options(self):
-        """Options of TRL under which the per-pair β of Eq. 5 has no meaning, or would silently not be applied."""
-        refusals = {
+        Returns:
+            key -> (whether it is set, the reason why it cannot be and the remedy).
+        """
+        return {
             "loss_type": (
                 list(self.loss_type) != ["sigmoid"],
                 "ε-DPO is defined for the sigmoid loss only. Remove it, or use trl.DPOTrainer",
@@ -181,10 +152,3 @@ class EpsilonDPOConfig(DPOConfig):
                 "TRL has it switched off for DPO at present. Set it to False",
             ),
         }
-        for key, (set_by_user, remedy) in refusals.items():
-            if set_by_user:
-                raise ValueError(f"{key}={getattr(self, key)!r} cannot be combined with ε-DPO: {remedy}")
-
-
-def _divisors(number: int) -> str:
-    return " or ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

@@ -10,7 +10,7 @@ import torch
 PAIR_COLUMNS = (
     "loss",
     "decision",  # +1: β⁻, 0: tie, -1: β⁺
-    "beta",  # the pair's β̃
+    "beta",  # the pair's β̃; NaN, like its loss, where it is left out of the loss
     "chosen_logps",
     "rejected_logps",
     "ref_chosen_logps",
@@ -49,9 +49,10 @@ def decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
 
 
 def preference_metrics(pairs: pd.DataFrame) -> dict[str, float]:
-    """TRL's metrics under TRL's names; rewards are scaled by each pair's β̃."""
-    chosen_rewards = pairs["beta"] * (pairs["chosen_logps"] - pairs["ref_chosen_logps"])
-    rejected_rewards = pairs["beta"] * (pairs["rejected_logps"] - pairs["ref_rejected_logps"])
+    """TRL's metrics under TRL's names; rewards are scaled by each pair's β̃, and are of pairs in the loss alone."""
+    scaled = pairs.dropna(subset=["beta"])
+    chosen_rewards = scaled["beta"] * (scaled["chosen_logps"] - scaled["ref_chosen_logps"])
+    rejected_rewards = scaled["beta"] * (scaled["rejected_logps"] - scaled["ref_rejected_logps"])
     chosen_tokens, rejected_tokens = pairs["chosen_tokens"].sum(), pairs["rejected_tokens"].sum()
     metrics = {
         "entropy": pairs["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),

@@ -4,7 +4,7 @@ Decisions are recorded pair by pair, and a run on several processes must count e
 transformers and accelerate collate rows and deal them out; what is computed of a pair is the trainer's business.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,27 @@ from datasets import Dataset, IterableDataset
 from epsdpo.config import EpsilonDPOConfig
 
 REPEATED = -1  # in place of a pair's index: it is there to fill a batch and counts for nothing
+
+
+class ScoredPairs(NamedTuple):
+    """A batch of pairs, chosen sequences first, then rejected ones, under policy and reference.
+
+    Attributes:
+        pair_index: (pairs,), `REPEATED` for pairs that count for nothing.
+        completion_mask: (2·pairs, sequence), 1 at completion tokens.
+        token_logps: (2·pairs, sequence - 1), log-probability of each completion token under the policy in nats, 0
+            elsewhere; it has a gradient.
+        ref_token_logps: likewise under the reference.
+        log_ratio_margin: (pairs,), z - γ.
+        steps: (pairs,), the decision of Eq. 5.
+    """
+
+    pair_index: torch.Tensor
+    completion_mask: torch.Tensor
+    token_logps: torch.Tensor
+    ref_token_logps: torch.Tensor
+    log_ratio_margin: torch.Tensor
+    steps: torch.Tensor
 
 
 def number_rows(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:

@@ -30,7 +30,7 @@ PAIR_SCHEMA = pa.schema(
         ("epoch", pa.float64()),
         ("pair_id", pa.string()),
         ("decision", pa.int8()),  # +1: β⁻, KL penalty relaxed; 0: tie; -1: β⁺, tightened
-        ("beta", pa.float64()),  # the pair's β̃ in its loss
+        ("beta", pa.float64()),  # the pair's β̃ in its loss; missing where it was left out of the loss (β-DPO)
         ("chosen_logps", pa.float64()),  # nats, summed over completion tokens
         ("rejected_logps", pa.float64()),
         ("ref_chosen_logps", pa.float64()),
@@ -45,6 +45,7 @@ PAIR_SCHEMA = pa.schema(
 )
 
 
+# Missing where a method does not have them: decisions and pairs belong to the methods that compare with a reference.
 STEP_COLUMNS = (
     "step",  # optimiser step, from 1
     "epoch",
@@ -61,6 +62,8 @@ STEP_COLUMNS = (
     "pairs_seen",  # since the run began
     "seconds",  # of this step
 )
+
+MAY_BE_MISSING = ("relaxed", "tied", "tightened", "mean_step", "reward_margin", "log_ratio_margin", "reward_accuracy")
 
 
 class BetaRecord:
@@ -102,21 +105,26 @@ class BetaRecord:
         with written_whole(self.directory / PROGRESS_FILE) as path:
             path.write_text(json.dumps({"total_steps": total_steps}), encoding="utf-8")
 
-    def append(self, row: dict[str, Any], pairs: pd.DataFrame) -> None:
+    def append(self, row: dict[str, Any], pairs: pd.DataFrame | None = None) -> None:
         """Add one optimiser step: its row for steps.jsonl, and its pairs.
 
         Args:
-            row: the values of `STEP_COLUMNS`.
-            pairs: the columns of `PAIR_SCHEMA` but for ratios and margins, which follow from the log-probabilities.
+            row: the values of `STEP_COLUMNS`; None for what the method does not have.
+            pairs: the columns of `PAIR_SCHEMA` but for ratios and margins, which follow from the log-probabilities;
+                None if the method has no table of pairs.
         """
+        if pairs is not None:
+            self._append_pairs(pairs)
+        with (self.directory / STEPS_FILE).open("a", encoding="utf-8") as file:
+            file.write(_line(row))
+
+    def _append_pairs(self, pairs: pd.DataFrame) -> None:
         if self._stream is None:
             self._sink = (self.directory / PAIRS_STREAM).open("wb")
             self._stream = pa.ipc.new_stream(self._sink, PAIR_SCHEMA)
         table = pa.Table.from_pandas(_with_margins(pairs), schema=PAIR_SCHEMA, preserve_index=False)
         self._stream.write_table(table)
         self._sink.flush()
-        with (self.directory / STEPS_FILE).open("a", encoding="utf-8") as file:
-            file.write(_line(row))
 
     def close(self) -> None:
         """Move the pairs from the growing stream into the compressed Parquet file."""
@@ -144,7 +152,8 @@ def read_steps(directory: str | Path) -> pd.DataFrame:
         raise FileNotFoundError(
             f"{directory} holds no β record ({STEPS_FILE}). Give the output folder of a run of EpsilonDPOTrainer"
         )
-    return pd.DataFrame(_complete_lines(directory), columns=list(STEP_COLUMNS))
+    steps = pd.DataFrame(_complete_lines(directory), columns=list(STEP_COLUMNS))
+    return steps.astype(dict.fromkeys(MAY_BE_MISSING, float))  # as NaN, also where a column has nothing else
 
 
 def read_total_steps(directory: str | Path) -> int:
@@ -155,7 +164,7 @@ def read_total_steps(directory: str | Path) -> int:
 def read_pairs(directory: str | Path) -> pd.DataFrame:
     """One row per optimiser step and pair of the run in `directory`; works while it is still training.
 
-    Columns: `PAIR_SCHEMA`.
+    Columns: `PAIR_SCHEMA`. There are none of a method without a reference, or with rows in place of pairs.
 
     Raises:
         FileNotFoundError: if no run was recorded there.

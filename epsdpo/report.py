@@ -92,16 +92,17 @@ def results_table(runs: list[Run]) -> pd.DataFrame:
 
 
 def overview(results: pd.DataFrame) -> pd.DataFrame:
-    """The settings and the β of each run, as text for people."""
+    """The settings and the β of each run, as text for people; "–" for what its method does not have."""
     return pd.DataFrame(
         {
             "run": results["title"],
-            "ε": results["epsilon"].map("{:g}".format),
-            "criterion": results["criterion"],
+            "method": results["method"],
+            "ε": results["epsilon"].map("{:g}".format, na_action="ignore").fillna("–"),
+            "criterion": results["criterion"].fillna("–"),
             "steps": results["steps"],
             "β at start": results["beta_initial"].map("{:.4g}".format),
             "β at end": results["beta_final"].map("{:.4g}".format),
-            "mean step": results["mean_step"].map("{:+.3f}".format),
+            "mean step": results["mean_step"].map("{:+.3f}".format, na_action="ignore").fillna("–"),
             "s per step": results["seconds_per_step"].map("{:.2f}".format),
         }
     ).set_index("run")

@@ -18,15 +18,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoConfig, PrinterCallback, TrainerCallback
+from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
+from epsdpo.method_config import MethodConfig
+from epsdpo.methods.configs import config_class
+from epsdpo.methods.trainers import trainer_class
 from epsdpo.models import load_tokenizer, pin_revision, reference_source
-from epsdpo.trainer import EpsilonDPOTrainer
 from epsdpo.watch import end_with_stdin
 
 logger = logging.getLogger(__name__)
@@ -89,13 +90,13 @@ def train(
     return model_dir
 
 
-def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: str | Path) -> EpsilonDPOConfig:
+def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: str | Path) -> MethodConfig:
     """The trainer's arguments for an experiment.
 
     Raises:
         ConfigError: if it is to evaluate on held-out pairs that the data do not have.
     """
-    arguments = EpsilonDPOConfig(
+    arguments = config_class(experiment.method)(
         output_dir=str(output_dir),
         disable_tqdm=True,
         model_init_kwargs={
@@ -113,17 +114,17 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
     return arguments
 
 
-def memory_outlook(experiment: Experiment, arguments: EpsilonDPOConfig, data: PreparedData) -> MemoryOutlook:
+def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
     """How much memory each process of the run will need, beside what there is; reads the model's config only."""
     source, revision = reference_source(experiment.model, experiment.data)
     return MemoryOutlook.of_run(AutoConfig.from_pretrained(source, revision=revision), arguments, data.train)
 
 
 def build_trainer(
-    experiment: Experiment, data: PreparedData, arguments: EpsilonDPOConfig, callbacks: Sequence[TrainerCallback]
-) -> EpsilonDPOTrainer:
-    """The trainer of an experiment, ready for `train()`; the reference is a second copy of the starting model."""
-    trainer = EpsilonDPOTrainer(
+    experiment: Experiment, data: PreparedData, arguments: MethodConfig, callbacks: Sequence[TrainerCallback]
+) -> Trainer:
+    """The trainer of an experiment, ready for `train()`; the reference, if any, is a copy of the starting model."""
+    trainer = trainer_class(experiment.method)(
         model=reference_source(experiment.model, experiment.data)[0],
         args=arguments,
         train_dataset=data.train,
@@ -135,7 +136,7 @@ def build_trainer(
     return trainer
 
 
-def _moment(trainer: EpsilonDPOTrainer | None) -> str:
+def _moment(trainer: Trainer | None) -> str:
     if trainer is None:
         return "while the models were loaded"
     return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
@@ -176,9 +177,11 @@ class ProgressLines(TrainerCallback):
         line = (
             f"step {state.global_step}/{state.max_steps} · epoch {state.epoch:.2f} · {'eval ' * bool(prefix)}"
             f"loss {logs[prefix + 'loss']:.4f} · margin {logs[prefix + 'rewards/margins']:+.3f} · "
-            f"β {logs[prefix + 'kl/beta']:.5g} (β⁻ {logs[prefix + 'kl/p_epsilon_steps']:.0%}, "
-            f"β⁺ {logs[prefix + 'kl/n_epsilon_steps']:.0%})"
+            f"β {logs[prefix + 'kl/beta']:.5g}"
         )
+        if prefix + "kl/avg_steps" in logs:  # a method with decisions
+            relaxed, tightened = (logs[f"{prefix}kl/{side}_epsilon_steps"] for side in "pn")
+            line += f" (β⁻ {relaxed:.0%}, β⁺ {tightened:.0%})"
         if not prefix:
             seconds = (time.monotonic() - self.started) / max(1, state.global_step - self.first_step)
             left = math.ceil(seconds * (state.max_steps - state.global_step))

@@ -5,7 +5,6 @@ the way into a model in `epsdpo.heads`, metrics in `epsdpo.metrics`, the files o
 """
 
 import contextlib
-import json
 import logging
 import textwrap
 import time
@@ -17,19 +16,28 @@ import pandas as pd
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
-from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
+from epsdpo.checkpoint import get_entry, put_entry, require_readable, require_same_run
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
-from epsdpo.pairs import REPEATED, KeepPairIndex, mark_repeats, number_rows, pair_ids, require_one_order
+from epsdpo.pairs import (
+    REPEATED,
+    KeepPairIndex,
+    ScoredPairs,
+    mark_repeats,
+    number_rows,
+    pair_ids,
+    require_one_order,
+)
 from epsdpo.record import BetaRecord
+from epsdpo.reference import load_reference, require_keepable, reshard, save_reference
 from epsdpo.sharding import (
     as_loaded,
     keep_results_in_float32,
@@ -42,7 +50,6 @@ from epsdpo.sharding import (
 logger = logging.getLogger(__name__)
 
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-CHECKPOINT_KEY = "EpsilonDPO"
 
 
 class EpsilonDPOTrainer(DPOTrainer):
@@ -117,6 +124,9 @@ class EpsilonDPOTrainer(DPOTrainer):
         self._evaluated: list[pd.DataFrame] = []  # the batches of the evaluation under way
         self._step_pairs = pd.DataFrame()  # the pairs of the last finished optimiser step
         self._step_betas = (self.beta, self.beta)  # β before and after it
+        self._first_beta_state = self._beta_state()
+        if self.args.sync_ref_model:
+            require_keepable(self.accelerator, saves=self.args.save_strategy != SaveStrategy.NO)
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()
@@ -177,20 +187,28 @@ class EpsilonDPOTrainer(DPOTrainer):
         model_inputs = {key: inputs[key] for key in inputs if key not in ("completion_mask", "pair_index")}
         scores = self._score_completions(model, model_inputs, completion_mask)
 
-        def per_sequence(values):  # (tokens,) -> (2·pairs,)
-            return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values).sum(dim=1)
+        def per_token(values):  # (tokens,) -> (2·pairs, sequence - 1)
+            return values.new_zeros(completion_mask.shape).masked_scatter(completion_mask, values)
 
-        logps, ref_logps = per_sequence(scores.logps), per_sequence(scores.ref_logps)
+        def per_sequence(values):  # (tokens,) -> (2·pairs,)
+            return per_token(values).sum(dim=1)
+
         # Per token first: two sums of thousands of nats would leave few digits to their difference.
         chosen_log_ratios, rejected_log_ratios = per_sequence(scores.logps - scores.ref_logps).chunk(2)
-        steps = pair_steps(
-            torch.stack([per_sequence(row) for row in scores.criterion]), getattr(torch, self.args.criterion_dtype)
+        criterion = torch.stack([per_sequence(row) for row in scores.criterion])
+        scored = ScoredPairs(
+            pair_index=inputs["pair_index"],
+            completion_mask=inputs["completion_mask"],
+            token_logps=per_token(scores.logps),
+            ref_token_logps=per_token(scores.ref_logps),
+            log_ratio_margin=chosen_log_ratios - rejected_log_ratios,
+            steps=pair_steps(criterion, getattr(torch, self.args.criterion_dtype)),
         )
-        beta = pair_beta(self.beta, steps, self.args.epsilon_step)
-        losses = dpo_loss(chosen_log_ratios - rejected_log_ratios, beta)
+        losses, beta = self._losses(scored)
 
-        columns = [losses, steps, beta]
-        for values in (logps, ref_logps, completion_mask.sum(dim=1), per_sequence(scores.mean_logits)):
+        columns = [losses.where(~beta.isnan(), torch.nan), scored.steps, beta]
+        sequence_sums = (scored.token_logps.sum(dim=1), scored.ref_token_logps.sum(dim=1))
+        for values in (*sequence_sums, completion_mask.sum(dim=1), per_sequence(scores.mean_logits)):
             columns += values.chunk(2)
         columns += [
             per_sequence(scores.is_top1.float()).chunk(2)[0],
@@ -200,7 +218,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         pairs = self._gather_pairs(inputs["pair_index"], columns)
         self._require_finite(pairs)
         (self._window if self.model.training else self._evaluated).append(pairs)
-        counted = losses[inputs["pair_index"] != REPEATED]
+        counted = losses[(inputs["pair_index"] != REPEATED) & ~beta.isnan()]
         if self.model.training and self._window_pairs is not None:
             # transformers divides by the number of micro-batches and averages over processes. So multiplied, their sum
             # is the mean over the pairs of the optimiser step, however they were dealt.
@@ -213,6 +231,11 @@ class EpsilonDPOTrainer(DPOTrainer):
             return loss
         with torch.no_grad():
             return loss, model(**model_inputs)  # logits for `compute_metrics`, which the loss does not build
+
+    def _losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each pair and the β̃ in it, both (pairs,); β̃ is NaN where a pair is left out of the loss."""
+        beta = pair_beta(self.beta, scored.steps, self.args.epsilon_step)
+        return dpo_loss(scored.log_ratio_margin, beta), beta
 
     def _score_completions(self, model, model_inputs, completion_mask) -> TokenScores:
         """One forward of the reference, then one of the policy that ends in the pass over both heads."""
@@ -264,7 +287,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         return pairs[pairs["pair_index"] != REPEATED]
 
     def _require_finite(self, pairs: pd.DataFrame) -> None:
-        broken = pairs[~np.isfinite(pairs["loss"])]
+        broken = pairs[~np.isfinite(pairs["loss"]) & pairs["beta"].notna()]
         if len(broken):
             names = ", ".join(self._pair_ids.get(index, str(index)) for index in broken["pair_index"][:5])
             raise FloatingPointError(
@@ -304,17 +327,20 @@ class EpsilonDPOTrainer(DPOTrainer):
         pairs = pd.concat(self._window, ignore_index=True)
         self._window.clear()
         self._log_pairs(pairs, "train")
-        before = self.beta
-        self.beta = updated_beta(
-            before,
+        before, self.beta = self.beta, self._next_beta(pairs)
+        self._pairs_seen += len(pairs)
+        self._step_pairs, self._step_betas = pairs, (before, self.beta)
+
+    def _next_beta(self, pairs: pd.DataFrame) -> float:
+        """β after an optimiser step with these pairs."""
+        return updated_beta(
+            self.beta,
             relaxed=int((pairs["decision"] == 1).sum()),
             tightened=int((pairs["decision"] == -1).sum()),
             pairs=len(pairs),
             epsilon_step=self.args.epsilon_step,
             rule=self.args.beta_update,
         )
-        self._pairs_seen += len(pairs)
-        self._step_pairs, self._step_betas = pairs, (before, self.beta)
 
     def _record_step(self, step: int, epoch: float, seconds: float) -> None:
         pairs = self._step_pairs.assign(step=step, epoch=epoch)
@@ -330,23 +356,22 @@ class EpsilonDPOTrainer(DPOTrainer):
         newest = resume_from_checkpoint is True
         checkpoint = get_last_checkpoint(self.args.output_dir) if newest else resume_from_checkpoint
         if checkpoint:
-            self._require_readable(Path(checkpoint))
+            require_readable(Path(checkpoint), sharding_of(self.accelerator))
+            if self.args.sync_ref_model:
+                load_reference(self.ref_model, self.accelerator, Path(checkpoint))
         return super().train(resume_from_checkpoint, *positional, **named)
 
-    def _require_readable(self, checkpoint: Path) -> None:
-        """Refuse a checkpoint in shards that are not this run's, before its loading fails in the depths of torch."""
-        state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        saved = state.get("stateful_callbacks", {}).get(CHECKPOINT_KEY)
-        written, wanted = saved and saved["attributes"].get("sharding"), sharding_of(self.accelerator)
-        if written not in (None, wanted):
-            raise ValueError(
-                f"{checkpoint} was written by a run with {written}, and cannot be read with {wanted}. Continue with "
-                f"the first, by the file and --num_processes given to `accelerate launch`, or delete {checkpoint}"
-            )
-
     def _beta_settings(self) -> dict[str, Any]:
+        """What a run must not change when it is resumed."""
         keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
         return {key: getattr(self.args, key) for key in keys}
+
+    def _beta_state(self) -> dict[str, Any]:
+        """What makes the next β, and must survive a checkpoint."""
+        return {"beta": self.beta, "pairs_seen": self._pairs_seen}
+
+    def _set_beta_state(self, state: dict[str, Any]) -> None:
+        self.beta, self._pairs_seen = state["beta"], state["pairs_seen"]
 
     def save_model(self, output_dir=None, _internal_call=False):
         if _internal_call:  # the model file of a checkpoint, which only some kinds of checkpoint have
@@ -363,43 +388,23 @@ class EpsilonDPOTrainer(DPOTrainer):
             self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial):
-        # Inside trainer_state.json, which transformers writes last: β is there exactly when the checkpoint is whole.
-        self.state.stateful_callbacks[CHECKPOINT_KEY] = {
-            "args": {},
-            "attributes": {
-                "beta": self.beta,
-                "pairs_seen": self._pairs_seen,
-                "settings": self._beta_settings(),
-                "sharding": sharding_of(self.accelerator),
-            },
-        }
+        entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
+        put_entry(self.state, {**self._beta_state(), **entry})
+        if self.args.sync_ref_model:
+            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            save_reference(self.ref_model, self.accelerator, folder)
         super()._save_checkpoint(model, trial)
 
-    def _restore_beta(self, step: int, saved: dict[str, Any] | None) -> None:
-        """Take β from a checkpoint at optimiser step `step`, or begin from the config at step 0."""
+    def _restore_beta(self, state: TrainerState) -> None:
+        """Take β from the checkpoint that `state` is of, or begin from the config at step 0."""
         self._window.clear()
         self._evaluated.clear()
-        self.beta, self._pairs_seen = self.args.beta, 0
-        if step == 0:
-            return
-        if saved is None:
-            if not self.args.fresh_beta:
-                raise ValueError(
-                    f"the checkpoint at step {step} holds no β, so it was not written by EpsilonDPOTrainer and the run "
-                    f"cannot continue where it stopped. Start without resume_from_checkpoint, or set fresh_beta=True "
-                    f"to continue its weights with β={self.args.beta}"
-                )
-            logger.warning("resuming at step %d with a fresh β of %g, as fresh_beta=True asks for", step, self.beta)
-            return
-        saved = saved["attributes"]
-        changed = {key: value for key, value in saved["settings"].items() if value != self._beta_settings()[key]}
-        if changed:
-            changes = ", ".join(f"{key}: {old} → {self._beta_settings()[key]}" for key, old in changed.items())
-            raise ValueError(
-                f"the checkpoint at step {step} belongs to a run with other settings ({changes}). "
-                "Restore them to resume it, or start a new run in another output_dir"
-            )
-        self.beta, self._pairs_seen = saved["beta"], saved["pairs_seen"]
+        self._set_beta_state(self._first_beta_state)
+        if state.global_step:
+            settings = self._beta_settings()
+            entry = require_same_run(state.global_step, get_entry(state), settings, self.args.fresh_beta)
+            if entry is not None:
+                self._set_beta_state(entry)
 
 
 class _Bookkeeping(TrainerCallback):
@@ -410,13 +415,17 @@ class _Bookkeeping(TrainerCallback):
         self.started = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.trainer._restore_beta(state.global_step, (state.stateful_callbacks or {}).get(CHECKPOINT_KEY))
+        self.trainer._restore_beta(state)
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
             self.trainer.record.announce(state.max_steps)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if args.sync_ref_model:  # which TRL does when the step has ended
+            reshard(self.trainer.ref_model)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:

@@ -1,7 +1,8 @@
 """What a β record says: summaries, and which pairs were relaxed or tightened.
 
 It reads `epsdpo.record` and makes tables with intervals; `epsdpo.plots` draws them. "Relaxed" pairs chose β⁻ (KL
-penalty lowered, step +1), "tightened" ones β⁺ (raised, step -1), "tied" ones kept β.
+penalty lowered, step +1), "tightened" ones β⁺ (raised, step -1), "tied" ones kept β. Methods that compare nothing with
+a reference have neither decisions nor pairs in their record.
 """
 
 from collections.abc import Sequence
@@ -14,18 +15,23 @@ from scipy import stats
 from epsdpo.record import read_pairs, read_steps
 
 DECISIONS = {"relaxed": 1, "tied": 0, "tightened": -1}
+NO_DECISIONS = (
+    "This method makes no decisions and keeps no table of pairs: it is one of TRL's trainers that see no reference, or "
+    "no pairs. There is nothing to show here."
+)
 
 
 def summarise(train_dir: str | Path) -> dict[str, float]:
     """One run in numbers: steps, pairs, β at start and end, its range, and the shares of each decision over all pairs.
 
-    `seconds_per_step` is the median over steps, so that a pause does not count.
+    Shares are NaN for a method without decisions. `seconds_per_step` is the median over steps, so that a pause does not
+    count.
     """
     steps, pairs = read_steps(train_dir), read_pairs(train_dir)
     betas = np.r_[steps["beta_before"].iloc[0], steps["beta_after"]]
     return {
         "steps": int(steps["step"].iloc[-1]),
-        "pairs": len(pairs),
+        "pairs": len(pairs) or int(steps["pairs_seen"].iloc[-1]),
         "beta_initial": float(betas[0]),
         "beta_final": float(betas[-1]),
         "beta_min": float(betas.min()),
@@ -55,10 +61,13 @@ def decision_fractions(pairs: pd.DataFrame, windows: int = 16) -> pd.DataFrame:
 def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFrame:
     """Shares of the decisions among pairs with alike `quantity` (a column of `pairs`), in bins of equal size.
 
+    Pairs that do not have the quantity are left out, as those without a reward margin because β-DPO dropped them.
+
     Returns:
         One row per bin and decision: decision, centre (median of the quantity in the bin), left, right, pairs, share,
         low, high (95 % Wilson interval). Bins that coincide because many values are equal are merged.
     """
+    pairs = pairs.dropna(subset=[quantity])
     values = pairs[quantity]
     edges = np.unique(values.quantile(np.linspace(0, 1, bins + 1)))
     bin_of = np.digitize(values, edges[1:-1], right=True)
@@ -89,11 +98,16 @@ def examples(pairs: pd.DataFrame, texts: pd.DataFrame, decision: str, count: int
     Returns:
         At most `count` rows from the lowest to the highest margin, each with its texts.
     """
-    last_epoch = pairs.drop_duplicates("pair_id", keep="last")
+    last_epoch = pairs.dropna(subset=["reward_margin"]).drop_duplicates("pair_id", keep="last")
     alike = last_epoch[last_epoch["decision"] == DECISIONS[decision]].sort_values("reward_margin")
     chosen = alike.iloc[np.unique(np.linspace(0, len(alike) - 1, count).round().astype(int))] if len(alike) else alike
     columns = ["pair_id", "step", "reward_margin", "chosen_tokens", "rejected_tokens"]
     return chosen[columns].merge(texts[["pair_id", "prompt", "chosen", "rejected"]], on="pair_id", how="left")
+
+
+def in_words(summaries: pd.DataFrame) -> pd.DataFrame:
+    """A table of summaries as text for people; "–" for what a method does not have."""
+    return summaries.map("{:.4g}".format, na_action="ignore").fillna("–")
 
 
 def compare(train_dirs: Sequence[str | Path], titles: Sequence[str]) -> pd.DataFrame:

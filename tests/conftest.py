@@ -61,7 +61,7 @@ def official_pairs(official_tokenizer):
 
 @pytest.fixture
 def make_trainer(tmp_path, official_tokenizer, official_pairs):
-    """Build an EpsilonDPOTrainer on the reference models; keyword arguments go to its config."""
+    """Build a trainer, EpsilonDPOTrainer by default, on the reference models; keyword arguments go to its config."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -72,6 +72,7 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
         eval_pairs=None,
         dtype=torch.float32,
         trainer=EpsilonDPOTrainer,
+        config=EpsilonDPOConfig,
         callbacks=None,
         **settings,
     ):
@@ -96,7 +97,7 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
         return trainer(
             model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy", dtype=dtype),
             ref_model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "ref", dtype=dtype),
-            args=EpsilonDPOConfig(**{**defaults, **settings}),
+            args=config(**{**defaults, **settings}),
             train_dataset=pairs,
             eval_dataset=eval_pairs,
             processing_class=official_tokenizer,

@@ -18,7 +18,9 @@ from conftest import OFFICIAL, tokenised_pairs
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTConfig, TrainerCallback
 
-from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
+from epsdpo import EpsilonDPOTrainer
+from epsdpo.methods.configs import config_class
+from epsdpo.methods.trainers import trainer_class
 from epsdpo.train import last_whole_checkpoint
 
 RESUMED, MODELS = "-resumed", "models"
@@ -82,7 +84,7 @@ def existing_adapter() -> dict[str, Any]:
     return {"model": get_peft_model(loaded(OFFICIAL)["model"], lora(init_lora_weights=False))}
 
 
-# Name -> models, made from the folder of `write_models`, and what differs from SETTINGS.
+# Name (a method, or a run of ε-DPO) -> models, made from the folder of `write_models`, and what differs from SETTINGS.
 RUNS = {
     "plain": (lambda folder: loaded(OFFICIAL), {"num_train_epochs": 2, "eval_strategy": "epoch"}),
     "recomputed": (lambda folder: loaded(OFFICIAL), {"activation_checkpointing": True}),
@@ -91,7 +93,14 @@ RUNS = {
     "fresh_adapter": (lambda folder: fresh_adapter(), {"num_train_epochs": 2}),
     "existing_adapter": (lambda folder: existing_adapter(), {}),
     "bfloat16": (lambda folder: loaded(OFFICIAL, torch.bfloat16), {"bf16": True}),
+    "tr_dpo": (
+        lambda folder: loaded(OFFICIAL),
+        {"epsilon_step": 0.0, "sync_ref_model": True, "ref_model_sync_steps": 2, "num_train_epochs": 2},
+    ),
+    "beta_dpo": (lambda folder: loaded(OFFICIAL), {"num_train_epochs": 2}),
+    "ipo": (lambda folder: loaded(OFFICIAL), {"loss_type": ["ipo"]}),
 }
+OTHER_METHODS = ("tr_dpo", "beta_dpo", "ipo")
 
 
 class BetasAgree(TrainerCallback):
@@ -116,10 +125,11 @@ def make_trainer(folder: Path, name: str, *callbacks: TrainerCallback) -> Epsilo
         settings = {**settings, "save_strategy": "steps", "save_steps": 3}
     tokenizer = AutoTokenizer.from_pretrained(OFFICIAL / "tok")
     pairs = tokenised_pairs(tokenizer)
+    method = name.removesuffix(RESUMED)
     check = BetasAgree()
-    check.trainer = EpsilonDPOTrainer(
+    check.trainer = trainer_class(method)(
         **models(folder.parent / MODELS),
-        args=EpsilonDPOConfig(output_dir=str(folder / name), **{**SETTINGS, **settings}),
+        args=config_class(method)(output_dir=str(folder / name), **{**SETTINGS, **settings}),
         train_dataset=pairs.select(TRAIN_PAIRS),
         eval_dataset=pairs.select(EVAL_PAIRS),
         processing_class=tokenizer,

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from epsdpo import EpsilonDPOConfig
 from epsdpo.__main__ import main
 from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.experiment.keys import section_keys, train_keys
+from epsdpo.experiment.methods import METHODS
 from epsdpo.experiment.schema import STATED_ELSEWHERE
+from epsdpo.methods.configs import config_class
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -104,10 +105,14 @@ def test_every_key_is_explained_with_type_default_sentence_and_source(capsys):
     text = output(capsys, "--explain")
     blocks = text.strip().split("\n\n")[1:]
     names = [block.split(" ", 1)[0] for block in blocks]
-    in_train = {field.name for field in dataclasses.fields(EpsilonDPOConfig) if field.init} - set(STATED_ELSEWHERE)
+    configs = {config_class(method) for method in METHODS}
+    in_train = {field.name for config in configs for field in dataclasses.fields(config) if field.init}
+    in_train -= set(STATED_ELSEWHERE)
     assert set(names) == set(section_keys()) | {f"train.{name}" for name in in_train}
     assert len(names) == len(set(names))
-    of_trl = {f"train.{name}" for name in in_train - EpsilonDPOConfig.__annotations__.keys()}
+    classes = {parent for config in configs for parent in config.__mro__ if parent.__module__.startswith("epsdpo.")}
+    ours = {name for parent in classes for name in parent.__dict__.get("__annotations__", {})}
+    of_trl = {f"train.{name}" for name in in_train - ours}
     for name, block in zip(names, blocks, strict=True):
         source = r" \[T\]" if name in of_trl else r"\. \[[PRK]\b[^\]]*\]"
         assert re.fullmatch(rf"\S+ \([^)]+; (default: .+|required)\) .+{source}", " ".join(block.split())), block
@@ -124,7 +129,7 @@ def test_ours_come_before_trls_and_each_after_its_section(capsys):
 @pytest.mark.parametrize(
     ("name", "head"),
     [
-        ("method", "method  (dpo or epsilon_dpo; required)"),
+        ("title", "title  (text; default: the name)"),
         ("name", "name  (text; default: the file's name)"),
         ("data.max_prompt_length", "data.max_prompt_length  (int > 0 or null; default: null)"),
         ("top_p", "evaluate.top_p  (float > 0 and ≤ 1; default: 1.0)"),
@@ -133,7 +138,9 @@ def test_ours_come_before_trls_and_each_after_its_section(capsys):
         ("train.global_batch_size", "train.global_batch_size  (int or null; default: 128)"),
         ("eval_strategy", "train.eval_strategy  ('no' or steps or epoch; default: 'no')"),
         ("ddp_timeout", "train.ddp_timeout  (int; default: 1800)"),
-        ("loss_type", "train.loss_type  (list of text; default: [sigmoid])"),
+        ("discopop_tau", "train.discopop_tau  (float; default: 0.05)"),
+        ("simpo_gamma", "train.simpo_gamma  (float; default: 0.5)"),
+        ("keep_ratio", "train.keep_ratio  (float; default: 0.8)"),
     ],
 )
 def test_a_key_is_found_by_its_name_or_the_beginning_of_it(capsys, name, head):

@@ -57,7 +57,9 @@ def check(**changes):
         ({"train": {"bf16": 1}}, "train.bf16 is 1 (int)"),
         ({"train": {"beta": "a lot"}}, "train.beta is 'a lot' (str)"),
         ({"train": {"max_steps": True}}, "train.max_steps is True (bool)"),
-        ({"method": "simpo"}, "method is 'simpo' (str): input should be 'dpo' or 'epsilon_dpo'"),
+        ({"method": "simpox"}, "method is 'simpox' (str): input should be 'dpo', 'epsilon_dpo', 'tr_dpo'"),
+        ({"method": "sigmoid"}, "method: there is no method 'sigmoid': TRL's sigmoid loss is method dpo. Methods are"),
+        ({"method": "rrhf"}, "there is no method 'rrhf': TRL 1.16 does not have it"),
         ({"name": "../elsewhere"}, "name is '../elsewhere' (str)"),
         # keys that are said elsewhere
         ({"train": {"seed": 1}}, "train.seed belongs elsewhere: the top-level `seed`"),
@@ -71,6 +73,18 @@ def check(**changes):
         ),
         ({"method": "dpo", "train": {"epsilon_step": 0.01}}, "train.epsilon_step is 0.01, but method 'dpo' keeps β"),
         ({"method": "dpo", "train": {"beta_update": "mean_beta"}}, "train.beta_update has no effect under method"),
+        ({"method": "ipo", "train": {"epsilon_step": 0.01}}, "but method 'ipo' keeps β constant. Remove the key"),
+        ({"method": "beta_dpo", "train": {"epsilon_step": 0.01}}, "but method 'beta_dpo' sets β batch by batch"),
+        (
+            {"train": {"ref_model_sync_steps": 8}},
+            "no effect under method 'epsilon_dpo'. Remove it, or use method: tr_dpo",
+        ),
+        ({"train": {"sync_ref_model": True}}, "train.sync_ref_model belongs elsewhere: the top-level `method`: tr_dpo"),
+        ({"train": {"loss_type": ["ipo"]}}, "train.loss_type belongs elsewhere: the top-level `method`"),
+        ({"train": {"keep_ratio": 0.5}}, "train.keep_ratio has no effect under method 'epsilon_dpo'. Remove it"),
+        ({"method": "simpo", "train": {"epsilon": 0.01}}, "train.epsilon has no effect under method 'simpo'"),
+        ({"method": "simpo", "train": {"cpo_alpha": 1.0}}, "train.cpo_alpha has no effect under method 'simpo'"),
+        ({"method": "orpo", "train": {"simpo_gamma": 1.0}}, "train.simpo_gamma has no effect under method 'orpo'"),
     ],
 )
 def test_mistakes_are_refused_with_key_value_and_remedy(changes, message):

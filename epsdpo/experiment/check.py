@@ -1,6 +1,6 @@
 """From plain values to an `Experiment`, with every mistake in one line: place, key, value and remedy.
 
-The types are those of the sections and of `EpsilonDPOConfig`; this module says what is wrong in a user's words.
+The types are those of the sections and of the methods' configs; this module says what is wrong in a user's words.
 """
 
 from __future__ import annotations
@@ -65,9 +65,18 @@ def _states(values: Any, location: Sequence[Any]) -> bool:
 
 
 def _train_problems(experiment: Experiment) -> list[tuple[str, str]]:
-    """(key, problem) for each name, type and choice in `train` that `EpsilonDPOConfig` does not have."""
+    """(key, problem) for each name, type and choice in `train` that the config of the method does not have."""
     problems = [(key, _train_problem(key, value)) for key, value in experiment.train.items()]
+    known = train_fields(experiment.method)
+    problems = [
+        (key, problem or (None if key in known else _without_effect(key, experiment.method)))
+        for key, problem in problems
+    ]
     return [(key, problem) for key, problem in problems if problem]
+
+
+def _without_effect(key: str, method: str) -> str:
+    return f"train.{key} has no effect under method {method!r}. Remove it, also from a file that this one extends"
 
 
 def _train_problem(key: str, value: Any) -> str | None:

@@ -53,6 +53,9 @@ FILE_KEYS = {
     ),
 }
 
+# Each config of arguments once; those of the other methods are among them.
+_METHODS_WITH_CONFIGS_OF_THEIR_OWN = ("epsilon_dpo", "beta_dpo", "cpo", "orpo", "kto")
+
 # What the checks fill in where a config is silent, though the section itself requires the key.
 _FILLED_IN = {"name": "the file's name", "title": "the name"}
 
@@ -66,15 +69,24 @@ def section_keys() -> dict[str, Key]:
 
 
 @cache
-def train_fields() -> dict[str, tuple[dataclasses.Field, Any]]:
-    """The keys that `train` may hold, without the section's name: dataclass field and type. Ours first, then TRL's."""
-    from epsdpo.config import EpsilonDPOConfig
+def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field, Any]]:
+    """The keys that `train` may hold, without the section's name: dataclass field and type. Ours first, then TRL's.
 
-    fields = {field.name: field for field in dataclasses.fields(EpsilonDPOConfig) if field.init}
-    types = get_type_hints(EpsilonDPOConfig)
-    of_trl = [parent.__annotations__ for parent in EpsilonDPOConfig.__mro__[1:] if dataclasses.is_dataclass(parent)]
-    by_class = [EpsilonDPOConfig.__annotations__, *of_trl]
-    names = dict.fromkeys(name for annotations in by_class for name in annotations)
+    Of one method, or of all: where several know a key, ε-DPO says what it is.
+    """
+    if method is None:
+        merged: dict[str, tuple[dataclasses.Field, Any]] = {}
+        for one in _METHODS_WITH_CONFIGS_OF_THEIR_OWN:
+            merged = {**merged, **{name: entry for name, entry in train_fields(one).items() if name not in merged}}
+        return merged
+    from epsdpo.methods.configs import config_class
+
+    config = config_class(method)
+    fields = {field.name: field for field in dataclasses.fields(config) if field.init}
+    types = get_type_hints(config)
+    parents = [parent for parent in config.__mro__ if dataclasses.is_dataclass(parent)]
+    ours_first = sorted(parents, key=lambda parent: not parent.__module__.startswith("epsdpo."))
+    names = dict.fromkeys(name for parent in ours_first for name in parent.__dict__.get("__annotations__", {}))
     return {name: (fields[name], types[name]) for name in names if name in fields and name not in STATED_ELSEWHERE}
 
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_by
+
 WORLD = "world"
 
 # Defaults of the `train` section that are not left to the trainer: without the first the batch, and with it the result,
@@ -28,6 +30,9 @@ STATED_ELSEWHERE = {
     "hub_token": "the environment variable HF_TOKEN: a config is copied into every run folder",
     "trust_remote_code": "nowhere: code from a hub is never run",
     "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
+    "loss_type": "the top-level `method`, which has TRL's losses by their names",
+    "loss_weights": "nowhere: a method has one loss",
+    "sync_ref_model": "the top-level `method`: tr_dpo moves its reference",
     "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
 }
 
@@ -179,16 +184,27 @@ class Experiment(_Section):
         description="Name of the run folder; by default the file's name. [K]"
     )
     title: str = Field(description="How figures and tables call this run; by default its name. [K]")
-    method: Literal["dpo", "epsilon_dpo"] = Field(
-        description="Objective: DPO, which keeps β, or ε-DPO, which gives each pair a β of its own. [P: Eq. 5]"
+    method: Literal[METHODS] = Field(
+        description="Objective: DPO, which keeps β; ε-DPO, which gives each pair a β of its own [P: Eq. 5]; TR-DPO, "
+        "which moves the reference; β-DPO, which gives each batch a β; a loss of TRL's DPO by TRL's name; or SimPO, "
+        "CPO, ORPO and KTO as TRL has them. [P: Tables 1 and 2]"
     )
     seed: Annotated[int, Field(ge=0)] = Field(42, description="Seed of data order, sampling and evaluation. [R]")
     data: DataSection = Field(default_factory=DataSection, description="Where preference pairs come from. [K]")
     model: ModelSection = Field(default_factory=ModelSection, description="What policy and reference start from. [K]")
-    train: dict[str, Any] = Field(description="How the policy is trained: keys of EpsilonDPOConfig. [K]")
+    train: dict[str, Any] = Field(
+        description="How the policy is trained: keys of EpsilonDPOConfig, or of the method's own config. [K]"
+    )
     evaluate: EvaluateSection | None = Field(
         None, description="How the trained policy is compared with its reference; null skips that stage. [K]"
     )
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _is_a_method(cls, method: Any) -> Any:
+        if method in NO_METHODS:
+            raise ValueError(f"there is no method {method!r}: {NO_METHODS[method]}. Methods are {', '.join(METHODS)}")
+        return method
 
     @field_validator("train")
     @classmethod
@@ -207,23 +223,21 @@ class Experiment(_Section):
                 f"evaluate.prompts.source is 'world', but data.source is {self.data.source!r}: there are no "
                 "held-out instructions of the world to answer. Name a file or data set of prompts, or remove it"
             )
-        if self.method == "dpo":
-            if self.train.get("epsilon_step", 0.0) != 0.0:
+        if self.train.get("epsilon_step") and "epsilon_step" in decided_by(self.method):
+            rule = "sets β batch by batch" if self.method == "beta_dpo" else "keeps β constant"
+            raise ValueError(
+                f"train.epsilon_step is {self.train['epsilon_step']!r}, but method {self.method!r} {rule}. "
+                "Remove the key, or use method: epsilon_dpo"
+            )
+        for key in self.train:
+            if self.method not in ONLY_UNDER.get(key, METHODS):
                 raise ValueError(
-                    f"train.epsilon_step is {self.train['epsilon_step']!r}, but method 'dpo' keeps β constant. "
-                    "Remove the key, or use method: epsilon_dpo"
+                    f"train.{key} has no effect under method {self.method!r}. Remove it, or use method: "
+                    f"{' or '.join(ONLY_UNDER[key])}"
                 )
-            if "beta_update" in self.train:
-                raise ValueError("train.beta_update has no effect under method 'dpo'. Remove it")
         return self
 
     def training_arguments(self) -> dict[str, Any]:
-        """The keyword arguments of `EpsilonDPOConfig` for this run, except `output_dir`.
-
-        Plain DPO is ε-DPO with steps of size 0: β stays where it is, while the record still shows which pairs the
-        criterion would have moved (the measurement behind the paper's Figure 4a).
-        """
-        arguments = {**self.train, "seed": self.seed}
-        if self.method == "dpo":
-            arguments["epsilon_step"] = 0.0
+        """The keyword arguments for the config of the method's trainer, except `output_dir`."""
+        arguments = {**self.train, "seed": self.seed, **decided_by(self.method)}
         return arguments

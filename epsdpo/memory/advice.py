@@ -16,9 +16,9 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import PretrainedConfig
 
-from epsdpo.config import EpsilonDPOConfig
 from epsdpo.memory.estimate import MemoryEstimate, estimate_memory
 from epsdpo.memory.setting import FLOAT32, ModelShape, Setting
+from epsdpo.method_config import MethodConfig
 
 _PARTS = {
     "policy": "policy weights",
@@ -57,7 +57,7 @@ class MemoryOutlook:
     place: str
 
     @classmethod
-    def of_run(cls, config: PretrainedConfig, args: EpsilonDPOConfig, data: Dataset) -> MemoryOutlook:
+    def of_run(cls, config: PretrainedConfig, args: MethodConfig, data: Dataset) -> MemoryOutlook:
         """The outlook of a run on tokenised pairs, before anything of it is loaded."""
         available, place = available_memory(args.device)
         return cls(Setting.of_run(ModelShape.of(config), args, data), config, available, place)

@@ -100,7 +100,7 @@ def estimate_memory(setting: Setting) -> MemoryEstimate:
     state_tensors, state_bytes = _OPTIMISER_STATE.get(setting.optim, _ADAMW_STATE)
     state = state_tensors * (state_bytes or (FLOAT32 if masters else trainable_bytes)) + FLOAT32 * masters
     weights = frozen * frozen_bytes + model.trainable * trainable_bytes
-    reference = 0 if model.adapted else model.parameters * frozen_bytes
+    reference = 0 if model.adapted or not setting.has_reference else model.parameters * frozen_bytes
     gradients = model.trainable * trainable_bytes
     return MemoryEstimate(
         policy=int(weights * sharding.share("weights")),
@@ -191,6 +191,8 @@ def _layer_bytes_per_token(setting: Setting) -> int:
 
 def _head_pass(setting: Setting) -> int:
     """The larger of the forward and the backward pass of `epsdpo.kernels` over both heads."""
+    if not setting.tiled_head:
+        return _whole_logits(setting)
     model, tokens = setting.model, setting.sequences * setting.completion_tokens
     on_cpu = setting.device == "cpu"
     columns = min(model.vocabulary, VOCABULARY_PER_TILE_ON_CPU if on_cpu else VOCABULARY_PER_TILE)
@@ -204,6 +206,12 @@ def _head_pass(setting: Setting) -> int:
         # Summed in float32 for one tile at a time.
         backward += weight_tile + model.vocabulary * model.hidden * setting.weight_bytes
     return hidden + max(forward, backward)
+
+
+def _whole_logits(setting: Setting) -> int:
+    """Logits of all tokens and their gradient, and in float32 those of the chosen half with its log-softmax."""
+    logits = setting.sequences * setting.tokens * setting.model.vocabulary
+    return 2 * logits * setting.compute_bytes + logits * FLOAT32
 
 
 def _update(setting: Setting, gradients: int) -> int:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from epsdpo.config import EpsilonDPOConfig
+from epsdpo.method_config import MethodConfig
 
 FLOAT32 = 4  # bytes
 DTYPE_BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
@@ -112,7 +112,7 @@ class Sharding:
         return self.kind.startswith("ZeRO")
 
     @classmethod
-    def of_launch(cls, args: EpsilonDPOConfig) -> Sharding:
+    def of_launch(cls, args: MethodConfig) -> Sharding:
         """How the running processes were started: by `accelerate launch`, or by keys of `args` itself."""
         if args.deepspeed_plugin is not None:
             stage = args.deepspeed_plugin.zero_stage
@@ -133,6 +133,8 @@ class Setting:
         tokens: of the longest sequence (prompt and completion); `completion_tokens` those of the longest completion.
         attention: transformers' `attn_implementation`.
         device: torch's device type.
+        has_reference: whether a second copy of the model is needed.
+        tiled_head: whether logits are made in tiles; otherwise they are whole for all tokens of a forward pass.
     """
 
     model: ModelShape
@@ -147,9 +149,11 @@ class Setting:
     attention: str
     device: str = "cuda"
     sharding: Sharding = Sharding()
+    has_reference: bool = True
+    tiled_head: bool = True
 
     @classmethod
-    def of_run(cls, model: ModelShape, args: EpsilonDPOConfig, data: Dataset) -> Setting:
+    def of_run(cls, model: ModelShape, args: MethodConfig, data: Dataset) -> Setting:
         """The setting of a run with `args` on tokenised pairs; dtype and attention are those of `model_init_kwargs`."""
         tokens, completion_tokens = longest_pair(data, args.max_length)
         return cls(
@@ -157,7 +161,7 @@ class Setting:
             weight_bytes=DTYPE_BYTES[args.model_init_kwargs["dtype"]],
             mixed_precision=args.bf16 or args.fp16,
             optim=str(args.optim.value),
-            pairs=args.per_device_train_batch_size,
+            pairs=args.per_device_train_batch_size // args.rows_per_pair,
             accumulation=args.gradient_accumulation_steps,
             tokens=tokens,
             completion_tokens=completion_tokens,
@@ -165,6 +169,8 @@ class Setting:
             attention=args.model_init_kwargs["attn_implementation"],
             device=args.device.type,
             sharding=Sharding.of_launch(args),
+            has_reference=args.has_reference,
+            tiled_head=args.tiled_head,
         )
 
     @property
@@ -199,7 +205,7 @@ def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _fsdp_key(args: EpsilonDPOConfig, name: str) -> str:
+def _fsdp_key(args: MethodConfig, name: str) -> str:
     """A key of FSDP, which the trainer's arguments or accelerate's environment may state; "" if neither does."""
     value = (args.fsdp_config or {}).get(name, os.environ.get(f"FSDP_{name.upper()}", ""))
     return str(value).lower()

@@ -27,7 +27,10 @@ def beta_trajectory(runs: dict[str, pd.DataFrame], title: str) -> Figure:
 
 
 def training_curves(runs: dict[str, pd.DataFrame]) -> Figure:
-    """Loss, log-ratio margin and accuracy over steps; thin lines are steps, thick ones a running mean over a tenth."""
+    """Loss, log-ratio margin and accuracy over steps; thin lines are steps, thick ones a running mean over a tenth.
+
+    A panel says which runs do not have its quantity, such as the margin of a method without a reference.
+    """
     figure, panels = new_figure(height=3.4, width=10.5, columns=3)
     quantities = {
         "loss": "loss (nats)",
@@ -35,7 +38,14 @@ def training_curves(runs: dict[str, pd.DataFrame]) -> Figure:
         "reward_accuracy": "pairs with margin > 0",
     }
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
+        missing = [name for name, steps in runs.items() if steps[column].isna().all()]
+        if missing:
+            axes.annotate(
+                f"not defined for {', '.join(missing)}", (0.03, 0.03), xycoords="axes fraction", fontsize="small"
+            )
         for name, style in run_styles(runs).items():
+            if name in missing:
+                continue
             steps = runs[name]
             axes.plot(steps["step"], steps[column], color=style["color"], alpha=0.25, linewidth=0.8)
             smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()

@@ -26,7 +26,8 @@ from epsdpo.record import read_pairs, read_steps
 
 PAIRS = len(worker.TRAIN_PAIRS)
 CPU = "configs/accelerate/cpu.yaml"
-STOPPED = ["plain-resumed", "fresh_adapter-resumed"]
+STOPPED = ["plain-resumed", "fresh_adapter-resumed", "tr_dpo-resumed", "beta_dpo-resumed"]
+BETA_RTOL = {"beta_dpo": 1e-4}  # it follows from margins, whose sums have another order
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def together(request):
 
 @pytest.mark.parametrize("name", [name for name in worker.RUNS if name != "bfloat16"])
 def test_two_processes_train_as_one(name, alone, together):
-    assert_same_run(alone / name, together / name, PAIRS)
+    assert_same_run(alone / name, together / name, PAIRS, beta_rtol=BETA_RTOL.get(name, 0.0))
     assert_same_log(alone / name, together / name)
 
 
@@ -70,7 +71,8 @@ def test_the_runs_can_tell_right_from_wrong(alone):
 @pytest.mark.parametrize("name", STOPPED)
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(name, alone, together):
     """On two processes; those under DDP continue what one process began."""
-    assert_same_run(alone / name.removesuffix(worker.RESUMED), together / name, PAIRS)
+    whole = name.removesuffix(worker.RESUMED)
+    assert_same_run(alone / whole, together / name, PAIRS, beta_rtol=BETA_RTOL.get(whole, 0.0))
 
 
 def test_bfloat16_keeps_its_log_probabilities(alone, together):

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from epsdpo.record import read_pairs
 
 PAIRS = len(worker.TRAIN_PAIRS)
-IN_FLOAT32 = [name for name in worker.RUNS if name != "bfloat16"]
+IN_FLOAT32 = [name for name in worker.RUNS if name not in ("bfloat16", *worker.OTHER_METHODS)]
 STOPPED = "plain-resumed"
 CPU_BACKEND = {"DS_ACCELERATOR": "cpu"}
 
