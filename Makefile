@@ -16,8 +16,9 @@ help:  ## list these targets
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo
 
+# Two at once, each with the tests of whole files and one thread: no test gains from a second.
 test: $(READY)  ## run the tests
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 --numprocesses 2 --dist loadfile
 
 test-distributed: $(READY)  ## run the tests that train in two processes, about 4 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/distributed
