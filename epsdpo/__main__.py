@@ -22,6 +22,7 @@ from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
 from epsdpo.files import DISK_FULL
 from epsdpo.paths import resolve_path
+from epsdpo.run_folder import STAGES
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -191,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
 
     stage = commands.add_parser("stage", help="do all the work of one stage, as `run` does for each")
     stage.set_defaults(command=_stage)
-    stage.add_argument("stage", choices=("prepare", "train", "trajectory", "evaluate", "report"))
+    stage.add_argument("stage", choices=tuple(STAGES))
     stage.add_argument("--output", metavar="DIR", type=Path, required=True, help="folder of the stage")
     stage.add_argument(
         "--parameter", metavar="NAME=VALUE", type=_parameter, action="append", default=[], help="of its notebook"

@@ -39,22 +39,29 @@ _NEVER_DECISIVE = tuple(
 )
 # A new figure must not cost a new training.
 _FIGURES = "epsdpo.plots"
-_FIGURES_ARE_NO_RESULT = ("prepare", "train")
-
-
-# What each stage uses of an experiment; the other sections can change without it.
-_SECTIONS = {
-    "prepare": ("data", "model"),
-    "train": ("method", "seed", "model", "train"),
-    "evaluate": ("title", "seed", "evaluate"),
-}
+_FIGURES_ARE_NO_RESULT = ("sample", "prepare", "sft", "train")
 
 
 def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
-    """The part of an experiment that decides what comes out of its `stage`."""
+    """The part of an experiment that decides what comes out of its `stage`; the rest can change without it."""
     values = experiment.model_dump()
-    settings = {section: values[section] for section in _SECTIONS[stage]}
-    return settings | ({"max_length": experiment.train["max_length"]} if stage == "prepare" else {})
+    data, model = values["data"], values["model"]
+    before_sft = {name: value for name, value in model.items() if name != "sft"}
+    if stage == "sample":
+        world = {"world": data["world"]} if experiment.data.speaks_world else {}
+        return {
+            "on_policy": data["on_policy"],
+            "model": before_sft,
+            "max_prompt_length": data["max_prompt_length"],
+            **world,
+        }
+    if stage == "prepare":
+        return {"data": data, "model": before_sft, "max_length": experiment.train["max_length"]}
+    if stage == "sft":
+        on_cpu = {"use_cpu": experiment.train.get("use_cpu", False)}
+        return {**settings_of("prepare", experiment), "sft": model["sft"], **on_cpu}
+    sections = {"train": ("method", "seed", "model", "train"), "evaluate": ("title", "seed", "evaluate")}[stage]
+    return {section: values[section] for section in sections}
 
 
 def key_parts(settings: dict[str, Any], code: dict[str, str], inputs: Mapping[str, str]) -> dict[str, dict]:

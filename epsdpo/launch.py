@@ -1,7 +1,7 @@
 """Training in processes of its own: several at once through `accelerate launch`, from a notebook that shows their log.
 
 This module knows how those processes are started, watched and ended, and which launch configs fit an experiment. What
-they do is the business of `epsdpo.train`.
+they do is the business of `epsdpo.train` and `epsdpo.sft`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from accelerate.commands.config.config_args import ClusterConfig, load_config_fr
 from accelerate.utils import DistributedType
 
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.models import MODEL_FOLDER
 from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def launch_training(
     data_dir: str | Path,
     train_dir: str | Path,
     chart: LiveChart | None = None,
+    sft_dir: str | Path = "",
 ) -> Path:
     """Train in processes started by `launcher`, and return the folder of the trained model.
 
@@ -88,17 +90,39 @@ def launch_training(
         data_dir: its prepared data.
         train_dir: what `epsdpo.train.train` calls `output_dir`.
         chart: to be kept up to date besides.
+        sft_dir: what `launch_sft` filled, for an experiment with `model.sft`.
 
     Raises:
         LaunchError: if training fails.
     """
-    # Late, because the runner checks launch configs with this module, and is not to wait for torch and trl.
-    from epsdpo.train import MODEL_FOLDER
+    arguments = ["--sft-dir", str(sft_dir)] if sft_dir else []
+    return _launch(launcher, "epsdpo.train", config, data_dir, train_dir, arguments, chart)
 
+
+def launch_sft(
+    launcher: list[str],
+    config: str | Path,
+    data_dir: str | Path,
+    sft_dir: str | Path,
+    chart: LiveChart | None = None,
+) -> Path:
+    """Fine-tune as `launch_training` trains: `epsdpo.sft` in processes of its own, which end with the caller."""
+    return _launch(launcher, "epsdpo.sft", config, data_dir, sft_dir, [], chart)
+
+
+def _launch(
+    launcher: list[str],
+    module: str,
+    config: str | Path,
+    data_dir: str | Path,
+    train_dir: str | Path,
+    arguments: list[str],
+    chart: LiveChart | None,
+) -> Path:
     train_dir = Path(train_dir)
     train_dir.mkdir(parents=True, exist_ok=True)
-    command = [*launcher, "-m", "epsdpo.train", "--config", str(config), "--data", str(data_dir)]
-    command += ["--train-dir", str(train_dir), "--end-with-stdin"]
+    command = [*launcher, "-m", module, "--config", str(config), "--data", str(data_dir)]
+    command += ["--train-dir", str(train_dir), *arguments, "--end-with-stdin"]
     with (train_dir / LOG_FILE).open("a+b") as log:
         log.write(f"\n=== {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC · {shlex.join(command)}\n".encode())
         start = log.tell()

@@ -5,10 +5,12 @@ needs not know in which process that runs.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 from IPython.display import DisplayHandle, display
+from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
 from epsdpo.plots.style import as_image
@@ -17,17 +19,24 @@ from epsdpo.record import STEPS_FILE, read_steps, read_total_steps
 
 
 class LiveChart(TrainerCallback):
-    """Redraws loss, margin and β below the running cell, at most every `seconds_between` seconds.
+    """Redraws loss, margin and β, or what `draw` shows, below the running cell, at most every `seconds_between` s.
 
     As a callback of a trainer in this process it moves by itself; for one elsewhere, call `refresh` now and then, and
     `finish` in the end.
 
     Args:
-        train_dir: where the run's β record is written.
+        train_dir: where the run's record is written.
+        draw: makes a figure of the steps so far and a title.
     """
 
-    def __init__(self, train_dir: str | Path, seconds_between: float = 2.0):
+    def __init__(
+        self,
+        train_dir: str | Path,
+        seconds_between: float = 2.0,
+        draw: Callable[[pd.DataFrame, str], Figure] = live,
+    ):
         self.train_dir = Path(train_dir)
+        self.draw = draw
         self.seconds_between = seconds_between
         self.drawn = -float("inf")
         self.handle: DisplayHandle | None = None
@@ -53,7 +62,7 @@ class LiveChart(TrainerCallback):
 
     def _draw(self, steps: pd.DataFrame, progress: str) -> None:
         picture = as_image(
-            live(steps, f"Step {steps['step'].iloc[-1]} of {read_total_steps(self.train_dir)}, {progress}")
+            self.draw(steps, f"Step {steps['step'].iloc[-1]} of {read_total_steps(self.train_dir)}, {progress}")
         )
         if self.handle is None:
             self.handle = display(picture, display_id=True)

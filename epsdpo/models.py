@@ -10,11 +10,14 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from epsdpo.experiment import WORLD, ConfigError, DataSection, ModelSection
+from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
 from epsdpo.hub import commit_of
+from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MODEL_FOLDER = "model"  # of a training's output
 
 # What decides what a model in a folder says, among what else may lie there.
 _DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
@@ -31,22 +34,70 @@ def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str |
 
 
 def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:
-    """The tokenizer, with its chat template, of the model that an experiment starts from.
+    """The tokenizer of the model that an experiment starts from, with the chat template that the experiment gives it.
 
     Raises:
-        ConfigError: if it cannot be loaded, naming the model and what to try.
+        ConfigError: if it or the template cannot be loaded, naming them and what to try.
     """
     from transformers import AutoTokenizer  # late, for those who only ask for a revision
 
     source, revision = reference_source(model, data)
     try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.name_or_path: cannot load the tokenizer of {source!r}"
             f"{f' at revision {revision}' if revision else ''}: {error}\n"
             "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
         ) from error
+    if model.chat_template is not None:
+        tokenizer.chat_template = _chat_template(model.chat_template)
+    return tokenizer
+
+
+def _chat_template(place: str) -> str:
+    """The text of a template file, or the template of another model."""
+    from transformers import AutoTokenizer
+
+    try:
+        if place.endswith(".jinja"):
+            return resolve_path(place).read_text(encoding="utf-8")
+        source, _, revision = place.partition("@")
+        template = AutoTokenizer.from_pretrained(source, revision=revision or None).chat_template
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.chat_template: cannot read one from {place!r}: {error}\n"
+            "Give the path of a .jinja file, or a folder or hub id of a model that has one (gated ones need a login)"
+        ) from error
+    if not isinstance(template, str):
+        raise ConfigError(f"model.chat_template: the tokenizer of {place!r} has none. Name an instruction-tuned model")
+    return template
+
+
+def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
+    """The experiment as it goes on after its SFT: from the model in `sft_dir`, or as it was where it has no SFT.
+
+    Args:
+        sft_dir: what `epsdpo.sft` wrote, "" for an experiment without `model.sft`. The tokenizer there has the
+            experiment's chat template.
+
+    Raises:
+        ConfigError: if `sft_dir` is missing, unfinished, or given to an experiment without SFT.
+    """
+    if experiment.model.sft is None:
+        if sft_dir:
+            raise ConfigError(f"sft_dir is {str(sft_dir)!r}, but the config has no section model.sft. Leave it out")
+        return experiment
+    if not sft_dir:
+        raise ConfigError(
+            f"experiment {experiment.name!r} starts from an SFT model (model.sft), and none is named. Run the stage "
+            "`sft` first and give its folder as sft_dir; `python -m epsdpo run` does both"
+        )
+    folder = Path(sft_dir) / MODEL_FOLDER
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no SFT model; run the stage `sft` of this experiment (to its end) first")
+    start = {"name_or_path": str(folder), "revision": None, "chat_template": None, "sft": None}
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update=start)})
 
 
 def pin_revision(model: ModelSection) -> ModelSection:

@@ -1,45 +1,37 @@
 """What a batch consists of, and which of its stages are due.
 
-Experiments become stages, each with its folder, its parameters and the stages that it needs: prepare → train →
-trajectory, evaluate → report. A stage is due unless its manifest says that just this was computed already. This module
-reads manifests and decides; running is left to `epsdpo.runner`, and what a key covers to `epsdpo.keys`.
+Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
+config asks for them. A stage is due unless its manifest says that just this was computed already. This module reads
+manifests and decides; what a single stage is it leaves to `epsdpo.planned`, what a key covers to `epsdpo.keys`, and
+running to `epsdpo.runner`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
-from epsdpo.keys import code_digests, differences, key_of, key_parts, settings_of
+from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.keys import code_digests, differences, key_of, key_parts
 from epsdpo.manifest import read_manifest, read_stage_file
+from epsdpo.planned import (
+    REPORT,
+    Place,
+    PlannedStage,
+    data_folder,
+    evaluate_stage,
+    pairs_folder,
+    prepare_stage,
+    report_stage,
+    sample_stage,
+    sft_folder,
+    sft_stage,
+    train_stage,
+    trajectory_stage,
+)
 from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, titles_in
-
-REPORT = "report"
-
-
-@dataclass(frozen=True)
-class PlannedStage:
-    """One stage of a batch.
-
-    Attributes:
-        name: "<folder in the run>/<stage>".
-        experiment: the experiment that it belongs to; None for what several share.
-        settings: what of the experiment decides its result.
-        needs: role -> name of the stage whose result it reads.
-    """
-
-    name: str
-    stage: str
-    folder: Path
-    experiment: str | None
-    parameters: dict[str, Any]
-    settings: dict[str, Any]
-    needs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +56,7 @@ def plan_stages(
     """All stages of a batch by name, in an order in which they can run.
 
     Args:
-        launch: parameters of the train stages that say where they are computed.
+        launch: parameters of the training stages that say where they are computed.
         failed: names of stages that cannot be had. What strictly needs them is left out; comparisons do without them.
     """
     # The baselines first, so that the others can be shown beside them.
@@ -72,80 +64,36 @@ def plan_stages(
     planned: dict[str, PlannedStage] = {}
     baselines: dict[str, Experiment] = {}
 
-    def add(name: str, stage: str, **values: Any) -> bool:
-        if name in failed or any(need not in planned for need in values.get("needs", {}).values()):
+    def add(stage: PlannedStage) -> bool:
+        if stage.name in failed or any(need not in planned for need in stage.needs.values()):
             return False
-        planned[name] = PlannedStage(name=name, stage=stage, **values)
+        planned.setdefault(stage.name, stage)
         return True
 
     for experiment in experiments:
-        folder, config = run_dir / experiment.name, str(run_dir / experiment.name / EXPERIMENT_FILE)
-        data_dir = run_dir / data_folder(experiment)
-        prepare, train = f"{data_dir.name}/prepare", f"{experiment.name}/train"
-        if prepare not in planned:
-            add(
-                prepare,
-                "prepare",
-                folder=data_dir,
-                experiment=None,
-                parameters={"config": config},
-                settings=settings_of("prepare", experiment),
-            )
-        trained = add(
-            train,
-            "train",
-            folder=folder / "train",
-            experiment=experiment.name,
-            parameters={"config": config, "data_dir": str(data_dir), "live": False, **(launch or {})},
-            settings=settings_of("train", experiment),
-            needs={"data": prepare},
-        )
-        if trained and experiment.method == "dpo":
-            baselines.setdefault(data_dir.name, experiment)
-        baseline = baselines.get(data_dir.name, experiment)
-        compared = baseline is not experiment
-        add(
-            f"{experiment.name}/trajectory",
-            "trajectory",
-            folder=folder / "trajectory",
-            experiment=experiment.name,
-            parameters={
-                "train_dir": str(folder / "train"),
-                "compare_with": str(run_dir / baseline.name / "train") if compared else "",
-                "data_dir": str(data_dir),
-            },
-            settings={"title": experiment.title, "baseline": baseline.title if compared else None},
-            needs={"data": prepare, "train": train} | ({"baseline": f"{baseline.name}/train"} if compared else {}),
-        )
+        place = Place(experiment, run_dir)
+        if place.pairs is not None:
+            add(sample_stage(place))
+        add(prepare_stage(place))
+        if place.sft is not None:
+            add(sft_stage(place, launch or {}))
+        start = (place.sft or place.data).name  # what runs must share to be compared
+        if add(train_stage(place, launch or {})) and experiment.method == "dpo":
+            baselines.setdefault(start, experiment)
+        add(trajectory_stage(place, baselines.get(start, experiment)))
         if experiment.evaluate is not None:
-            add(
-                f"{experiment.name}/evaluate",
-                "evaluate",
-                folder=folder / "evaluate",
-                experiment=experiment.name,
-                parameters={"config": config, "data_dir": str(data_dir), "train_dir": str(folder / "train")},
-                settings=settings_of("evaluate", experiment),
-                needs={"data": prepare, "train": train},
-            )
+            add(evaluate_stage(place))
     shown = [stage.name for stage in planned.values() if stage.stage in ("trajectory", "evaluate")]
     if shown:
-        titles = {experiment.name: experiment.title for experiment in experiments}
-        add(
-            f"{REPORT}/report",
-            "report",
-            folder=run_dir / REPORT,
-            experiment=None,
-            parameters={"run_dir": str(run_dir), "links_from": str(run_dir / REPORT)},
-            settings={"titles": titles},
-            needs={name: name for name in shown},
-        )
+        add(report_stage(run_dir, shown, {experiment.name: experiment.title for experiment in experiments}))
     return planned
 
 
 def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
     """For each stage whether it is due, and why."""
     verdicts: dict[str, Verdict] = {}
-    code = {stage: code_digests(stage, NOTEBOOKS / notebook) for stage, notebook in STAGES.items()}
+    used = {stage.stage for stage in planned.values()}
+    code = {stage: code_digests(stage, NOTEBOOKS / STAGES[stage]) for stage in used}
     for name, stage in planned.items():
         settings = stage.settings
         inputs = {role: key_of(verdicts[need].parts) for role, need in stage.needs.items()}
@@ -178,16 +126,11 @@ def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]
     return Verdict(parts, due=False, reason="finished")
 
 
-def data_folder(experiment: Experiment) -> str:
-    """Name of the prepared-data folder: experiments whose data would come out the same share one."""
-    decisive = json.dumps(settings_of("prepare", experiment), sort_keys=True)
-    return "data-" + hashlib.sha256(decisive.encode()).hexdigest()[:8]
-
-
 def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
-    taken = {REPORT, *(data_folder(experiment) for experiment in experiments)}
+    shared = (pairs_folder, data_folder, sft_folder)
+    taken = {REPORT, *(folder(experiment) for experiment in experiments for folder in shared)}
     for experiment in experiments:
         if experiment.name in taken:
             raise ConfigError(f"name: {experiment.name!r} is a folder of the run itself; name the experiment otherwise")

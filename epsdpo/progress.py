@@ -78,7 +78,9 @@ def _status(name: str, stage: str, folder: str, error: str | None = None) -> Sta
         return StageStatus(name, stage, folder, "failed", detail=_first_line(state["error"]))
     if _is_gone(state):
         return StageStatus(name, stage, folder, "interrupted", detail="the same command continues it")
-    return StageStatus(name, stage, folder, "running", seconds, _training_progress(folder) if stage == "train" else "")
+    return StageStatus(
+        name, stage, folder, "running", seconds, _training_progress(folder) if stage in ("sft", "train") else ""
+    )
 
 
 def _first_line(text: str) -> str:
@@ -100,7 +102,7 @@ def _is_gone(state: dict[str, Any]) -> bool:
 
 
 def _training_progress(folder: Path) -> str:
-    """Step, β, loss and time left, from the last whole line of the β record."""
+    """Step, β (of preference training), loss and time left, from the last whole line of the record."""
     try:
         lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
         row = json.loads(lines[-1])
@@ -108,7 +110,8 @@ def _training_progress(folder: Path) -> str:
     except (FileNotFoundError, IndexError, json.JSONDecodeError):
         return "starting"
     left = row["seconds"] * (total - row["step"])
-    return f"step {row['step']}/{total} · β {row['beta_after']:.4g} · loss {row['loss']:.4f} · {as_time(left)} left"
+    beta = f"β {row['beta_after']:.4g} · " if "beta_after" in row else ""
+    return f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f} · {as_time(left)} left"
 
 
 def as_time(seconds: float) -> str:

@@ -15,7 +15,9 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 
 # Stage -> notebook, in the order of a run.
 STAGES = {
+    "sample": "00_sample_pairs.ipynb",
     "prepare": "01_prepare_data.ipynb",
+    "sft": "01b_sft.ipynb",
     "train": "02_train.ipynb",
     "trajectory": "03_beta_trajectory.ipynb",
     "evaluate": "04_evaluate.ipynb",

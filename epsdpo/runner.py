@@ -36,7 +36,8 @@ BATCH_FILE, PLAN_FILE, LOCK_FILE = "batch.json", "plan.json", "lock"
 SUPERSEDED = "superseded"
 
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
-_ON_GPU = ("train", "evaluate")
+_ON_GPU = ("sample", "sft", "train", "evaluate")
+_LAUNCHED = ("sft", "train")  # in as many processes as are asked for
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _as_rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, r
         command += ["--parameter", f"{name}={json.dumps(value)}"]
     if resources.time_limit is not None:
         command += ["--time-limit", f"{resources.time_limit:g}"]
-    gpus = max(1, resources.num_processes if stage.stage == "train" else 1) if stage.stage in _ON_GPU else 0
+    gpus = max(1, resources.num_processes if stage.stage in _LAUNCHED else 1) if stage.stage in _ON_GPU else 0
     if not resources.profile:
         command += ["--end-with-stdin"]
         if resources.gpus and gpus:

@@ -220,7 +220,13 @@ def _settings_and_inputs(
     if stage == "report":
         run_dir = resolve_path(parameters["run_dir"])
         return {"titles": titles_in(run_dir)}, finished_analyses(run_dir)
-    roles = {"data": "data_dir", "train": "train_dir", "baseline": "compare_with"}
+    roles = {
+        "pairs": "pairs_dir",
+        "data": "data_dir",
+        "sft": "sft_dir",
+        "train": "train_dir",
+        "baseline": "compare_with",
+    }
     inputs = {}
     for role, name in roles.items():
         if parameters.get(name):

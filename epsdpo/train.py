@@ -9,7 +9,6 @@ the algorithm `epsdpo.trainer`'s, how much memory a run needs `epsdpo.memory`'s.
 """
 
 import argparse
-import json
 import logging
 import math
 import sys
@@ -17,22 +16,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.method_config import MethodConfig
 from epsdpo.methods.configs import config_class
 from epsdpo.methods.trainers import trainer_class
-from epsdpo.models import load_tokenizer, pin_revision, reference_source
+from epsdpo.models import MODEL_FOLDER, after_sft, load_tokenizer, pin_revision, reference_source
 from epsdpo.watch import end_with_stdin
 
 logger = logging.getLogger(__name__)
 
-MODEL_FOLDER = "model"
 REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
 
 
@@ -41,6 +38,7 @@ def train(
     data: PreparedData,
     output_dir: str | Path,
     callbacks: Sequence[TrainerCallback] | None = None,
+    sft_dir: str | Path = "",
 ) -> Path:
     """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
 
@@ -49,9 +47,10 @@ def train(
 
     Args:
         callbacks: how progress is shown; default: a plain line for each `logging_steps`.
+        sft_dir: what `epsdpo.sft` wrote, for an experiment with `model.sft`.
 
     Raises:
-        ConfigError: if the folder holds a run of another config.
+        ConfigError: if the folder holds a run of another config, or `sft_dir` is not what the experiment needs.
         OutOfMemory: if an allocation fails, with settings that need less.
     """
     output_dir = Path(output_dir)
@@ -63,6 +62,7 @@ def train(
         logger.info("%s is trained already; delete %s to train it again", experiment.name, output_dir)
         return model_dir
 
+    experiment = after_sft(experiment, sft_dir)
     arguments = trainer_arguments(experiment, data, output_dir)
     outlook = memory_outlook(experiment, arguments, data)
     if processes.is_main_process:
@@ -81,12 +81,7 @@ def train(
             raise
         raise OutOfMemory(outlook.failure(error, _moment(trainer))) from error
 
-    # Under another name first, so that model/ exists only when it is whole.
-    unfinished = output_dir / f"{MODEL_FOLDER}.partial"
-    trainer.save_model(str(unfinished))
-    if trainer.is_world_process_zero():
-        unfinished.rename(model_dir)
-    processes.wait_for_everyone()
+    keep_model(trainer, model_dir)
     return model_dir
 
 
@@ -142,25 +137,6 @@ def _moment(trainer: Trainer | None) -> str:
     return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
 
 
-def process_state(experiment: Experiment) -> PartialState:
-    """The processes that train together, on the devices that the trainer will use."""
-    return PartialState(cpu=experiment.train.get("use_cpu", False))
-
-
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None; one cut off by a kill is passed over."""
-    checkpoints = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            # transformers writes this file last.
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
-            continue
-        checkpoints[state["global_step"]] = folder
-    return checkpoints[max(checkpoints)] if checkpoints else None
-
-
 class ProgressLines(TrainerCallback):
     """Progress as plain lines, one for each log, for terminals, log files and headless notebooks."""
 
@@ -200,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", required=True, help="YAML config of one experiment")
     parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the experiment>)")
     parser.add_argument("--data", metavar="DIR", help="prepared data (default: made in <run folder>/data)")
+    parser.add_argument(
+        "--sft-dir", metavar="DIR", default="", help="what epsdpo.sft wrote, for a config with model.sft"
+    )
     parser.add_argument("--train-dir", metavar="DIR", help="training's own folder (default: <run folder>/train)")
     parser.add_argument(
         "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
@@ -219,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tokenizer = load_tokenizer(experiment.model, experiment.data)
                 prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
             data = load_prepared(data_dir)
-        model_dir = train(experiment, data, options.train_dir or run_dir / "train")
+        model_dir = train(experiment, data, options.train_dir or run_dir / "train", sft_dir=options.sft_dir)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED

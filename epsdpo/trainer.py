@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from epsdpo.checkpoint import get_entry, put_entry, require_readable, require_same_run
+from epsdpo.beta_state import get_entry, put_entry, require_readable, require_same_run
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta

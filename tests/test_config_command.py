@@ -132,7 +132,7 @@ def test_ours_come_before_trls_and_each_after_its_section(capsys):
         ("title", "title  (text; default: the name)"),
         ("name", "name  (text; default: the file's name)"),
         ("data.max_prompt_length", "data.max_prompt_length  (int > 0 or null; default: null)"),
-        ("top_p", "evaluate.top_p  (float > 0 and ≤ 1; default: 1.0)"),
+        ("evaluate.top_p", "evaluate.top_p  (float > 0 and ≤ 1; default: 1.0)"),
         ("train.criterion", "train.criterion_dtype  (float32 or bfloat16; default: float32)"),
         ("train.learning", "train.learning_rate  (float; default: 1.0e-06)"),
         ("train.global_batch_size", "train.global_batch_size  (int or null; default: 128)"),

@@ -11,7 +11,8 @@ from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.keys import code_digests, differences, key_parts
 from epsdpo.manifest import write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY
-from epsdpo.plan import check_names, data_folder, judge, plan_stages
+from epsdpo.plan import check_names, judge, plan_stages
+from epsdpo.planned import data_folder, pairs_folder, sft_folder
 from epsdpo.run_folder import NOTEBOOKS, STAGES
 
 RUN = Path("runs/batch")
@@ -61,6 +62,19 @@ def finish_all(planned):
     finish(planned["report/report"], judge(planned)["report/report"])
 
 
+SFT = {"sft": {"learning_rate": 1.0e-5}}
+ON_POLICY = {
+    "source": "on_policy",
+    "max_train_pairs": 64,
+    "on_policy": {"ranker": {"model": "world"}, "max_new_tokens": 24},
+}
+
+
+def from_the_beginning(name, sft=SFT, **values):
+    """An experiment that samples its pairs and fine-tunes first."""
+    return experiment(name, data=ON_POLICY, model=sft, **values)
+
+
 def due(planned):
     return [name for name, verdict in judge(planned).items() if verdict.due]
 
@@ -100,9 +114,69 @@ def test_stages_come_after_what_they_need():
 
 def test_a_launch_reaches_training_and_nothing_else():
     launch = {"launch_config": "cpu.yaml", "num_processes": 3}
-    for stage in plan_stages(four_experiments(), RUN, launch).values():
+    for stage in plan_stages([*four_experiments(), from_the_beginning("e_all")], RUN, launch).values():
         given = {name: stage.parameters[name] for name in launch if name in stage.parameters}
-        assert given == (launch if stage.stage == "train" else {})
+        assert given == (launch if stage.stage in ("train", "sft") else {})
+
+
+def test_sampling_comes_before_prepare_and_sft_between_prepare_and_train():
+    only = from_the_beginning("all")
+    planned = plan_stages([only], RUN)
+    pairs, data, sft = pairs_folder(only), data_folder(only), sft_folder(only)
+    assert list(planned) == [
+        f"{pairs}/sample",
+        f"{data}/prepare",
+        f"{sft}/sft",
+        "all/train",
+        "all/trajectory",
+        "all/evaluate",
+        "report/report",
+    ]
+    assert planned[f"{data}/prepare"].needs == {"pairs": f"{pairs}/sample"}
+    assert planned[f"{data}/prepare"].parameters["pairs_dir"] == f"runs/batch/{pairs}"
+    assert planned[f"{sft}/sft"].needs == {"data": f"{data}/prepare"}
+    for stage in ("train", "evaluate"):
+        assert planned[f"all/{stage}"].needs["sft"] == f"{sft}/sft"
+        assert planned[f"all/{stage}"].parameters["sft_dir"] == f"runs/batch/{sft}"
+    assert not plan_stages([only], RUN, failed={f"{pairs}/sample"})
+    assert list(plan_stages([only], RUN, failed={f"{sft}/sft"})) == [f"{pairs}/sample", f"{data}/prepare"]
+
+
+@pytest.mark.parametrize(
+    ("change", "shared"),
+    [
+        ({"seed": 7, "title": "another", "train": {"beta": 0.5}}, ["sample", "prepare", "sft"]),
+        ({"sft": {"sft": {"learning_rate": 2.0e-5}}}, ["sample", "prepare"]),
+        ({"sft": {"sft": None}}, ["sample", "prepare"]),
+        ({"train": {"beta": 0.1, "max_length": 128}}, ["sample"]),
+        ({"train": {"beta": 0.1, "use_cpu": True}}, ["sample", "prepare"]),
+        ({"sft": {**SFT, "dtype": "bfloat16"}}, []),
+    ],
+)
+def test_what_comes_before_training_is_done_once_for_all_that_ask_for_the_same(change, shared):
+    planned = plan_stages([from_the_beginning("a"), from_the_beginning("b", **change)], RUN)
+    folders = {
+        stage: [planned[name].folder for name in planned if planned[name].stage == stage]
+        for stage in ("sample", "prepare", "sft")
+    }
+    wanted = {"sample": 2, "prepare": 2, "sft": 1 if change.get("sft") == {"sft": None} else 2}
+    assert [stage for stage, own in folders.items() if len(own) < wanted[stage]] == shared
+    assert all(len(own) == wanted[stage] for stage, own in folders.items() if stage not in shared)
+
+
+def test_a_run_is_compared_with_a_baseline_of_the_same_start():
+    baseline, other = from_the_beginning("dpo", method="dpo"), experiment("plain", data=ON_POLICY)
+    planned = plan_stages([baseline, from_the_beginning("eps"), other], RUN)
+    assert planned["eps/trajectory"].parameters["compare_with"] == "runs/batch/dpo/train"
+    assert planned["plain/trajectory"].parameters["compare_with"] == ""  # it starts from another model
+
+
+def test_another_sft_is_due_with_all_that_starts_from_it(tmp_path):
+    finish_all(plan_stages([from_the_beginning("a")], tmp_path))
+    changed = from_the_beginning("a", sft={"sft": {"learning_rate": 2.0e-5}})
+    planned = plan_stages([changed], tmp_path)
+    assert due(planned) == [f"{sft_folder(changed)}/sft", "a/train", "a/trajectory", "a/evaluate", "report/report"]
+    assert "model.sft.learning_rate was 1e-05, is 2e-05" in judge(planned)["a/train"].reason
 
 
 def test_what_a_failure_takes_with_it():
@@ -172,6 +246,8 @@ def parts_of(stage, sources):
         ("epsdpo/kernels.py", "import torch\n", "# A comment.\nimport torch  # and another\n\n\n", set()),
         ("epsdpo/kernels.py", "The mathematics of", "In other words, the mathematics of", set()),
         ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report"}),
+        ("epsdpo/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
+        ("epsdpo/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report"}),
         ("epsdpo/stages.py", "TIMED_OUT = 124", "TIMED_OUT = 125", set()),
         ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps( output )", set()),

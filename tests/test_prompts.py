@@ -145,7 +145,7 @@ def test_sources_that_cannot_be_read_are_refused(tmp_path):
         read(path, files=["a.jsonl"])
     with pytest.raises(DataError, match="holds no 'c.jsonl'"):
         read(tmp_path, files=["prompts.jsonl", "c.jsonl"])
-    with pytest.raises(DataError, match=r"'nobody/nothing' is no file .*say in evaluate.prompts.files"):
+    with pytest.raises(DataError, match=r"'nobody/nothing' is no file .*say in prompts.files"):
         read("nobody/nothing")
     with pytest.raises(DataError, match="the hub did not give x.json: .* offline"):
         read("nobody/nothing", files=["x.json"])

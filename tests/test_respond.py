@@ -187,5 +187,5 @@ def test_vllm_that_is_not_installed_is_named_with_the_remedy(tokenizer):
         pytest.skip("vLLM is installed")
     from epsdpo.generation.vllm import VllmEngine
 
-    with pytest.raises(ImportError, match=r"pip install 'epsdpo\[vllm\]' .* evaluate.engine: transformers"):
+    with pytest.raises(ImportError, match=r"pip install 'epsdpo\[vllm\]' .* engine: transformers"):
         VllmEngine("nowhere", None, "float32", tokenizer, tiny.SETTINGS, 0, {})

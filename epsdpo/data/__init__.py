@@ -79,7 +79,7 @@ def prepare(
     for part, rows in splits.items():
         writer = SplitWriter(names[part], formats[part], tokenizer, section.max_prompt_length, max_length)
         report["splits"][part] = writer.write(rows, directory / f"{part}.parquet")
-    if source.kind == "world":
+    if section.speaks_world:
         report["prompts"] = _write_world_prompts(section, tokenizer, directory / "prompts.parquet")
     # Written last: a folder without a report is one whose preparation did not end.
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"

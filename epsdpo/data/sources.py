@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from epsdpo.experiment import WORLD, ConfigError, DataSection
+from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection
 from epsdpo.hub import commit_of
 
 COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
@@ -59,6 +59,11 @@ def find_source(section: DataSection) -> Source:
             `subset` or `eval_split` is set where it has no meaning.
     """
     path = Path(section.source).expanduser()
+    if section.source == ON_POLICY:
+        raise DataError(
+            "data.source is 'on_policy', and no sampled pairs are named. Run the stage `sample` first and give its "
+            "folder as pairs_dir; `python -m epsdpo run` does both"
+        )
     if section.source == WORLD:
         source = Source("world", WORLD)
     elif path.is_file():

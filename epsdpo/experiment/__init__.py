@@ -7,28 +7,34 @@ trl are loaded only where the `train` section, whose keys are theirs, is checked
 from epsdpo.experiment.check import check_experiment
 from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
 from epsdpo.experiment.load import load_experiment, load_experiments
+from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection, RankerSection
 from epsdpo.experiment.schema import (
+    ON_POLICY,
     WORLD,
     ConfigError,
     DataSection,
     EvaluateSection,
     Experiment,
     ModelSection,
-    PromptsSection,
     ServerSection,
     WorldSection,
 )
+from epsdpo.experiment.sft import SftSection
 
 __all__ = [
     "EXPERIMENT_FILE",
+    "ON_POLICY",
     "WORLD",
     "ConfigError",
     "DataSection",
     "EvaluateSection",
     "Experiment",
     "ModelSection",
+    "OnPolicySection",
     "PromptsSection",
+    "RankerSection",
     "ServerSection",
+    "SftSection",
     "WorldSection",
     "check_experiment",
     "claim_folder",

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_by
+from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
+from epsdpo.experiment.section import WORLD, PositiveInt, Section
+from epsdpo.experiment.sft import SftSection
 
-WORLD = "world"
+ON_POLICY = "on_policy"
 
 # Defaults of the `train` section that are not left to the trainer: without the first the batch, and with it the result,
 # would grow with the number of processes; by the second data are cut, long before trl is loaded, whose default it is.
@@ -36,18 +39,12 @@ STATED_ELSEWHERE = {
     "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
 }
 
-PositiveInt = Annotated[int, Field(gt=0)]
-
 
 class ConfigError(ValueError):
     """A config that cannot be run. The message names the file, the key, the value and the remedy."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class WorldSection(_Section):
+class WorldSection(Section):
     """The embedded offline world: how many prompts, responses and pairs it makes, and how noisy its labels are."""
 
     train_pairs: PositiveInt = Field(3840, description="Preference pairs to train on. [K]")
@@ -64,11 +61,13 @@ class WorldSection(_Section):
     )
 
 
-class DataSection(_Section):
+class DataSection(Section):
     """Where preference pairs come from and how they are cut."""
 
     source: str = Field(
-        WORLD, description="'world', a local JSON, JSONL, Parquet or Arrow file or folder, or a hub id. [K]"
+        WORLD,
+        description="'world', a local JSON, JSONL, Parquet or Arrow file or folder, a hub id, or 'on_policy': pairs of "
+        "the starting model's own responses, as the section `on_policy` says. [K]",
     )
     revision: str | None = Field(
         None, description="Commit of a hub data set; null resolves the newest and records it. [K]"
@@ -88,10 +87,31 @@ class DataSection(_Section):
     )
     max_train_pairs: PositiveInt | None = Field(None, description="Take only the first so many training pairs. [K]")
     max_eval_pairs: PositiveInt | None = Field(None, description="Take only the first so many held-out pairs. [K]")
+    on_policy: OnPolicySection | None = Field(
+        None, description="How `source: on_policy` samples and ranks responses. [K; P: Table 3]"
+    )
     world: WorldSection = Field(default_factory=WorldSection, description="Settings of the embedded world. [K]")
 
+    @model_validator(mode="after")
+    def _on_policy_is_used(self) -> DataSection:
+        if (self.source == ON_POLICY) != (self.on_policy is not None):
+            raise ValueError(
+                f"source is {self.source!r} and `on_policy` is {'set' if self.on_policy else 'missing'}: source "
+                "'on_policy' needs an `on_policy` section with a ranker, and no other source uses one"
+            )
+        if self.on_policy is not None and self.eval_split is not None:
+            raise ValueError(
+                f"eval_split is {self.eval_split!r}, but pairs that are sampled have one split only. Remove it"
+            )
+        return self
 
-class ModelSection(_Section):
+    @property
+    def speaks_world(self) -> bool:
+        """Whether prompts and responses are in the embedded world's language."""
+        return WORLD in (self.source, self.on_policy.prompts.source if self.on_policy else None)
+
+
+class ModelSection(Section):
     """The policy's starting point, which is also the reference."""
 
     name_or_path: str = Field(WORLD, description="'world' (its SFT model), a local folder, or a hub id. [K]")
@@ -102,30 +122,18 @@ class ModelSection(_Section):
         "float32", description="Precision in which the weights are loaded. [K; R: bfloat16]"
     )
     attn_implementation: str = Field("sdpa", description="'sdpa', 'eager' or 'flash_attention_2'. [K]")
-
-
-class PromptsSection(_Section):
-    """Which prompts policy and reference answer."""
-
-    source: str = Field(
-        WORLD,
-        description="'world' (its held-out instructions), a local JSON, JSONL, Parquet or Arrow file, or a folder or "
-        "hub data set of which `files` are read. Rows hold an instruction, a prompt, messages, or a pair's chosen "
-        "conversation, of which all but the last turn is the prompt. [K; P: AlpacaEval 2 and Anthropic-HH]",
+    chat_template: str | None = Field(
+        None,
+        description="Chat template in place of the model's own: a local .jinja file, or the folder or hub id (with "
+        "@commit, if it is to stay) of a model that has one. [P: section 4.1, gemma-2-2b-it's for gemma-2-2b]",
     )
-    revision: str | None = Field(
-        None, description="Commit of a hub data set; null resolves the newest and records it. [K]"
+    sft: SftSection | None = Field(
+        None,
+        description="Fine-tune the model on the chosen responses first; null takes it as it is. [P: section 4.1]",
     )
-    files: list[str] = Field(
-        default_factory=list, description="Files of a folder or hub data set, e.g. helpful-base/test.jsonl.gz. [K]"
-    )
-    single_turn: bool = Field(
-        False, description="Leave out prompts of more than one turn, as DPO's evaluation does. [P: section 4.1]"
-    )
-    max_prompts: PositiveInt | None = Field(None, description="Take only the first so many prompts. [K]")
 
 
-class ServerSection(_Section):
+class ServerSection(Section):
     """An OpenAI-compatible server that answers for policy and reference."""
 
     base_url: str = Field(description="Where its API begins, e.g. http://localhost:8000/v1. [K]")
@@ -144,7 +152,7 @@ class ServerSection(_Section):
     )
 
 
-class EvaluateSection(_Section):
+class EvaluateSection(Section):
     """How policy and reference answer prompts, and how the answers are compared."""
 
     prompts: PromptsSection = Field(default_factory=PromptsSection, description="Which prompts are answered. [K]")
@@ -177,7 +185,7 @@ class EvaluateSection(_Section):
         return self
 
 
-class Experiment(_Section):
+class Experiment(Section):
     """One run: a method on a model and data, with everything that decides its outcome."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
@@ -213,12 +221,12 @@ class Experiment(_Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Experiment:
-        if self.model.name_or_path == WORLD and self.data.source != WORLD:
+        if self.model.name_or_path == WORLD and not self.data.speaks_world:
             raise ValueError(
                 f"model.name_or_path is 'world' but data.source is {self.data.source!r}: the world's model knows only "
                 "the world's words. Name a model, or use data.source: world"
             )
-        if self.evaluate is not None and self.evaluate.prompts.source == WORLD != self.data.source:
+        if self.evaluate is not None and self.evaluate.prompts.source == WORLD and not self.data.speaks_world:
             raise ValueError(
                 f"evaluate.prompts.source is 'world', but data.source is {self.data.source!r}: there are no "
                 "held-out instructions of the world to answer. Name a file or data set of prompts, or remove it"

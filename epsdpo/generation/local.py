@@ -19,9 +19,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from epsdpo.experiment import EvaluateSection
 from epsdpo.generation.rendering import RenderedPrompt
-from epsdpo.generation.response import Response, own_generator
+from epsdpo.generation.response import Decoding, Response, own_generator
 
 
 class LocalEngine:
@@ -31,7 +30,7 @@ class LocalEngine:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        settings: EvaluateSection,
+        settings: Decoding,
         seed: int,
         made_by: dict[str, Any],
     ):
@@ -48,7 +47,7 @@ def generate_responses(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
-    settings: EvaluateSection,
+    settings: Decoding,
     seed: int,
 ) -> list[Response]:
     """Answer each prompt once, in the order given.
@@ -79,7 +78,7 @@ def generate_responses(
 
 
 def end_tokens(
-    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, settings: EvaluateSection
+    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, settings: Decoding
 ) -> list[int]:
     """The tokens that end a response: the settings', the model's and the tokenizer's.
 
@@ -92,7 +91,7 @@ def end_tokens(
     if not ends:
         raise ValueError(
             "neither the model's generation_config nor the tokenizer names an end token (eos_token_id). Name one in "
-            "evaluate.stop_token_ids"
+            "stop_token_ids"
         )
     return ends
 
@@ -102,7 +101,7 @@ def _answered_batches(
     tokenizer: PreTrainedTokenizerBase,
     prompt_ids: list[list[int]],
     missing: Sequence[bool],
-    settings: EvaluateSection,
+    settings: Decoding,
     seed: int,
 ) -> Iterator[dict[int, Response]]:
     """Responses by index, for each batch in which one is missing."""
@@ -129,12 +128,12 @@ def _check_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], max_new_
         if context is not None and len(ids) + max_new_tokens > context:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens and max_new_tokens is {max_new_tokens}, but the model's context "
-                f"ends at {context}. Shorten the prompt or lower evaluate.max_new_tokens"
+                f"ends at {context}. Shorten the prompt or lower max_new_tokens"
             )
 
 
 def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: EvaluateSection
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Decoding
 ) -> GenerationConfig:
     """Greedy decoding, in which `_DrawFromOwnStream` leaves a single token to choose where sampling is wanted."""
     ends = end_tokens(model.generation_config, tokenizer, settings)
@@ -158,7 +157,7 @@ def _generate_batch(
     model: PreTrainedModel,
     prompt_ids: list[list[int]],
     config: GenerationConfig,
-    settings: EvaluateSection,
+    settings: Decoding,
     seed: int,
 ) -> list[list[int]]:
     """What follows each prompt, cut to `max_new_tokens`, with whatever padding `generate` put behind the end token."""

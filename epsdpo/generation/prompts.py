@@ -7,7 +7,7 @@ makes of a conversation `epsdpo.generation.rendering`'s.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ LEFT_OUT = {
 }
 
 _COLUMNS = ("instruction", "messages", "prompt", "chosen", "output", "prompt_id", "dataset", "task")
+_BESIDE_THE_PROMPT = ("output", "prompt_id", "dataset", "task")
 _EXAMPLES = 3
 
 
@@ -51,12 +52,12 @@ class Prompts:
     report: dict[str, Any]
 
 
-def read_prompts(section: PromptsSection, data_dir: Path) -> Prompts:
-    """The prompts that an experiment's `evaluate.prompts` names, checked and counted.
+def read_prompts(section: PromptsSection, data_dir: Path | None = None) -> Prompts:
+    """The prompts that a section `prompts` of an experiment names, checked and counted.
 
     Args:
         section: says where they are.
-        data_dir: the prepared data, which hold the embedded world's prompts.
+        data_dir: the prepared data, which hold the embedded world's held-out prompts; only needed for those.
 
     Raises:
         DataError: for a source that is not there or cannot be read, two prompts with one id, or none that can be used.
@@ -67,7 +68,12 @@ def read_prompts(section: PromptsSection, data_dir: Path) -> Prompts:
         rows = _world_rows(data_dir)
     else:
         paths, revision = _find_files(section)
-        rows = [row for path in paths for row in read_file(path, list(_COLUMNS))[1]]
+        rows = _read_rows(paths, section)
+    return prompts_of(rows, section, revision)
+
+
+def prompts_of(rows: Sequence[dict[str, Any]], section: PromptsSection, revision: str | None = None) -> Prompts:
+    """The prompts in rows that were read already, checked and counted as `section` says; as `read_prompts`."""
     kept: list[dict[str, Any]] = []
     left_out: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
@@ -129,14 +135,12 @@ def _as_text(messages: Messages) -> str:
 def _table(kept: list[dict[str, Any]], source: str, left_out: dict[str, list[int]]) -> pd.DataFrame:
     if not kept:
         reasons = "; ".join(f"{reason} ({len(rows)} rows): {LEFT_OUT[reason]}" for reason, rows in left_out.items())
-        raise DataError(
-            f"evaluate.prompts.source {source!r} has no prompt that can be used. {reasons or 'It is empty'}"
-        )
+        raise DataError(f"prompts.source {source!r} has no prompt that can be used. {reasons or 'It is empty'}")
     table = pd.DataFrame(kept)
     repeated = table["prompt_id"][table["prompt_id"].duplicated()]
     if len(repeated):
         raise DataError(
-            f"evaluate.prompts.source {source!r}: prompt_id {repeated.iloc[0]!r} occurs twice. Make the ids unique, or "
+            f"prompts.source {source!r}: prompt_id {repeated.iloc[0]!r} occurs twice. Make the ids unique, or "
             "leave the column out: rows are then numbered"
         )
     return table
@@ -178,7 +182,24 @@ def _report(
 # ----------------------------------------------------------------------------------------------------------- sources
 
 
-def _world_rows(data_dir: Path) -> Iterable[dict[str, Any]]:
+def _read_rows(paths: list[Path], section: PromptsSection) -> list[dict[str, Any]]:
+    """The rows of all files; of a source with a named column that one stands for the prompt, and no other is read."""
+    if section.column is None:
+        return [row for path in paths for row in read_file(path, list(_COLUMNS))[1]]
+    rows = []
+    for path in paths:
+        present, read = read_file(path, [section.column, *_BESIDE_THE_PROMPT])
+        if section.column not in present:
+            raise DataError(
+                f"prompts.column is {section.column!r}, and {path} has the columns {', '.join(present)}. Name one"
+            )
+        rows += [
+            {**{name: row.get(name) for name in _BESIDE_THE_PROMPT}, "prompt": row[section.column]} for row in read
+        ]
+    return rows
+
+
+def _world_rows(data_dir: Path) -> list[dict[str, Any]]:
     path = data_dir / "prompts.parquet"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no held-out prompts; run the prepare stage of this experiment first")
@@ -190,17 +211,17 @@ def _find_files(section: PromptsSection) -> tuple[list[Path], str | None]:
     path = Path(section.source).expanduser()
     if path.is_file():
         if section.files:
-            raise DataError(f"evaluate.prompts.files is set, but source {section.source!r} is a file. Remove it")
+            raise DataError(f"prompts.files is set, but source {section.source!r} is a file. Remove it")
         return [path], None
     if not section.files:
         raise DataError(
-            f"evaluate.prompts.source {section.source!r} is no file (seen from {Path.cwd()}). If it is a folder or a "
-            "hub data set, say in evaluate.prompts.files what to read of it"
+            f"prompts.source {section.source!r} is no file (seen from {Path.cwd()}). If it is a folder or a "
+            "hub data set, say in prompts.files what to read of it"
         )
     if path.is_dir():
         missing = [name for name in section.files if not (path / name).is_file()]
         if missing:
-            raise DataError(f"evaluate.prompts.files: {path} holds no {missing[0]!r}")
+            raise DataError(f"prompts.files: {path} holds no {missing[0]!r}")
         return [path / name for name in section.files], None
     return _fetch(section)
 
@@ -213,7 +234,7 @@ def _fetch(section: PromptsSection) -> tuple[list[Path], str]:
         paths = [hf_hub_download(section.source, name, repo_type="dataset", revision=commit) for name in section.files]
     except Exception as error:  # whatever the client's HTTP library raises, see `commit_of`
         raise DataError(
-            f"evaluate.prompts.source {section.source!r} is no local path, and the hub did not give "
+            f"prompts.source {section.source!r} is no local path, and the hub did not give "
             f"{', '.join(section.files)}: {type(error).__name__}: {error}. If this machine is offline, fetch the files "
             "elsewhere and name their path; otherwise check the id, the revision and the names"
         ) from error

@@ -89,17 +89,27 @@ def render_prompts(
         DataError: if the template refuses a conversation, plain text is asked for several turns, or a prompt is not
             rendered as training's were; the message shows both.
     """
-    texts = [_render(messages, tokenizer, training.templated) for messages in conversations]
-    ids = _tokenise(texts, tokenizer, training.templated)
-    prompts = [
-        RenderedPrompt(messages, text, tokens, _leading(tokens, tokenizer.bos_token_id))
-        for messages, text, tokens in zip(conversations, texts, ids, strict=True)
-    ]
+    prompts = render_untrained(conversations, tokenizer, templated=training.templated)
     for prompt in prompts:
         if prompt.bos != training.bos:
             raise _mismatch(f"starts with {prompt.bos} BOS, and training's with {training.bos}", prompt, training)
     _check_frames(prompts, tokenizer, training)
     return prompts
+
+
+def render_untrained(
+    conversations: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, *, templated: bool = True
+) -> list[RenderedPrompt]:
+    """Conversations as `render_prompts` writes them, where there is no training yet that they could be held to.
+
+    Raises:
+        DataError: if the template refuses a conversation, or plain text is asked for several turns.
+    """
+    texts = [_render(messages, tokenizer, templated) for messages in conversations]
+    return [
+        RenderedPrompt(messages, text, tokens, _leading(tokens, tokenizer.bos_token_id))
+        for messages, text, tokens in zip(conversations, texts, _tokenise(texts, tokenizer, templated), strict=True)
+    ]
 
 
 def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, templated: bool) -> str:

@@ -5,8 +5,19 @@ Apart from the engines, so that asking a server needs no torch.
 
 import hashlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+
+
+class Decoding(Protocol):
+    """How responses are decoded: a section `evaluate` or `data.on_policy` of a config, each key explained there."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    stop_token_ids: list[int]
+    batch_size: int
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from epsdpo.experiment import EvaluateSection
 from epsdpo.generation.local import end_tokens
 from epsdpo.generation.rendering import RenderedPrompt
-from epsdpo.generation.response import Response, own_seed
+from epsdpo.generation.response import Decoding, Response, own_seed
 
 
 class VllmEngine:
@@ -33,7 +32,7 @@ class VllmEngine:
         revision: str | None,
         dtype: str,
         tokenizer: PreTrainedTokenizerBase,
-        settings: EvaluateSection,
+        settings: Decoding,
         seed: int,
         made_by: dict[str, Any],
     ):
@@ -41,8 +40,8 @@ class VllmEngine:
             import vllm
         except ImportError as error:
             raise ImportError(
-                "evaluate.engine is 'vllm', and vLLM cannot be imported. Install it with pip install 'epsdpo[vllm]' on "
-                "a machine with a GPU, or use evaluate.engine: transformers"
+                "engine is 'vllm', and vLLM cannot be imported. Install it with pip install 'epsdpo[vllm]' on "
+                "a machine with a GPU, or use engine: transformers"
             ) from error
         self.made_by = made_by
         self._settings, self._seed = settings, seed

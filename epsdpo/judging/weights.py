@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from epsdpo.experiment import RankerSection
 from epsdpo.hub import commit_of
 from epsdpo.judging.comparison import JudgeError
 from epsdpo.judging.settings import JudgeSection
@@ -17,16 +18,20 @@ from epsdpo.judging.settings import JudgeSection
 _PARTS_OF_A_MODEL = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 
 
-def load_judge_model(model_class: Any, settings: JudgeSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
+def load_judge_model(
+    model_class: Any, settings: JudgeSection | RankerSection, section: str = "evaluate.judge"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, str]:
     """Model on the GPU if there is one, tokenizer, and `weights_name` of the two.
 
     Args:
         model_class: whose `from_pretrained` loads the model, e.g. AutoModelForCausalLM.
+        settings: model, revision and dtype.
+        section: where a config states them, for messages.
 
     Raises:
         JudgeError: if it cannot be loaded, or the checkpoint lacks weights of this class, which would be random.
     """
-    name = weights_name(settings.model, settings.revision)
+    name = weights_name(settings.model, settings.revision, section)
     revision = None if Path(settings.model).is_dir() else name.rpartition("@")[2]
     try:
         model, loading = model_class.from_pretrained(
@@ -39,18 +44,19 @@ def load_judge_model(model_class: Any, settings: JudgeSection) -> tuple[PreTrain
         tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=revision)
     except (OSError, ValueError) as error:
         raise JudgeError(
-            f"evaluate.judge.model: cannot load {settings.model!r} as {model_class.__name__}: {error}\n"
+            f"{section}.model: cannot load {settings.model!r} as {model_class.__name__}: {error}\n"
             "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
         ) from error
     if missing := sorted(loading["missing_keys"]):
         raise JudgeError(
-            f"evaluate.judge.model: {settings.model!r} has no {', '.join(missing[:3])}, so as {model_class.__name__} "
-            f"it would judge by random numbers. Name a model of this kind, or change evaluate.judge.kind"
+            f"{section}.model: {settings.model!r} has no {', '.join(missing[:3])}, so as {model_class.__name__} "
+            f"it would judge by random numbers. Name a model of this kind"
+            f"{', or change evaluate.judge.kind' if section == 'evaluate.judge' else ''}"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, name
 
 
-def weights_name(model: str, revision: str | None) -> str:
+def weights_name(model: str, revision: str | None, section: str = "evaluate.judge") -> str:
     """A hub model's name and commit; for a local folder a hash of its files, wherever it lies.
 
     Raises:
@@ -62,8 +68,8 @@ def weights_name(model: str, revision: str | None) -> str:
         return f"{model}@{commit_of(model, revision, 'model')}"
     except Exception as error:  # see `commit_of`
         raise JudgeError(
-            f"evaluate.judge.model: {model!r} is no local folder, and the hub cannot be asked which commit it stands "
-            f"at ({type(error).__name__}). Give evaluate.judge.revision as a full commit, or the path of a local copy"
+            f"{section}.model: {model!r} is no local folder, and the hub cannot be asked which commit it stands "
+            f"at ({type(error).__name__}). Give {section}.revision as a full commit, or the path of a local copy"
         ) from error
 
 

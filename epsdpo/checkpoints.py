@@ -1,0 +1,44 @@
+"""What every training leaves behind: checkpoints that it can go on from, and a model folder that is whole or not there.
+
+SFT and preference training share it. What is trained is left to `epsdpo.sft` and `epsdpo.train`.
+"""
+
+import json
+import logging
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from epsdpo.experiment import Experiment
+
+logger = logging.getLogger(__name__)
+
+
+def process_state(experiment: Experiment) -> PartialState:
+    """The processes that train together, on the devices that the trainer will use."""
+    return PartialState(cpu=experiment.train.get("use_cpu", False))
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None; one cut off by a kill is passed over."""
+    checkpoints = {}
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        try:
+            # transformers writes this file last.
+            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, json.JSONDecodeError):
+            logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
+            continue
+        checkpoints[state["global_step"]] = folder
+    return checkpoints[max(checkpoints)] if checkpoints else None
+
+
+def keep_model(trainer: Trainer, model_dir: Path) -> None:
+    """Save the trained model and tokenizer; under another name first, so that `model_dir` is whole once it exists."""
+    unfinished = model_dir.with_name(f"{model_dir.name}.partial")
+    trainer.save_model(str(unfinished))
+    if trainer.is_world_process_zero():
+        unfinished.rename(model_dir)
+    trainer.accelerator.wait_for_everyone()

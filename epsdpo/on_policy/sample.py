@@ -1,0 +1,212 @@
+"""One run of sampling: prompts → responses → scores → pairs, with everything counted on the way.
+
+It knows the folder that comes of it and goes on where a killed run stopped. Decoding is left to `epsdpo.generation`,
+scoring to `epsdpo.on_policy.rank`, choosing to `epsdpo.on_policy.pairs`.
+"""
+
+import gc
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from epsdpo.data.rows import CONVERSATIONAL, check_tokenizer
+from epsdpo.data.sources import DataError
+from epsdpo.experiment import WORLD, ConfigError, Experiment
+from epsdpo.files import written_whole
+from epsdpo.generation.local import LocalEngine
+from epsdpo.generation.prompts import prompts_of, read_prompts
+from epsdpo.generation.rendering import RenderedPrompt, render_untrained
+from epsdpo.generation.respond import Engine, respond
+from epsdpo.generation.response import Response
+from epsdpo.generation.store import ResponseStore, open_store
+from epsdpo.models import load_tokenizer, model_identity, reference_source
+from epsdpo.on_policy.folder import PAIRS, REPORT
+from epsdpo.on_policy.pairs import REFUSED, make_pairs
+from epsdpo.on_policy.rank import Answered, load_ranker
+from epsdpo.on_policy.scores import score_responses
+
+logger = logging.getLogger(__name__)
+
+RESPONSES, GENERATED, SCORES = "responses.parquet", "generated.jsonl", "scores.jsonl"
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class SampledPairs:
+    """What a sampled folder holds.
+
+    Attributes:
+        pairs: see `epsdpo.on_policy.pairs.make_pairs`.
+        responses: every response: prompt_id, number (from 0), response, tokens, finished, score (NaN for none).
+        report: report.json.
+    """
+
+    pairs: pd.DataFrame
+    responses: pd.DataFrame
+    report: dict[str, Any]
+
+
+def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs:
+    """Sample, score and pair responses of the experiment's model (before any SFT) into `output_dir`.
+
+    Responses and scores are kept as they come: a call that was killed goes on there. `report.json` is written last.
+
+    Args:
+        experiment: with a section `data.on_policy`, whose prompts are asked `responses_per_prompt` times, each time
+            with another seed.
+
+    Raises:
+        ConfigError: if the section is missing, or the ranker is no reward model.
+        DataError: if there are no prompts to ask, or no prompt comes to a pair.
+        JudgeError: if the ranker cannot be loaded.
+    """
+    section = experiment.data.on_policy
+    if section is None:
+        raise ConfigError(
+            f"experiment {experiment.name!r} has no section data.on_policy. Add one and data.source: on_policy"
+        )
+    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    check_tokenizer(tokenizer, CONVERSATIONAL)
+    table, rendered, prompts_report = _prompts(experiment, tokenizer)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / REPORT).unlink(missing_ok=True)
+
+    with open_store(output_dir / GENERATED) as store:
+        rounds = _ask(experiment, tokenizer, rendered, store)
+        _free_gpu_memory()  # the ranker may need it
+        answered = [
+            Answered(messages, response.text)
+            for answers in rounds
+            for messages, response in zip(table["messages"], answers, strict=True)
+        ]
+        ranker = load_ranker(section.ranker)
+        scores = score_responses(answered, ranker, output_dir / SCORES)
+    responses = _responses(table, rounds, scores)
+    pairs, refused = make_pairs(table, responses)
+    report = {
+        "prompts": prompts_report,
+        "model": model_identity(*reference_source(experiment.model, experiment.data)),
+        "ranker": ranker.made_by,
+        "settings": section.model_dump(),
+        "responses": len(responses),
+        "cut_by_max_new_tokens": int((~responses["finished"]).sum()),
+        "unscored": int(responses["score"].isna().sum()),
+        "pairs": len(pairs),
+        "refused": {
+            reason: {"prompts": len(ids), "examples": ids[:_EXAMPLES], "meaning": REFUSED[reason]}
+            for reason, ids in refused.items()
+        },
+    }
+    if pairs.empty:
+        reasons = "; ".join(f"{entry['prompts']}: {entry['meaning']}" for entry in report["refused"].values())
+        raise DataError(f"data.on_policy: none of {len(table)} prompts comes to a pair ({reasons})")
+    logger.info("%d pairs of %d prompts", len(pairs), len(table))
+    for name, frame in ((RESPONSES, responses), (PAIRS, pairs)):
+        with written_whole(output_dir / name) as partial:
+            frame.to_parquet(partial, index=False)
+    with written_whole(output_dir / REPORT) as partial:
+        partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return SampledPairs(pairs, responses, report)
+
+
+def _prompts(
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase
+) -> tuple[pd.DataFrame, list[RenderedPrompt], dict[str, Any]]:
+    """What is asked: each prompt once, and none longer than `data.max_prompt_length`; and what was counted."""
+    section = experiment.data.on_policy.prompts
+    prompts = prompts_of(_world_rows(experiment), section) if section.source == WORLD else read_prompts(section)
+    rendered = render_untrained(list(prompts.table["messages"]), tokenizer)
+    limit = experiment.data.max_prompt_length
+    seen: set[tuple[int, ...]] = set()
+    kept, too_long = [], []
+    for place, prompt in enumerate(rendered):
+        ids = tuple(prompt.token_ids)
+        if limit is not None and len(ids) > limit:
+            too_long.append(place)
+        elif ids not in seen:
+            seen.add(ids)
+            kept.append(place)
+    report = {**prompts.report, "asked": len(kept), "longer_than_max_prompt_length": len(too_long)}
+    if not kept:
+        raise DataError(f"data.max_prompt_length is {limit}, and all {len(rendered)} prompts are longer. Raise it")
+    return prompts.table.iloc[kept].reset_index(drop=True), [rendered[place] for place in kept], report
+
+
+def _world_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """The world's training instructions; those of evaluation are others."""
+    from epsdpo.world import render, sample_instructions
+
+    world = experiment.data.world
+    instructions = sample_instructions(world.train_pairs, world.seed, "train")
+    return [{"instruction": render(instruction), "task": instruction.task} for instruction in instructions]
+
+
+def _ask(
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, prompts: list[RenderedPrompt], store: ResponseStore
+) -> list[list[Response]]:
+    """`responses_per_prompt` rounds of one response to each prompt."""
+    engines = _engines(experiment, tokenizer)
+    return [
+        respond(prompts, engine, store, f"response {number} of {len(engines)}")
+        for number, engine in enumerate(engines, start=1)
+    ]
+
+
+def _engines(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list[Engine]:
+    """One engine for each response to a prompt. Those in this process share the model."""
+    section = experiment.data.on_policy
+    source, revision = reference_source(experiment.model, experiment.data)
+    dtype = experiment.model.dtype
+    made_by = {
+        **model_identity(source, revision),
+        "engine": section.engine,
+        "dtype": dtype,
+        **section.model_dump(include={"temperature", "top_p", "max_new_tokens", "stop_token_ids"}),
+    }
+    seeds = range(section.seed, section.seed + section.responses_per_prompt)
+    if section.engine == "vllm":
+        from epsdpo.generation.vllm import VllmEngine
+
+        return [
+            VllmEngine(source, revision, dtype, tokenizer, section, seed, {**made_by, "seed": seed}) for seed in seeds
+        ]
+    model = AutoModelForCausalLM.from_pretrained(
+        source,
+        revision=revision,
+        dtype=getattr(torch, dtype),
+        attn_implementation=experiment.model.attn_implementation,
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
+    return [LocalEngine(model, tokenizer, section, seed, {**made_by, "seed": seed}) for seed in seeds]
+
+
+def _free_gpu_memory() -> None:
+    """A model gives its memory back only once it is collected."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _responses(table: pd.DataFrame, rounds: list[list[Response]], scores: list[float | None]) -> pd.DataFrame:
+    """All responses, those to one prompt together; `scores` are round by round."""
+    frames = [
+        pd.DataFrame(
+            {
+                "prompt_id": table["prompt_id"],
+                "number": number,
+                "response": [response.text for response in answers],
+                "tokens": [len(response.token_ids) for response in answers],
+                "finished": [response.finished for response in answers],
+                "score": pd.Series(scores[number * len(table) : (number + 1) * len(table)], dtype="float64"),
+            }
+        )
+        for number, answers in enumerate(rounds)
+    ]
+    return pd.concat(frames).sort_index(kind="stable").reset_index(drop=True)
