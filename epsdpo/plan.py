@@ -17,7 +17,7 @@ from typing import Any
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import code_digests, differences, key_of, key_parts, settings_of
 from epsdpo.manifest import read_manifest, read_stage_file
-from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, titles_in
+from epsdpo.run_folder import ANSWERS, NOTEBOOKS, STAGES, finished_analyses, titles_in
 
 REPORT = "report"
 
@@ -123,7 +123,13 @@ def plan_stages(
                 "evaluate",
                 folder=folder / "evaluate",
                 experiment=experiment.name,
-                parameters={"config": config, "data_dir": str(data_dir), "train_dir": str(folder / "train")},
+                parameters={
+                    "config": config,
+                    "data_dir": str(data_dir),
+                    "train_dir": str(folder / "train"),
+                    # Beside the stage's folder, which makes way when it is outdated: what was paid for stays.
+                    "keep_answers_in": str(folder / ANSWERS),
+                },
                 settings=settings_of("evaluate", experiment),
                 needs={"data": prepare, "train": train},
             )

@@ -22,6 +22,9 @@ STAGES = {
     "report": "05_report.ipynb",
 }
 
+# Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
+ANSWERS = "answers"
+
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"

@@ -37,7 +37,10 @@ def check(**changes):
         ({"model": {"name_or_pth": "world"}}, "run.yaml: model.name_or_pth is unknown; did you mean 'name_or_path'?"),
         ({"evaluate": {"temprature": 1.0}}, "run.yaml: evaluate.temprature is unknown; did you mean 'temperature'?"),
         ({"train": {"epsilonn": 0.01}}, "run.yaml: train.epsilonn is unknown; did you mean 'epsilon'?"),
-        ({"evaluate": {"quux": 1}}, "run.yaml: evaluate.quux is unknown; known keys: batch_size, bootstrap_samples"),
+        (
+            {"evaluate": {"quux": 1}},
+            "run.yaml: evaluate.quux is unknown; known keys: against, batch_size, bootstrap_samples",
+        ),
         # numbers that arrive as text
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),

@@ -9,6 +9,7 @@ from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_te
 from epsdpo.experiment.load import load_experiment, load_experiments
 from epsdpo.experiment.schema import (
     WORLD,
+    CalibrateSection,
     ConfigError,
     DataSection,
     EvaluateSection,
@@ -22,6 +23,7 @@ from epsdpo.experiment.schema import (
 __all__ = [
     "EXPERIMENT_FILE",
     "WORLD",
+    "CalibrateSection",
     "ConfigError",
     "DataSection",
     "EvaluateSection",
