@@ -39,7 +39,7 @@ def check(**changes):
         ({"train": {"epsilonn": 0.01}}, "run.yaml: train.epsilonn is unknown; did you mean 'epsilon'?"),
         (
             {"evaluate": {"quux": 1}},
-            "run.yaml: evaluate.quux is unknown; known keys: against, batch_size, bootstrap_samples",
+            "run.yaml: evaluate.quux is unknown; known keys: against, batch_size",
         ),
         # numbers that arrive as text
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
