@@ -17,10 +17,9 @@ from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import LOG, read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
-from epsdpo.run_folder import PAGE
+from epsdpo.run_folder import PAGE, SUMMARY
 
 INDEX = "index.html"
-EVALUATION = "summary.json"
 
 _TEMPLATE = """\
 <!doctype html>
@@ -103,7 +102,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
     seconds = [status.seconds for status in own if status.seconds is not None]
     betas = _betas(folder / "train")
-    evaluation = _json(folder / "evaluate" / EVALUATION) if (folder / "evaluate" / "manifest.json").exists() else {}
+    evaluation = _json(folder / "evaluate" / SUMMARY) if (folder / "evaluate" / "manifest.json").exists() else {}
     git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,

@@ -1,8 +1,9 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, each with its folder, its parameters and the stages that it needs: prepare → train →
-trajectory, evaluate → report. A stage is due unless its manifest says that just this was computed already. This module
-reads manifests and decides; running is left to `epsdpo.runner`, and what a key covers to `epsdpo.keys`.
+trajectory, evaluate → report. A stage is due unless its manifest says that just this was computed already, and unless
+a judge left comparisons out, which are asked for again. This module reads manifests and decides; running is left to
+`epsdpo.runner`, and what a key covers to `epsdpo.keys`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import code_digests, differences, key_of, key_parts, settings_of
 from epsdpo.manifest import read_manifest, read_stage_file
-from epsdpo.run_folder import ANSWERS, NOTEBOOKS, STAGES, finished_analyses, titles_in
+from epsdpo.run_folder import ANSWERS, NOTEBOOKS, STAGES, finished_analyses, not_judged, titles_in
 
 REPORT = "report"
 
@@ -181,6 +182,8 @@ def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]
         )
     if due_needs:
         return Verdict(parts, due=True, reason=f"{due_needs[0]} is run again")
+    if missing := not_judged(stage.folder):
+        return Verdict(parts, due=True, reason=f"{missing} comparisons were not judged")
     return Verdict(parts, due=False, reason="finished")
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.between_runs import head_to_head, with_win_rate
-from epsdpo.evaluation.run import SUMMARY
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.judging.results import completeness
 from epsdpo.manifest import MANIFEST
 from epsdpo.record import read_steps
+from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")

@@ -350,7 +350,9 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
     intervals = [key.removesuffix("_low") for key in summary if key.endswith("_low")]
     assert len(intervals) == 10
     assert all(summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"] for key in intervals)
-    assert headline(summary).loc["win rate (%)", "value"] == f"{summary['win_rate']:.1f}"
+    shown = headline(summary)["value"]
+    assert shown["win rate (%)"] == f"{summary['win_rate']:.1f}"
+    assert shown["length-controlled win rate, length-only (%)"] == f"{summary['length_controlled_win_rate']:.1f}"
 
 
 def test_divergences_are_measured_on_the_right_models_responses(experiment, tmp_path):

@@ -29,10 +29,10 @@ from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import written_whole
 from epsdpo.generation.prompts import Prompts, read_prompts
 from epsdpo.judging.gold import follows_every_rule, gold_score
+from epsdpo.run_folder import SUMMARY
 
 logger = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
 ANNOTATIONS = "annotations.json"
 RESPONSES = "responses.parquet"
 CALIBRATION = "calibration.parquet"

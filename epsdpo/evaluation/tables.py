@@ -78,10 +78,12 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
 
     Those of a judge are left out where there was none.
     """
+    control = summary.get("length_control", LENGTH_ONLY)
     measures = {
         "win rate (%)": ("win_rate", 1.0, ".1f"),
-        f"length-controlled win rate, {summary.get('length_control')} (%)": ("length_controlled_win_rate", 1.0, ".1f"),
+        # Beside AlpacaEval's own; elsewhere the next entry is the length-only one, and takes its place.
         f"length-controlled win rate, {LENGTH_ONLY} (%)": ("length_only_win_rate", 1.0, ".1f"),
+        f"length-controlled win rate, {control} (%)": ("length_controlled_win_rate", 1.0, ".1f"),
         "KL(π‖π_ref) per response (nats)": ("reverse_kl_per_response", 1.0, ".3f"),
         "KL(π‖π_ref) per token (nats)": ("reverse_kl_per_token", 1.0, ".4f"),
         "KL(π_ref‖π) per response (nats)": ("forward_kl_per_response", 1.0, ".3f"),
