@@ -37,9 +37,8 @@ def write_prompts(folder):
     """The single-turn rows of Anthropic-HH in tests/data, and a hostile one; 11 prompts with chosen responses."""
     rows = (DATA / "hh_rows.jsonl").read_text(encoding="utf-8").splitlines()
     chosen = f"\n\nHuman: {UNANSWERED[1]} {HOSTILE}\n\nAssistant: {HOSTILE}"
-    (folder / "prompts.jsonl").write_text(
-        "\n".join([*rows, json.dumps({"chosen": chosen, "task": HOSTILE})]), encoding="utf-8"
-    )
+    rows.append(json.dumps({"chosen": chosen, "task": HOSTILE}))
+    (folder / "prompts.jsonl").write_text("\n".join(rows), encoding="utf-8")
     return folder / "prompts.jsonl"
 
 

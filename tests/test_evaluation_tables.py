@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+from published import GAMED
 
+from epsdpo.evaluation import scores
 from epsdpo.evaluation.annotations import InputError, write_annotations
 from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.examples import disagreements, examples, side_by_side
@@ -112,10 +114,36 @@ def test_the_reference_stands_at_no_divergence_and_half_of_the_wins():
     figure.canvas.draw()
 
 
-def test_alpaca_evals_length_control_is_for_its_prompts_and_opponent_alone(tmp_path):
-    instructions = pd.Series(["no prompt of AlpacaEval"])
-    assert alpaca_eval_numbers(tmp_path / "none.json", instructions, "given", samples=2) == {}
-    assert alpaca_eval_numbers(tmp_path / "none.json", pd.Series([], dtype=str), "reference", samples=2) == {}
+def test_alpaca_evals_length_control_is_for_its_prompts_and_opponent_alone(tmp_path, monkeypatch):
+    calls = json.loads(gzip.decompress((GAMED.parents[1] / "alpaca_eval_judge.json.gz").read_bytes()))["calls"][:40]
+    names = {"generator_1": "given", "generator_2": "tiny", "annotator": "judge"}
+    rows = [
+        {
+            "instruction": call["instruction"],
+            "output_1": "x" * (row % 7),
+            "output_2": "x" * (row % 5),
+            "preference": call["preference"],
+            **names,
+        }
+        for row, call in enumerate(calls)
+    ]
+    path = tmp_path / "annotations.json"
+    write_annotations(path, rows)
+    instructions = pd.Series([row["instruction"] for row in rows])
+    assert alpaca_eval_numbers(path, instructions, "reference", samples=2) == {}
+    assert alpaca_eval_numbers(path, pd.concat([instructions, pd.Series(["mine"])]), "given", samples=2) == {}
+    monkeypatch.setattr(scores, "hub_file", lambda: GAMED)
+    numbers = alpaca_eval_numbers(path, instructions, "given", samples=2)
+    expected = scores.score_file(path, GAMED, samples=2)
+    assert numbers["length_control"] == "AlpacaEval 2" and numbers["C"] == expected["C"]
+    assert numbers["length_controlled_win_rate"] == expected["length_controlled_winrate"]
+    assert numbers["length_only_win_rate"] == expected["length_only_winrate"]
+
+    def offline():
+        raise OSError("no network")
+
+    monkeypatch.setattr(scores, "hub_file", offline)
+    assert "no network" in alpaca_eval_numbers(path, instructions, "given", samples=2)["length_control_missing"]
 
 
 # --------------------------------------------------------------------------------------------- published judgements

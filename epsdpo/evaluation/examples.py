@@ -14,7 +14,7 @@ _STYLE = (
     "table.responses { border-collapse: collapse; width: 100%; } "
     "table.responses th, table.responses td { border: 1px solid #ccc; padding: 4px 8px; text-align: left !important; "
     "vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; } "
-    "table.responses th { white-space: nowrap; }"
+    "table.responses th { white-space: nowrap; } table.responses td:first-child { width: 9em; }"
 )
 _SHOWN_CHARACTERS = 1500
 _DRAW = 1.5

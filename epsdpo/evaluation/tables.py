@@ -49,7 +49,7 @@ def _who_judged(summary: dict[str, Any]) -> list[str]:
     sentences = [f"Judge: {summary['judge']}, against {OPPONENTS[summary['against']]}."]
     if summary["judged_from"] is not None:
         when = " to ".join(dict.fromkeys((summary["judged_from"], summary["judged_until"])))
-        sentences.append(f"Its answers are of {when}.")
+        sentences.append(f"Judged {when}.")
     if summary["served_models"].keys() - {"not stated"}:
         served = ", ".join(f"{name} ({count})" for name, count in summary["served_models"].items())
         sentences.append(f"Models as the server named them: {served}.")
