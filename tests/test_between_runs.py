@@ -1,5 +1,6 @@
 """Runs beside each other: which may be compared, what the difference is, and seeds joined; on files written by hand."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 
 from epsdpo.between_runs import head_to_head, seeds_joined
 from epsdpo.evaluation.annotations import write_annotations
-from epsdpo.experiment import check_experiment
+from epsdpo.experiment import check_experiment, save_experiment
+from epsdpo.index import write_index
+from epsdpo.progress import PLAN
 
 
 @dataclass
@@ -84,3 +87,18 @@ def test_seeds_of_one_recipe_are_joined_whatever_the_reference_said(evaluated):
     assert row["deviation"] == pytest.approx(20.0 / 2.0**0.5)
     assert row["low"] < 50.0 and row["high"] > 70.0  # wider than the two rates
     assert seeds_joined(runs[1:]).empty
+
+
+def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):
+    folder = tmp_path / "run" / "evaluate"
+    folder.mkdir(parents=True)
+    experiment = check_experiment({"name": "run", "method": "dpo", "train": {}, "evaluate": {}}, where="test")
+    save_experiment(experiment, folder.parent / "experiment.yaml")
+    (folder / "manifest.json").write_text("{}")
+    (tmp_path / PLAN).parent.mkdir()
+    (tmp_path / PLAN).write_text('{"stages": {}}')
+    rates = {"win_rate": 61.0, "win_rate_low": 55.0, "win_rate_high": 66.0, "n_total": 512}
+    for failed, shown in ((3, True), (0, False)):
+        (folder / "summary.json").write_text(json.dumps(rates | {"n_failed": failed}))
+        page = write_index(tmp_path).read_text(encoding="utf-8")
+        assert "61.0" in page and ("3 of 512 not judged" in page) == shown

@@ -167,6 +167,7 @@ def test_what_was_not_judged_is_said_at_the_head(two_runs):
 
 def test_the_same_stage_again_asks_for_the_rest_alone(two_runs):
     folder, [(before, _, _), (after, page, requests)] = two_runs
+    assert "5 of 5" in page
     assert after["n_total"] == after["n_scored"] == 11 and after["n_failed"] == 0
     assert "All 11 comparisons were judged." in page and "INCOMPLETE" not in page
     # Two prompts in two orders; all else, the published comparisons too, was known.

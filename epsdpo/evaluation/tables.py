@@ -197,6 +197,7 @@ def win_rate_and_kl(summary: dict[str, Any]) -> pd.DataFrame:
 def calibration_table(calibration: dict[str, Any]) -> pd.DataFrame:
     """The judge beside the published one, as text with 95 % intervals."""
     rows = {
+        "comparisons judged by both": {"value": f"{calibration['n_scored']} of {calibration['n_total']}"},
         "win rate by the published judge (%)": {"value": f"{calibration['official_win_rate']:.1f}"},
         "win rate by this judge (%)": {"value": f"{calibration['judged_win_rate']:.1f}"},
     }
