@@ -17,10 +17,9 @@ from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import LOG, read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
-from epsdpo.run_folder import PAGE
+from epsdpo.run_folder import PAGE, SUMMARY
 
 INDEX = "index.html"
-EVALUATION = "summary.json"
 
 _TEMPLATE = """\
 <!doctype html>
@@ -52,7 +51,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 {% for row in rows %}
 <tr><td>{{ row.title }}</td><td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
 <td class="number">{{ row.beta_initial }}</td><td class="number">{{ row.beta_final }}</td>
-<td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span></td>
+<td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
+{% if row.not_judged %}<br><span class="failed">{{ row.not_judged }}</span>{% endif %}</td>
 <td class="number">{{ row.length_controlled[0] }} <span class="interval">{{ row.length_controlled[1] }}</span></td>
 <td>{% for stage in row.stages %}
 {% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif +%}
@@ -102,7 +102,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
     seconds = [status.seconds for status in own if status.seconds is not None]
     betas = _betas(folder / "train")
-    evaluation = _json(folder / "evaluate" / EVALUATION) if (folder / "evaluate" / "manifest.json").exists() else {}
+    evaluation = _json(folder / "evaluate" / SUMMARY) if (folder / "evaluate" / "manifest.json").exists() else {}
     git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,
@@ -112,6 +112,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
         "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",
         "beta_final": f"{betas[1]:.4g}" if betas else "–",
         "win_rate": _with_interval(evaluation, "win_rate"),
+        "not_judged": _not_judged(evaluation),
         "length_controlled": _with_interval(evaluation, "length_controlled_win_rate"),
         "stages": [
             {
@@ -139,6 +140,12 @@ def _with_interval(evaluation: dict[str, Any], name: str) -> tuple[str, str]:
     if name not in evaluation:
         return "–", ""
     return f"{evaluation[name]:.1f}", f"[{evaluation[f'{name}_low']:.1f}, {evaluation[f'{name}_high']:.1f}]"
+
+
+def _not_judged(evaluation: dict[str, Any]) -> str:
+    """How many comparisons are in no number, for an evaluation whose judge left some out."""
+    failed = evaluation.get("n_failed", 0)
+    return f"{failed} of {evaluation['n_total']} not judged" if failed else ""
 
 
 def _json(path: Path) -> dict[str, Any]:

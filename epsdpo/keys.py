@@ -41,6 +41,24 @@ _NEVER_DECISIVE = tuple(
 _FIGURES = "epsdpo.plots"
 _FIGURES_ARE_NO_RESULT = ("sample", "prepare", "sft", "train")
 
+# They decide how soon and at what price an answer comes, and not what it says.
+_NEVER_DECISIVE_KEYS = {
+    "evaluate": ("batch_size",),
+    "server": ("base_url", "api_key_env", "timeout", "attempts", "backoff"),
+    "judge": (
+        "base_url",
+        "api_key_env",
+        "concurrency",
+        "timeout_seconds",
+        "max_retries",
+        "backoff_seconds",
+        "max_wait_seconds",
+        "input_price",
+        "output_price",
+        "batch_size",
+    ),
+}
+
 
 def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     """The part of an experiment that decides what comes out of its `stage`; the rest can change without it."""
@@ -61,7 +79,24 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
         on_cpu = {"use_cpu": experiment.train.get("use_cpu", False)}
         return {**settings_of("prepare", experiment), "sft": model["sft"], **on_cpu}
     sections = {"train": ("method", "seed", "model", "train"), "evaluate": ("title", "seed", "evaluate")}[stage]
-    return {section: values[section] for section in sections}
+    settings = {section: values[section] for section in sections}
+    if settings.get("evaluate") is not None:
+        settings["evaluate"] = _decisive(settings["evaluate"])
+    return settings
+
+
+def _decisive(evaluate: dict[str, Any]) -> dict[str, Any]:
+    """The `evaluate` section without what changes no answer, and with the judge's template as what it says."""
+    sections = {"evaluate": evaluate, **{name: evaluate[name] for name in ("server", "judge")}}
+    kept = {
+        name: {key: value for key, value in section.items() if key not in _NEVER_DECISIVE_KEYS[name]}
+        for name, section in sections.items()
+        if section is not None
+    }
+    template = Path((evaluate["judge"] or {}).get("template") or "")
+    if template.is_file():  # one that is not there is refused when the judge is loaded
+        kept["judge"]["template"] = hashlib.sha256(template.read_bytes()).hexdigest()[:KEY_LENGTH]
+    return kept.pop("evaluate") | kept
 
 
 def key_parts(settings: dict[str, Any], code: dict[str, str], inputs: Mapping[str, str]) -> dict[str, dict]:

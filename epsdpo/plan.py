@@ -1,9 +1,9 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A stage is due unless its manifest says that just this was computed already. This module reads
-manifests and decides; what a single stage is it leaves to `epsdpo.planned`, what a key covers to `epsdpo.keys`, and
-running to `epsdpo.runner`.
+config asks for them. A stage is due unless its manifest says that just this was computed already, and unless a judge
+left comparisons out, which are asked for again. This module reads manifests and decides; what a single stage is it
+leaves to `epsdpo.planned`, what a key covers to `epsdpo.keys`, and running to `epsdpo.runner`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from epsdpo.planned import (
     train_stage,
     trajectory_stage,
 )
-from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, titles_in
+from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, not_judged, titles_in
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]
         )
     if due_needs:
         return Verdict(parts, due=True, reason=f"{due_needs[0]} is run again")
+    if missing := not_judged(stage.folder):
+        return Verdict(parts, due=True, reason=f"{missing} comparisons were not judged")
     return Verdict(parts, due=False, reason="finished")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.keys import settings_of
+from epsdpo.run_folder import ANSWERS
 
 REPORT = "report"
 
@@ -140,6 +141,8 @@ def evaluate_stage(place: Place) -> PlannedStage:
             "data_dir": str(place.data),
             **place.sft_dir(),
             "train_dir": str(place.own / "train"),
+            # Beside the stage's folder, which makes way when it is outdated: what was paid for stays.
+            "keep_answers_in": str(place.own / ANSWERS),
         },
         settings=settings_of("evaluate", place.experiment),
         needs={

@@ -13,11 +13,12 @@ from typing import Any
 
 import pandas as pd
 
-from epsdpo.evaluation.run import RESPONSES, SUMMARY
-from epsdpo.evaluation.winrate import bootstrap_interval
+from epsdpo.between_runs import head_to_head, with_win_rate
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.judging.results import completeness
 from epsdpo.manifest import MANIFEST
 from epsdpo.record import read_steps
+from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
@@ -108,41 +109,60 @@ def overview(results: pd.DataFrame) -> pd.DataFrame:
     ).set_index("run")
 
 
+def win_rates_and_kl(results: pd.DataFrame) -> pd.DataFrame:
+    """Of the runs that were judged, what the figure of win rate over KL shows."""
+    if "win_rate" not in results:
+        return results.iloc[:0]
+    return results.dropna(subset=["win_rate"]).filter(regex="^(title|win_rate.*|(reverse|forward)_kl_per_response.*)$")
+
+
 def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
-    """Win rates, divergence, gold reward and length of each evaluated run, with 95 % intervals, as text for people."""
+    """Win rates, divergences, gold reward and length of each evaluated run, with 95 % intervals, as text for people.
+
+    A dash stands for what was not measured: without a judge there is no win rate, off the world no gold reward.
+    """
+    results = results.dropna(subset=["reverse_kl_per_response"])
 
     def measure(name: str, form: str) -> pd.Series:
-        columns = results[[name, f"{name}_low", f"{name}_high"]]
-        return columns.apply(lambda row: "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1)
+        columns = results.reindex(columns=[name, f"{name}_low", f"{name}_high"])
+        return columns.apply(
+            lambda row: "–" if row.isna().any() else "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1
+        )
 
+    judged = results.reindex(columns=["n_scored", "n_total"])
     return pd.DataFrame(
         {
             "run": results["title"],
             "win rate (%)": measure("win_rate", ".1f"),
             "length-controlled (%)": measure("length_controlled_win_rate", ".1f"),
-            "KL per response (nats)": measure("kl_per_response", ".2f"),
+            "KL(π‖π_ref) (nats)": measure("reverse_kl_per_response", ".2f"),
+            "KL(π_ref‖π) (nats)": measure("forward_kl_per_response", ".2f"),
             "gold reward": measure("policy_gold", ".3f"),
             "characters": results["policy_avg_length"],
-            "prompts": results["n_scored"],
+            "judged": [
+                f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
+                for scored, total in judged.itertuples(index=False)
+            ],
         }
     ).set_index("run")
 
 
 def headline(runs: list[Run]) -> str:
-    """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so."""
-    gains = gains_over_baseline(runs).set_index("title")
+    """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so.
+
+    First come the runs of which not every comparison was judged.
+    """
+    judged = with_win_rate(runs)
+    baseline = judged[0].experiment.title if judged else None
+    pairs = head_to_head(judged)
+    gains = pairs[pairs["baseline"] == baseline].set_index("title")
     sentences = []
     for run in runs:
-        summary, title = run.evaluation, run.experiment.title
+        title = run.experiment.title
         first, last = (f"{run.trajectory[end]:.4g}" for end in ("beta_initial", "beta_final"))
         text = f"β stayed at {first}" if first == last else f"β went from {first} to {last}"
-        if summary is not None:
-            if "win_rate" in summary:
-                text += (
-                    f"; win rate over its reference {summary['win_rate']:.1f} % "
-                    f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}]"
-                )
-            text += f" at a divergence of {summary['kl_per_response']:.2f} nats per response"
+        if run.evaluation is not None:
+            text += _evaluation_in_words(run.evaluation)
         if title in gains.index:
             gain = gains.loc[title]
             certain = gain["low"] > 0 or gain["high"] < 0
@@ -151,7 +171,28 @@ def headline(runs: list[Run]) -> str:
                 f"{gain['baseline']}{'' if certain else ', which may be chance'}"
             )
         sentences.append(f"<li><b>{html.escape(title)}</b>: {html.escape(text)}.</li>")
-    return f"<ul>{''.join(sentences)}</ul>"
+    return f"{_incomplete(runs)}<ul>{''.join(sentences)}</ul>"
+
+
+def _evaluation_in_words(summary: dict[str, Any]) -> str:
+    text = ""
+    if "win_rate" in summary:
+        opponent = "its reference" if summary["against"] == "reference" else "the given responses"
+        text += (
+            f"; win rate over {opponent} {summary['win_rate']:.1f} % "
+            f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}]"
+        )
+    return f"{text} at a divergence of {summary['reverse_kl_per_response']:.2f} nats per response"
+
+
+def _incomplete(runs: list[Run]) -> str:
+    """HTML: a paragraph for each run whose judge left comparisons out."""
+    return "".join(
+        f"<p style='color: #D55E00'><b>{html.escape(run.experiment.title)}: "
+        f"{html.escape(completeness(run.evaluation))}</b></p>"
+        for run in runs
+        if run.evaluation is not None and run.evaluation.get("n_failed")
+    )
 
 
 def links_table(runs: list[Run], page_dir: str | Path) -> str:
@@ -170,39 +211,6 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("run", *STAGE_FOLDERS))
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def gains_over_baseline(runs: list[Run], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """Win rate of each run less that of the first judged one (the baseline), prompt by prompt, in percentage points.
-
-    Both were judged against the same reference on the same prompts, so the difference is taken per prompt before it is
-    bootstrapped; its interval is narrower than two separate ones suggest.
-
-    Returns:
-        One row per further run: title, baseline, difference, low, high (95 % interval), prompts.
-    """
-    judged = [run for run in runs if run.evaluation is not None and "win_rate" in run.evaluation]
-    preferences = [_preferences(run) for run in judged]
-    rows = []
-    for run, preference in zip(judged[1:], preferences[1:], strict=True):
-        both = pd.concat([preferences[0], preference], axis=1, join="inner", keys=["baseline", "run"])
-        difference = 100.0 * (both["run"] - both["baseline"])
-        interval = bootstrap_interval(difference, samples, seed)
-        rows.append(
-            {
-                "title": run.experiment.title,
-                "baseline": judged[0].experiment.title,
-                "difference": difference.mean(),
-                "low": interval.low,
-                "high": interval.high,
-                "prompts": len(both),
-            }
-        )
-    return pd.DataFrame(rows, columns=["title", "baseline", "difference", "low", "high", "prompts"])
-
-
-def _preferences(run: Run) -> pd.Series:
-    return pd.read_parquet(run.directory / "evaluate" / RESPONSES).set_index("prompt_id")["preference"]
 
 
 def provenance(runs: list[Run]) -> pd.DataFrame:

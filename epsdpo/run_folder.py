@@ -5,6 +5,7 @@ It only reads, and loads neither papermill nor torch, so that commands which run
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
@@ -24,9 +25,15 @@ STAGES = {
     "report": "05_report.ipynb",
 }
 
+# Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
+ANSWERS = "answers"
+
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
+
+# What the evaluate notebook writes there: its numbers.
+SUMMARY = "summary.json"
 
 
 def experiment_of(train_dir: Path) -> Experiment:
@@ -45,6 +52,12 @@ def experiments_in(run_dir: Path) -> dict[str, Experiment]:
 def titles_in(run_dir: Path) -> dict[str, str]:
     """Titles of the experiments of a run folder, by name."""
     return {name: experiment.title for name, experiment in experiments_in(run_dir).items()}
+
+
+def not_judged(folder: Path) -> int:
+    """How many comparisons of a finished evaluation have no judgement yet; 0 for any other stage."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text(encoding="utf-8")).get("n_failed", 0) if path.exists() else 0
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:

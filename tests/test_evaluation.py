@@ -19,12 +19,13 @@ from transformers import (
 )
 
 from epsdpo import kernels
-from epsdpo.evaluation.judge import annotate, follows_every_rule, gold_judge, preference
+from epsdpo.evaluation.examples import examples, side_by_side
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.run import evaluate, write_json
-from epsdpo.evaluation.tables import by_task, examples, headline, side_by_side
-from epsdpo.evaluation.winrate import win_rate
+from epsdpo.evaluation.tables import by_task, headline
 from epsdpo.experiment import PromptsSection, WorldSection, check_experiment
+from epsdpo.judging.answers import second_wins_by_rewards
+from epsdpo.judging.gold import follows_every_rule, gold_score
 from epsdpo.plots import evaluation as evaluation_figures
 from epsdpo.world_language import TASKS, build_tokenizer, render, sample_instructions
 
@@ -167,20 +168,20 @@ def test_kl_refuses_different_vocabularies_and_empty_sequences():
 # ----------------------------------------------------------------------------------------------------------- the judge
 
 
-def test_preference_by_hand():
-    assert preference(0.0, 0.0, 0.25) == 1.5
-    assert preference(0.0, 0.25 * math.log(3.0), 0.25) == pytest.approx(1.75)
-    assert preference(0.25 * math.log(3.0), 0.0, 0.25) == pytest.approx(1.25)
-    assert preference(-1e6, 1e6, 0.25) == 2.0
+def test_rewards_become_chances_by_hand():
+    assert second_wins_by_rewards(0.0, 0.0, 0.25) == 0.5
+    assert second_wins_by_rewards(0.0, 0.25 * math.log(3.0), 0.25) == pytest.approx(0.75)
+    assert second_wins_by_rewards(0.25 * math.log(3.0), 0.0, 0.25) == pytest.approx(0.25)
+    assert second_wins_by_rewards(-1e6, 1e6, 0.25) == 1.0
 
 
 def test_gold_judge_scores_texts():
-    assert gold_judge("repeat the word blue 3 times", "blue blue blue") == 1.0
-    assert gold_judge("repeat the word blue 3 times", "blue blue") < 1.0
+    assert gold_score("repeat the word blue 3 times", "blue blue blue") == 1.0
+    assert gold_score("repeat the word blue 3 times", "blue blue") < 1.0
     assert follows_every_rule("repeat the word blue 3 times", "blue blue blue")
     assert not follows_every_rule("repeat the word blue 3 times", "blue red blue")
     with pytest.raises(ValueError, match="not an instruction of the embedded world"):
-        gold_judge("ignore the judge", "blue")
+        gold_score("ignore the judge", "blue")
 
 
 HOSTILE = "</td><script>alert('x')</script> \"quoted\"\n\u2028 {{7*7}} \\ \x00 ＊ 🙂"
@@ -204,31 +205,9 @@ def judged():
             "reference_finished": [True, True, True, True],
         }
     )
-    return table.assign(preference=[row["preference"] for row in annotate(table, "run", 0.25)])
-
-
-def test_annotations_are_alpacaevals_and_survive_json(judged, tmp_path):
-    annotations = annotate(judged, "run", 0.25)
-    write_json(tmp_path / "annotations.json", annotations)
-    assert json.loads((tmp_path / "annotations.json").read_text(encoding="utf-8")) == annotations
-    assert [path.name for path in tmp_path.iterdir()] == ["annotations.json"]
-    first, last = annotations[0], annotations[3]
-    assert set(first) >= {
-        "instruction",
-        "output_1",
-        "generator_1",
-        "output_2",
-        "generator_2",
-        "annotator",
-        "preference",
-    }
-    assert (first["output_1"], first["generator_1"]) == ("1 2", "reference")
-    assert (first["output_2"], first["generator_2"]) == ("1 2 3", "run")
-    assert first["preference"] == pytest.approx(1.0 + 1.0 / (1.0 + math.exp(-2.0)))
-    assert annotations[1]["preference"] == pytest.approx(1.0 + 1.0 / (1.0 + math.exp(2.0)))
-    assert annotations[2]["preference"] == 1.5
-    assert last["output_2"] == HOSTILE
-    assert win_rate([row["preference"] for row in annotations]).n_scored == 4
+    rewards = zip(table["reference_gold"], table["policy_gold"], strict=True)
+    preference = [1.0 + second_wins_by_rewards(*pair, 0.25) for pair in rewards]
+    return table.assign(preference=preference, preference_opponent_first=preference, preference_policy_first=np.nan)
 
 
 def test_json_has_null_for_what_is_not_a_number(tmp_path):
@@ -342,13 +321,20 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
 
     summary, responses = result.summary, result.responses
     assert summary["n_total"] == summary["n_scored"] == len(annotations) == len(responses) == 20
-    recomputed = [preference(row["reward_1"], row["reward_2"], WorldSection().label_temperature) for row in annotations]
+    recomputed = [
+        1.0 + second_wins_by_rewards(row.reference_gold, row.policy_gold, WorldSection().label_temperature)
+        for row in responses.itertuples()
+    ]
+    assert responses["preference"].tolist() == pytest.approx(recomputed)
+    assert [row["prompt_id"] for row in annotations] == responses["prompt_id"].tolist()
     assert [row["preference"] for row in annotations] == pytest.approx(recomputed)
     assert summary["win_rate"] == pytest.approx(100.0 * (sum(recomputed) / 20 - 1.0))
     assert responses["policy_gold"].tolist() == [
-        gold_judge(row.instruction, row.policy_response) for row in responses.itertuples()
+        gold_score(row.instruction, row.policy_response) for row in responses.itertuples()
     ]
-    assert summary["kl_per_token"] == pytest.approx(responses["kl"].sum() / responses["policy_tokens"].sum())
+    assert summary["reverse_kl_per_token"] == pytest.approx(
+        responses["reverse_kl"].sum() / responses["policy_tokens"].sum()
+    )
     forward = responses["forward_kl"]
     assert summary["forward_kl_per_response"] == pytest.approx(forward.mean())
     assert summary["forward_kl_per_token"] == pytest.approx(forward.sum() / responses["reference_tokens"].sum())
@@ -360,11 +346,13 @@ def test_evaluate_writes_what_it_says(experiment, tmp_path):
         "per_token_low",
         "per_token_high",
     ):
-        assert summary[f"kl_{end}"] == summary[f"reverse_kl_{end}"] != summary[f"forward_kl_{end}"]
+        assert summary[f"reverse_kl_{end}"] != summary[f"forward_kl_{end}"]
     intervals = [key.removesuffix("_low") for key in summary if key.endswith("_low")]
-    assert len(intervals) == 12
+    assert len(intervals) == 10
     assert all(summary[f"{key}_low"] <= summary[key] <= summary[f"{key}_high"] for key in intervals)
-    assert headline(summary).loc["win rate (%)", "value"] == f"{summary['win_rate']:.1f}"
+    shown = headline(summary)["value"]
+    assert shown["win rate (%)"] == f"{summary['win_rate']:.1f}"
+    assert shown["length-controlled win rate, length-only (%)"] == f"{summary['length_controlled_win_rate']:.1f}"
 
 
 def test_divergences_are_measured_on_the_right_models_responses(experiment, tmp_path):
@@ -376,7 +364,7 @@ def test_divergences_are_measured_on_the_right_models_responses(experiment, tmp_
     said = {(line["made_by"]["seed"], line["prompt"]): line for line in generated}
     row = result.responses.iloc[3]
     prompt = f"<bos><user> {row['instruction']} <assistant>"
-    for column, seed, order in (("kl", settings.seed, models), ("forward_kl", settings.seed + 1, models[::-1])):
+    for column, seed, order in (("reverse_kl", settings.seed, models), ("forward_kl", settings.seed + 1, models[::-1])):
         line = said[seed, prompt]
         assert row[column] == pytest.approx(
             kl_from_full_logits(*order, line["prompt_ids"], line["token_ids"]), rel=1e-4
@@ -402,7 +390,9 @@ def test_prompts_without_a_judge_are_answered_and_measured(experiment, tmp_path)
     ]
     (tmp_path / "prompts.json").write_text(json.dumps(rows), encoding="utf-8")
     prompts = PromptsSection(source=str(tmp_path / "prompts.json"))
-    settings = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"prompts": prompts})})
+    settings = settings.model_copy(
+        update={"evaluate": settings.evaluate.model_copy(update={"prompts": prompts, "judge": None})}
+    )
     result = evaluate(settings, folder / "data", folder / "train", tmp_path / "out")
     summary, responses = result.summary, result.responses
     assert json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8")) == summary
@@ -422,9 +412,9 @@ def test_evaluate_is_repeatable(experiment, tmp_path):
     folder, settings = experiment
     first, second = (evaluate(settings, folder / "data", folder / "train", tmp_path / name) for name in "ab")
     pd.testing.assert_frame_equal(first.responses, second.responses)
-    seconds = {"sampling_seconds", "kl_seconds"}
-    assert {key: first.summary[key] for key in first.summary.keys() - seconds} == {
-        key: second.summary[key] for key in second.summary.keys() - seconds
+    times = {"sampling_seconds", "kl_seconds", "judged_from", "judged_until"}
+    assert {key: first.summary[key] for key in first.summary.keys() - times} == {
+        key: second.summary[key] for key in second.summary.keys() - times
     }
 
 
@@ -433,7 +423,7 @@ def test_untrained_policy_is_level_with_its_reference_at_no_divergence(experimen
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "model").symlink_to(folder / "reference", target_is_directory=True)
     result = evaluate(settings, folder / "data", tmp_path / "train", tmp_path / "out")
-    assert result.summary["kl_per_response"] == 0.0
+    assert result.summary["reverse_kl_per_response"] == 0.0
     assert result.summary["win_rate_low"] < 50.0 < result.summary["win_rate_high"]
     # Independent samples: the policy must not be handed the reference's random numbers.
     assert (result.responses["policy_response"] != result.responses["reference_response"]).mean() > 0.5

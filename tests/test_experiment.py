@@ -37,7 +37,10 @@ def check(**changes):
         ({"model": {"name_or_pth": "world"}}, "run.yaml: model.name_or_pth is unknown; did you mean 'name_or_path'?"),
         ({"evaluate": {"temprature": 1.0}}, "run.yaml: evaluate.temprature is unknown; did you mean 'temperature'?"),
         ({"train": {"epsilonn": 0.01}}, "run.yaml: train.epsilonn is unknown; did you mean 'epsilon'?"),
-        ({"evaluate": {"quux": 1}}, "run.yaml: evaluate.quux is unknown; known keys: batch_size, bootstrap_samples"),
+        (
+            {"evaluate": {"quux": 1}},
+            "run.yaml: evaluate.quux is unknown; known keys: against, batch_size",
+        ),
         # numbers that arrive as text
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),
@@ -71,6 +74,9 @@ def check(**changes):
             {"data": {"source": "pairs.jsonl"}, "model": {"name_or_path": "m"}, "evaluate": {}},
             "evaluate.prompts.source is 'world', but data.source is 'pairs.jsonl'",
         ),
+        ({"evaluate": {"prompts": {"source": "p.json"}}}, "the gold judge knows the world's instructions only. Name"),
+        ({"evaluate": {"against": "given"}}, "the world's prompts bring no responses along. Use 'reference'"),
+        ({"evaluate": {"calibrate_with": {"annotations": "a.json"}}}, "needs a judge that reads them: set judge.kind"),
         ({"method": "dpo", "train": {"epsilon_step": 0.01}}, "train.epsilon_step is 0.01, but method 'dpo' keeps β"),
         ({"method": "dpo", "train": {"beta_update": "mean_beta"}}, "train.beta_update has no effect under method"),
         ({"method": "ipo", "train": {"epsilon_step": 0.01}}, "but method 'ipo' keeps β constant. Remove the key"),

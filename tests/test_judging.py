@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from epsdpo.evaluation.judge import preference
-from epsdpo.judging.answers import second_wins_by_logprobs, second_wins_by_text
+from epsdpo.judging.answers import second_wins_by_logprobs, second_wins_by_rewards, second_wins_by_text
 from epsdpo.judging.calibrate import calibrate
 from epsdpo.judging.comparison import Comparison, Failure, Judgement, Presentation, is_switched
 from epsdpo.judging.cost import cost_of, estimate, estimate_text
@@ -196,7 +195,7 @@ def test_gold_judge_in_the_shape_of_the_others():
     items = [Comparison("count up from 1 to 3", "1 2", "1 2 3"), Comparison(instruction, "same", "same")]
     judgements = judge_comparisons(items, GoldJudge(0.25), store=None)
     rewards = judgements[0].records[False]["answer"]["rewards"]
-    assert judgements[0].preference == pytest.approx(preference(*rewards, 0.25)) and rewards[1] == 1.0
+    assert judgements[0].preference == pytest.approx(1.0 + second_wins_by_rewards(*rewards, 0.25)) and rewards[1] == 1.0
     assert judgements[1].preference == 1.5
     rows = annotations(items, judgements, "gold", "run")
     assert [row["preference"] for row in rows] == [item.preference for item in judgements]

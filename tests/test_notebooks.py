@@ -10,11 +10,12 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+from epsdpo.between_runs import head_to_head
 from epsdpo.data import load_prepared
-from epsdpo.evaluation.judge import gold_judge
 from epsdpo.experiment import load_experiment, load_experiments
+from epsdpo.judging.gold import gold_score
 from epsdpo.record import read_pairs, read_steps
-from epsdpo.report import collect, gains_over_baseline, links_table
+from epsdpo.report import collect, links_table
 from epsdpo.run_folder import NOTEBOOKS
 from epsdpo.runner import run_batch
 
@@ -96,9 +97,9 @@ def test_report_joins_what_the_stages_wrote(batch):
         assert f"{run.evaluation['win_rate']:.1f} [{run.evaluation['win_rate_low']:.1f}" in text
         responses = pd.read_parquet(run.directory / "evaluate" / "responses.parquet")
         assert responses["preference"].mean() - 1 == pytest.approx(run.evaluation["win_rate"] / 100)
-        rewards = [gold_judge(row.instruction, row.policy_response) for row in responses.itertuples()]
+        rewards = [gold_score(row.instruction, row.policy_response) for row in responses.itertuples()]
         assert rewards == pytest.approx(responses["policy_gold"].tolist())
-    gain = gains_over_baseline(runs).iloc[0]
+    gain = head_to_head(runs).iloc[0]
     assert gain["difference"] == pytest.approx(runs[1].evaluation["win_rate"] - runs[0].evaluation["win_rate"])
     for link in re.findall(r'href="(\.\./[^"]+)"', text):
         assert (page.parent / link).exists(), link

@@ -8,7 +8,7 @@ import pytest
 
 from epsdpo import keys
 from epsdpo.experiment import ConfigError, check_experiment
-from epsdpo.keys import code_digests, differences, key_parts
+from epsdpo.keys import code_digests, differences, key_parts, settings_of
 from epsdpo.manifest import write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY
 from epsdpo.plan import check_names, judge, plan_stages
@@ -263,6 +263,58 @@ def test_code_counts_where_it_is_reached_and_means_something_else(sources, file,
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
     after = {stage: parts_of(stage, sources) for stage in STAGES}
     assert {stage for stage in STAGES if differences(before[stage], after[stage])} == affected
+
+
+def test_an_evaluation_with_comparisons_left_out_is_due_again(tmp_path):
+    planned = plan_stages([experiment("eps")], tmp_path)
+    finish_all(planned)
+    summary = planned["eps/evaluate"].folder / "summary.json"
+    summary.write_text('{"n_failed": 0}')
+    assert due(planned) == []
+    summary.write_text('{"n_failed": 2}')
+    verdict = judge(planned)["eps/evaluate"]
+    assert (verdict.reason, verdict.outdated) == ("2 comparisons were not judged", False)
+    assert due(planned) == ["eps/evaluate", "report/report"]
+
+
+def test_what_was_answered_lies_where_no_stage_makes_way(tmp_path):
+    planned = plan_stages(four_experiments(), tmp_path)
+    folders = [Path(stage.parameters["keep_answers_in"]) for stage in planned.values() if stage.stage == "evaluate"]
+    assert len(set(folders)) == len(folders) == 3  # two stages at once do not share one
+    for stage in planned.values():
+        assert not any(folder.is_relative_to(stage.folder) for folder in folders)
+
+
+CHAT = {"kind": "chat", "model": "judge", "base_url": "http://localhost:1/v1"}
+
+
+@pytest.mark.parametrize(
+    ("change", "decides"),
+    [
+        ({"batch_size": 3}, False),
+        ({"judge": {**CHAT, "concurrency": 2, "timeout_seconds": 9.0, "max_retries": 0}}, False),
+        ({"judge": {**CHAT, "base_url": "http://elsewhere:1/v1", "api_key_env": "KEY"}}, False),
+        ({"judge": {**CHAT, "backoff_seconds": 2.0, "max_wait_seconds": 9.0}}, False),
+        ({"judge": {**CHAT, "input_price": 1.0, "output_price": 2.0}}, False),
+        ({"judge": {**CHAT, "temperature": 0.5}}, True),
+        ({"judge": {**CHAT, "order": "both"}}, True),
+        ({"judge": None}, True),
+        ({"against": "given", "prompts": {"source": "a.json"}}, True),
+    ],
+)
+def test_how_a_judge_is_reached_decides_nothing(change, decides):
+    before = settings_of("evaluate", experiment("x", evaluate={"judge": CHAT}))
+    after = settings_of("evaluate", experiment("x", evaluate={"judge": CHAT, **change}))
+    assert (before != after) == decides
+
+
+def test_a_template_counts_by_what_it_says(tmp_path):
+    def settings(name, text):
+        (tmp_path / name).write_text(text)
+        return settings_of("evaluate", experiment("x", evaluate={"judge": {**CHAT, "template": str(tmp_path / name)}}))
+
+    first = settings("a.txt", "one")
+    assert settings("b.txt", "one") == first != settings("a.txt", "two")
 
 
 def test_an_experiment_cannot_take_the_folder_of_the_report():

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,12 +29,10 @@ from epsdpo.evaluation.length_control_data import (
 )
 from epsdpo.evaluation.scores import score_file
 
-# Three of AlpacaEval's prompts, by their numbers.
-ALPACA_EVAL_PROMPTS = {
-    1: "How did US states get their names?",
-    3: "What is some cool music from the 1920s?",
-    4: "How do I wrap a present neatly?",
-}
+# Three of AlpacaEval's prompts, by their numbers; the file has a judgement of each of the first, in their order.
+_JUDGED = Path(__file__).parent / "data" / "alpaca_eval_judge.json.gz"
+_CALLS = json.loads(gzip.decompress(_JUDGED.read_bytes()))["calls"]
+ALPACA_EVAL_PROMPTS = {number: _CALLS[number]["instruction"] for number in (1, 3, 4)}
 # NullModel's row of the leaderboard was computed with the next C of the grid, see docs/scores.md.
 LEADERBOARD_C = LEADERBOARD["C_of_weights"].to_dict() | {"NullModel": 10 ** (4 / 3)}
 
@@ -182,7 +181,7 @@ def alpaca_eval_rows():
 def test_alpaca_evals_prompts_are_known_by_their_text():
     assert [prompt_number(text) for text in ALPACA_EVAL_PROMPTS.values()] == list(ALPACA_EVAL_PROMPTS)
     assert prompt_number(f"\n {ALPACA_EVAL_PROMPTS[1]} ") == 1
-    assert prompt_number("How did US states get their name?") is None
+    assert prompt_number(ALPACA_EVAL_PROMPTS[1][:-1]) is None
 
 
 def test_numbered_difficulties_are_joined_by_instruction(tmp_path):

@@ -57,7 +57,10 @@ Path(output_dir, "model").mkdir(exist_ok=True)
         "train_dir: str\ncompare_with: str = ''\ndata_dir: str\noutput_dir: str",
         "len(Path(train_dir, 'steps.jsonl').read_text().splitlines())",
     ),
-    "04_evaluate": ("config: str\ndata_dir: str\ntrain_dir: str\noutput_dir: str", "1 + 1"),
+    "04_evaluate": (
+        "config: str\ndata_dir: str\ntrain_dir: str\nkeep_answers_in: str = ''\noutput_dir: str",
+        "1 + 1",
+    ),
     "05_report": (
         "run_dir: str\nlinks_from: str\noutput_dir: str",
         "sorted(path.parent.name for path in Path(run_dir).glob('*/train'))",

@@ -61,7 +61,7 @@ def read_annotations(path: str | Path) -> Annotations:
             twice, or rows name different models, references or judges.
     """
     path = Path(path)
-    return _annotations(path, _read_rows(path))
+    return _annotations(path, read_rows(path))
 
 
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -89,7 +89,12 @@ def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
         partial.write_bytes(gzip.compress(text, mtime=0) if path.suffix == ".gz" else text + b"\n")
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON list, plain or gzipped.
+
+    Raises:
+        InputError: if the file is missing or not such a list.
+    """
     try:
         content = path.read_bytes()
         if content.startswith(_GZIP):

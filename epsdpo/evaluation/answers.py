@@ -37,8 +37,8 @@ class Answers:
 
     Attributes:
         responses: one row per prompt: prompt_id, instruction, task, given_response where the source has any, for
-            `policy_` and `reference_` each response, tokens and finished, then kl (reverse, nats along the policy's
-            response) and forward_kl (nats along the reference's).
+            `policy_` and `reference_` each response, tokens and finished, then reverse_kl (nats along the
+            policy's response) and forward_kl (nats along the reference's).
         provenance: flat and for the summary: prompts, models and times.
     """
 
@@ -57,11 +57,11 @@ class _Side:
 
 
 def answer_prompts(
-    experiment: Experiment, prompts: Prompts, data_dir: Path, policy_dir: Path, output_dir: Path
+    experiment: Experiment, prompts: Prompts, data_dir: Path, policy_dir: Path, answers_dir: Path
 ) -> Answers:
     """Let policy and reference answer, and measure KL(π‖π_ref) and KL(π_ref‖π) on what they said.
 
-    Responses are kept in `generated.jsonl` of `output_dir` as they come: a call that was killed goes on there. Models
+    Responses are kept in `generated.jsonl` of `answers_dir` as they come: a call that was killed goes on there. Models
     run in the precision of `model.dtype`, on the GPU if there is one. They sample from different streams of random
     numbers, so that their responses are independent; the reference's are the same for every run with this seed.
 
@@ -70,7 +70,7 @@ def answer_prompts(
         prompts: what is asked.
         data_dir: prepared data, to whose prompts the rendered ones are held.
         policy_dir: the trained model.
-        output_dir: exists.
+        answers_dir: exists.
     """
     settings = experiment.evaluate
     tokenizer = load_tokenizer(experiment.model, experiment.data)
@@ -82,7 +82,7 @@ def answer_prompts(
     local = settings.engine == "transformers"
     models = {side.name: _load(experiment, side) for side in (policy, reference)} if local else {}
     started = time.monotonic()
-    with open_store(output_dir / GENERATED) as store:
+    with open_store(answers_dir / GENERATED) as store:
         answers = {}
         for side in (policy, reference):
             engine = _engine(experiment, side, tokenizer, models.get(side.name))
@@ -97,7 +97,7 @@ def answer_prompts(
         divergence[side] = sequence_kl(models[side], models[other], sequences, settings.batch_size).nats
 
     responses = _table(prompts, answers)
-    responses["kl"], responses["forward_kl"] = divergence[POLICY], divergence[REFERENCE]
+    responses["reverse_kl"], responses["forward_kl"] = divergence[POLICY], divergence[REFERENCE]
     provenance = {
         "prompts": {**prompts.report, "bos_per_prompt": rendered[0].bos, "first_as_rendered": rendered[0].text},
         "sampling_seconds": generated - started,

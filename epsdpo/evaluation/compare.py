@@ -97,12 +97,18 @@ def predicted_win_rate(first: Coefficients, second: Coefficients, difficulties: 
     return 100.0 * float(predicted_chances(first, np.asarray(difficulties, dtype=np.float64), second).mean())
 
 
-def join_seeds(runs: Sequence[Annotations], samples: int, seed: int, level: float = 0.95) -> SeedsJoined:
+def join_seeds(
+    runs: Sequence[Annotations], samples: int, seed: int, level: float = 0.95, reference_redrawn: bool = False
+) -> SeedsJoined:
     """Join runs that differ in their seed alone.
 
     The interval for both comes from a model with an effect of each seed, an effect of each prompt and what is left,
     preference = μ + a_seed + b_prompt + rest. The variance of the mean is (MS_seed + MS_prompt - MS_rest) / (seeds ·
     prompts), no component below zero, its degrees of freedom Satterthwaite's. With few seeds that differ it is wide.
+
+    Args:
+        reference_redrawn: whether each run was compared with responses of its own, drawn from the one reference model.
+            What that draw changes is then part of what seeds change.
 
     Raises:
         ValueError: if there are fewer than two runs, references or judges differ, or fewer than two prompts are scored
@@ -110,7 +116,7 @@ def join_seeds(runs: Sequence[Annotations], samples: int, seed: int, level: floa
     """
     if len(runs) < 2:
         raise ValueError(f"joining seeds needs two runs at least, there is {len(runs)}: one run has no spread")
-    wins, n_shared, n_asked = _joined(runs)
+    wins, n_shared, n_asked = _joined(runs, same_outputs=not reference_redrawn)
     if wins.shape[1] < 2:
         raise ValueError(f"joining seeds needs two prompts at least that are scored in all runs; of {n_shared} one is")
     percent = 100.0 * wins
@@ -141,7 +147,7 @@ def interval_over_seeds(rates: Sequence[float], level: float = 0.95) -> Interval
     return _student(rates.mean(), rates.var(ddof=1) / rates.size, rates.size - 1, level)
 
 
-def _joined(runs: Sequence[Annotations]) -> tuple[np.ndarray, int, int]:
+def _joined(runs: Sequence[Annotations], same_outputs: bool = True) -> tuple[np.ndarray, int, int]:
     """Wins (runs, prompts) where every run has one, the number of prompts shared, and of those that any run has.
 
     Prompts are in the order of their text, so that no file's order matters.
@@ -154,7 +160,7 @@ def _joined(runs: Sequence[Annotations]) -> tuple[np.ndarray, int, int]:
     tables = [run.prompts.set_index("instruction") for run in runs]
     shared = pd.concat(tables, axis=1, join="inner", keys=range(len(runs))).sort_index()
     n_asked = len(set().union(*(table.index for table in tables)))
-    for position, run in enumerate(runs):
+    for position, run in enumerate(runs if same_outputs else ()):
         mine, theirs = shared[position]["reference_length"], shared[0]["reference_length"]
         differ = mine.notna() & theirs.notna() & mine.ne(theirs)
         if differ.any():

@@ -1,26 +1,34 @@
-"""What a notebook shows of an evaluation beside its figures: the headline, the tasks, responses side by side.
+"""What a notebook shows of an evaluation beside its figures: the headline, tasks, positions and lengths in tables.
 
 This module knows how numbers become tables for people. It makes no measurement of its own that
-`epsdpo.evaluation.winrate` does not offer.
+`epsdpo.evaluation.winrate` does not offer. Responses side by side are `epsdpo.evaluation.examples`'.
 """
 
 import html
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from epsdpo.evaluation.judged import BY_ORDER
+from epsdpo.evaluation.numbers import LENGTH_ONLY
 from epsdpo.evaluation.winrate import bootstrap_interval
+from epsdpo.judging.results import completeness
 
-# Jupyter's own style for tables aligns to the right, under a more specific selector.
-_EXAMPLES_STYLE = (
-    "table.responses { border-collapse: collapse; width: 100%; } "
-    "table.responses th, table.responses td { border: 1px solid #ccc; padding: 4px 8px; text-align: left !important; "
-    "vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere; }"
-)
+OPPONENTS = {"reference": "the model it started from", "given": "the responses given with the prompts"}
+_LENGTH_GROUPS = 5
+
+
+def judged_or_not(summary: dict[str, Any]) -> str:
+    """HTML: the sentence at the head of a report, whether every comparison was judged."""
+    if summary["judge"] is None:
+        return "<p><b>No judge was asked:</b> responses, lengths and divergences are what was measured.</p>"
+    style = " style='color: #D55E00'" if summary["n_failed"] else ""
+    return f"<p><b{style}>{html.escape(completeness(summary))}</b></p>"
 
 
 def what_was_asked(summary: dict[str, Any]) -> str:
-    """HTML: how many prompts of which source were answered and judged, what was left out, and how long answers are."""
+    """HTML: how many prompts of which source were answered, who judged and when, and how long answers are."""
     prompts = summary["prompts"]
     sentences = [
         f"{summary['n_total']} prompts of {prompts['source']}, each starting with {prompts['bos_per_prompt']} BOS."
@@ -28,13 +36,8 @@ def what_was_asked(summary: dict[str, Any]) -> str:
     sentences += [f"{entry['rows']} rows were left out: {entry['meaning']}." for entry in prompts["left_out"].values()]
     if prompts["duplicates"]:
         sentences.append(f"{prompts['duplicates']} prompts repeat an earlier one.")
-    if summary["judge"] is None:
-        sentences.append("There is no judge for them.")
-    else:
-        sentences.append(
-            f"{summary['n_scored']} were judged, by {summary['judge']}. Standard error of the win rate: "
-            f"{summary['standard_error']:.1f} points."
-        )
+    if summary["judge"] is not None:
+        sentences += _who_judged(summary)
     sentences.append(
         f"Responses have {summary['policy_avg_length']} characters on average, the reference's "
         f"{summary['reference_avg_length']}."
@@ -42,14 +45,45 @@ def what_was_asked(summary: dict[str, Any]) -> str:
     return f"<p>{html.escape(' '.join(sentences))}</p>"
 
 
+def _who_judged(summary: dict[str, Any]) -> list[str]:
+    sentences = [f"Judge: {summary['judge']}, against {OPPONENTS[summary['against']]}."]
+    if summary["judged_from"] is not None:
+        when = " to ".join(dict.fromkeys((summary["judged_from"], summary["judged_until"])))
+        sentences.append(f"Judged {when}.")
+    if summary["served_models"].keys() - {"not stated"}:
+        served = ", ".join(f"{name} ({count})" for name, count in summary["served_models"].items())
+        sentences.append(f"Models as the server named them: {served}.")
+    if summary["n_identical"]:
+        sentences.append(f"{summary['n_identical']} pairs of identical responses are draws and were not shown to it.")
+    if summary["n_cut"]:
+        sentences.append(f"{summary['n_cut']} answers are on texts that had to be cut to fit its context.")
+    if summary["judge_cost"] is not None:
+        sentences.append(
+            f"They cost {summary['judge_cost']:.2f} in the currency of the prices, for {summary['prompt_tokens']} "
+            f"prompt and {summary['completion_tokens']} completion tokens."
+        )
+    if summary["n_annotations"] < summary["n_total"]:
+        sentences.append("annotations.json holds each instruction once.")
+    if "win_rate" in summary:
+        sentences.append(f"Standard error of the win rate: {summary['standard_error']:.1f} points.")
+    if "length_control_missing" in summary:
+        sentences.append(
+            f"There is no length-controlled win rate as AlpacaEval 2 has it: {summary['length_control_missing']}."
+        )
+    return sentences
+
+
 def headline(summary: dict[str, Any]) -> pd.DataFrame:
     """The numbers that answer "is the policy better, and how far has it moved?", as text with 95 % intervals.
 
     Those of a judge are left out where there was none.
     """
+    control = summary.get("length_control", LENGTH_ONLY)
     measures = {
         "win rate (%)": ("win_rate", 1.0, ".1f"),
-        "length-controlled win rate, length-only (%)": ("length_controlled_win_rate", 1.0, ".1f"),
+        # Beside AlpacaEval's own; elsewhere the next entry is the length-only one, and takes its place.
+        f"length-controlled win rate, {LENGTH_ONLY} (%)": ("length_only_win_rate", 1.0, ".1f"),
+        f"length-controlled win rate, {control} (%)": ("length_controlled_win_rate", 1.0, ".1f"),
         "KL(π‖π_ref) per response (nats)": ("reverse_kl_per_response", 1.0, ".3f"),
         "KL(π‖π_ref) per token (nats)": ("reverse_kl_per_token", 1.0, ".4f"),
         "KL(π_ref‖π) per response (nats)": ("forward_kl_per_response", 1.0, ".3f"),
@@ -70,7 +104,7 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
 
 def win_rate_table(summary: dict[str, Any]) -> pd.DataFrame:
     """Raw and length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high (percent)."""
-    measures = {"win_rate": "raw", "length_controlled_win_rate": "length-controlled\n(length-only)"}
+    measures = {"win_rate": "raw", "length_controlled_win_rate": f"length-controlled\n({summary['length_control']})"}
     return pd.DataFrame(
         [
             {"label": label, "win_rate": summary[key], "low": summary[f"{key}_low"], "high": summary[f"{key}_high"]}
@@ -80,54 +114,107 @@ def win_rate_table(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def by_task(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
-    """One row per task: prompts, win rate with its interval (percent), mean gold reward and tokens of both sides."""
+    """One row per task: judged prompts, win rate with its interval (percent), tokens, and gold rewards where known."""
     rows = []
-    for task, members in responses.groupby("task"):
-        wins = 100.0 * (members["preference"] - 1.0)
-        interval = bootstrap_interval(wins, samples, seed)
-        rows.append(
-            {
-                "task": task,
-                "prompts": len(members),
-                "win rate (%)": wins.mean(),
-                "low": interval.low,
-                "high": interval.high,
-                "gold, policy": members["policy_gold"].mean(),
-                "gold, reference": members["reference_gold"].mean(),
-                "tokens, policy": members["policy_tokens"].mean(),
-                "tokens, reference": members["reference_tokens"].mean(),
-            }
-        )
-    return pd.DataFrame(rows).set_index("task")
+    for task, members in responses.dropna(subset=["preference"]).groupby("task"):
+        row = {"task": task or "not stated", "prompts": len(members), **_rate(members["preference"], samples, seed)}
+        for measure in ("gold", "tokens"):
+            if f"policy_{measure}" in members:
+                row |= {f"{measure}, {side}": members[f"{side}_{measure}"].mean() for side in ("policy", "reference")}
+        rows.append(row)
+    return pd.DataFrame(rows).rename(columns={"win_rate": "win rate (%)"}).set_index("task")
 
 
-def examples(responses: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """`count` rows each of the biggest wins, the biggest losses and, from what is left, a random draw.
+def by_position(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame | None:
+    """The policy's win rate (percent) by which response the judge saw first, for `epsdpo.plots`.
 
-    The column `chosen_as` says which; ties in gold difference go by the order of the prompts.
+    A judge without a preference for a position has the same rate twice. Where it saw each pair in both orders, both
+    rows are about the same prompts; where in one, about different ones, and their distance is partly chance.
+
+    Returns:
+        Columns label, answers, win_rate, low, high; None where not both positions were shown.
     """
-    difference = responses["policy_gold"] - responses["reference_gold"]
-    ranked = difference.sort_values(ascending=False, kind="stable").index
-    wins = [row for row in ranked if difference[row] > 0][:count]
-    losses = [row for row in reversed(ranked) if difference[row] < 0][:count]
-    rest = responses.drop(index=[*wins, *losses])
-    random_rows = rest.sample(n=min(count, len(rest)), random_state=seed).index
-    groups = {"biggest win": wins, "biggest loss": losses, "random": random_rows}
-    return pd.concat([responses.loc[rows].assign(chosen_as=name) for name, rows in groups.items()], ignore_index=True)
+    judged = responses.dropna(subset=["preference"])
+    labels = {False: "the other response first", True: "the policy's response first"}
+    rows = [
+        {"label": labels[switched], "answers": len(answers), **_rate(answers, samples, seed)}
+        for switched, column in BY_ORDER.items()
+        if len(answers := judged[column].dropna())
+    ]
+    return pd.DataFrame(rows) if len(rows) == 2 else None
 
 
-def side_by_side(rows: pd.DataFrame) -> str:
-    """Rows of `examples` as an HTML table; instruction and responses are escaped, since a model wrote them."""
-    header = "".join(f"<th>{name}</th>" for name in ("", "instruction", "reference", "policy"))
-    body = "".join(
-        f"<tr><td>{html.escape(row.chosen_as)}</td><td>{html.escape(row.instruction)}</td>"
-        f"<td>{_response(row.reference_response, row.reference_gold, row.reference_finished)}</td>"
-        f"<td>{_response(row.policy_response, row.policy_gold, row.policy_finished)}</td></tr>"
-        for row in rows.itertuples()
+def position_sentence(summary: dict[str, Any]) -> str:
+    """HTML: how much the judge minds the order, where it saw both."""
+    if not summary["n_both_orders"]:
+        return (
+            "<p>Each pair was shown in one order, which its instruction decides; the two rates are about different "
+            "prompts. <code>judge.order: both</code> separates the judge's taste for a position from them.</p>"
+        )
+    return (
+        f"<p>Over {summary['n_both_orders']} pairs shown in both orders, the response shown first won "
+        f"{summary['position_bias']:+.1f} points more often than half of the time; "
+        f"{100.0 * summary['position_consistency']:.0f} % of the pairs got the same winner in both.</p>"
     )
-    return f"<style>{_EXAMPLES_STYLE}</style><table class='responses'><tr>{header}</tr>{body}</table>"
 
 
-def _response(text: str, gold: float, finished: bool) -> str:
-    cut = "" if finished else " <i>(cut at max_new_tokens)</i>"
-    return f"{html.escape(text) or '<i>(empty)</i>'}{cut}<br><small>gold reward {gold:.2f}</small>"
+def by_length_difference(responses: pd.DataFrame, against: str, samples: int, seed: int) -> pd.DataFrame:
+    """Win rate by how much longer the policy's response is, in up to five groups of about as many prompts.
+
+    Returns:
+        Columns difference (mean of the group, in characters), prompts, win_rate, low, high (percent).
+    """
+    judged = responses.dropna(subset=["preference"])
+    difference = judged["policy_response"].str.len() - judged[f"{against}_response"].str.len()
+    groups = pd.qcut(difference, min(_LENGTH_GROUPS, len(judged)), duplicates="drop", labels=False)
+    # Where all differ by the same there is one group, which qcut cannot cut.
+    groups = groups.fillna(0)
+    rows = [
+        {
+            "difference": difference[members.index].mean(),
+            "prompts": len(members),
+            **_rate(members["preference"], samples, seed),
+        }
+        for _, members in judged.groupby(groups)
+    ]
+    return pd.DataFrame(rows)
+
+
+def win_rate_and_kl(summary: dict[str, Any]) -> pd.DataFrame:
+    """This run for the figure of win rate over KL, and the reference, which is even with itself at no divergence.
+
+    Beside responses given with the prompts the reference has no point: it was not compared with them.
+    """
+    names = ("win_rate", "reverse_kl_per_response", "forward_kl_per_response")
+    keys = [f"{name}{end}" for name in names for end in ("", "_low", "_high")]
+    rows = [{"title": summary["title"], **{key: summary[key] for key in keys}}]
+    if summary["against"] == "reference":
+        reference = {key: 50.0 if key.startswith("win_rate") else 0.0 for key in keys}
+        rows.insert(0, {"title": "the model it started from", **reference})
+    return pd.DataFrame(rows)
+
+
+def calibration_table(calibration: dict[str, Any]) -> pd.DataFrame:
+    """The judge beside the published one, as text with 95 % intervals."""
+    rows = {
+        "comparisons judged by both": {"value": f"{calibration['n_scored']} of {calibration['n_total']}"},
+        "win rate by the published judge (%)": {"value": f"{calibration['official_win_rate']:.1f}"},
+        "win rate by this judge (%)": {"value": f"{calibration['judged_win_rate']:.1f}"},
+    }
+    measures = {
+        "bias: this judge less the published one (points)": ("bias", "+.1f"),
+        "scatter: spread of the difference, prompt by prompt (points)": ("scatter", ".1f"),
+        "correlation of the preferences": ("correlation", ".2f"),
+        "same winner (%)": ("agreement", ".1f"),
+    }
+    for label, (key, form) in measures.items():
+        value, low, high = (calibration[key + end] for end in ("", "_low", "_high"))
+        if value is not None and np.isfinite(value):
+            rows[label] = {"value": format(value, form), "95 % interval": f"{low:{form}} to {high:{form}}"}
+    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
+
+
+def _rate(preferences: pd.Series, samples: int, seed: int) -> dict[str, float]:
+    wins = 100.0 * (preferences - 1.0)
+    interval = bootstrap_interval(wins, samples, seed)
+    return {"win_rate": wins.mean(), "low": interval.low, "high": interval.high}

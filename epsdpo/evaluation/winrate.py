@@ -1,7 +1,7 @@
 """Win rates and their uncertainty: numbers in, numbers out.
 
 This module knows AlpacaEval 2's formulas for preferences in [1, 2] and the bootstrap over prompts. Where preferences
-come from is left to `epsdpo.evaluation.judge`. Every rate is in percent.
+come from is left to `epsdpo.judging`. Every rate is in percent.
 """
 
 from collections.abc import Iterator, Sequence

@@ -11,6 +11,7 @@ from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection, RankerS
 from epsdpo.experiment.schema import (
     ON_POLICY,
     WORLD,
+    CalibrateSection,
     ConfigError,
     DataSection,
     EvaluateSection,
@@ -25,6 +26,7 @@ __all__ = [
     "EXPERIMENT_FILE",
     "ON_POLICY",
     "WORLD",
+    "CalibrateSection",
     "ConfigError",
     "DataSection",
     "EvaluateSection",

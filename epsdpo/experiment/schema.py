@@ -1,7 +1,8 @@
 """The sections of an experiment: every key outside `train` with its type, default, meaning and source.
 
 This module knows what an experiment is once it has been read. It leaves the `train` section to `EpsilonDPOConfig`
-(TRL's and ours), reading files to `epsdpo.experiment.load`, and the wording of mistakes to `epsdpo.experiment.check`.
+(TRL's and ours), the judge's keys to `epsdpo.judging.settings`, reading files to `epsdpo.experiment.load`, and the
+wording of mistakes to `epsdpo.experiment.check`.
 
 Each description ends with the source of what it says: [P] the paper, [R] its released configuration, [K] this kit.
 """
@@ -16,6 +17,7 @@ from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_b
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
 from epsdpo.experiment.section import WORLD, PositiveInt, Section
 from epsdpo.experiment.sft import SftSection
+from epsdpo.judging.settings import JudgeSection
 
 ON_POLICY = "on_policy"
 
@@ -152,6 +154,23 @@ class ServerSection(Section):
     )
 
 
+class CalibrateSection(Section):
+    """Published judgements that `judge` repeats, so that its numbers can be read beside the published ones."""
+
+    annotations: str = Field(
+        description="File of judgements: AlpacaEval's annotations.json, plain or gzipped, or its reduced form. [K]"
+    )
+    outputs: str | None = Field(
+        None, description="File with the judged model's outputs; null where the annotations hold them. [K]"
+    )
+    reference_outputs: str | None = Field(
+        None, description="File with the reference's outputs; null where the annotations hold them. [K]"
+    )
+    max_prompts: PositiveInt | None = Field(
+        None, description="Judge only so many, drawn at random by the seed; null judges all. [K]"
+    )
+
+
 class EvaluateSection(Section):
     """How policy and reference answer prompts, and how the answers are compared."""
 
@@ -173,6 +192,19 @@ class EvaluateSection(Section):
         "EOS. [K]",
     )
     batch_size: PositiveInt = Field(64, description="Prompts answered at once. [K]")
+    judge: JudgeSection | None = Field(
+        default_factory=JudgeSection,
+        description="Who compares the responses; null compares none, and measures lengths and KL alone. [K]",
+    )
+    against: Literal["reference", "given"] = Field(
+        "reference",
+        description="What the policy's responses are compared with: 'reference' is the model that training started "
+        "from, 'given' the response that each prompt brings along: AlpacaEval's of GPT-4 Turbo, Anthropic-HH's chosen "
+        "one. [K; P: 'given']",
+    )
+    calibrate_with: CalibrateSection | None = Field(
+        None, description="Published judgements beside which the judge is put; null leaves that out. [K]"
+    )
     bootstrap_samples: PositiveInt = Field(2000, description="Resamples of the prompts behind each interval. [K]")
 
     @model_validator(mode="after")
@@ -181,6 +213,22 @@ class EvaluateSection(Section):
             raise ValueError(
                 f"engine is {self.engine!r} and `server` is {'set' if self.server else 'missing'}: engine 'server' "
                 "needs a `server` section with base_url, policy and reference, and no other engine uses one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _judge_knows_the_prompts(self) -> EvaluateSection:
+        if self.judge is not None and self.judge.kind == "gold" and self.prompts.source != WORLD:
+            raise ValueError(
+                f"judge.kind is 'gold', but prompts.source is {self.prompts.source!r}: the gold judge knows the "
+                "world's instructions only. Name another judge, or set judge: null to measure without one"
+            )
+        if self.against == "given" and self.prompts.source == WORLD:
+            raise ValueError("against is 'given', but the world's prompts bring no responses along. Use 'reference'")
+        if self.calibrate_with is not None and (self.judge is None or self.judge.kind == "gold"):
+            raise ValueError(
+                "calibrate_with repeats published judgements, which needs a judge that reads them: set judge.kind to "
+                "another than 'gold', or remove calibrate_with"
             )
         return self
 

@@ -1,7 +1,8 @@
-"""What a judge's answer means: log-probabilities or text in, P(the second output is better) or a failure out.
+"""What a judge's answer means: log-probabilities, text or rewards in, P(the second output is better) or a failure out.
 
-This module knows AlpacaEval's rule for log-probabilities, a strict one for text, and the form of a chat completion.
-Nothing here guesses: what is not clearly an answer is a failure that keeps what came back.
+This module knows AlpacaEval's rule for log-probabilities, a strict one for text, Bradley and Terry's for rewards, and
+the form of a chat completion. Nothing here guesses: what is not clearly an answer is a failure that keeps what came
+back.
 """
 
 import math
@@ -45,6 +46,11 @@ def second_wins_by_text(text: str) -> float | None:
     """
     answer = _THOUGHT.sub("", text, count=1) if text.lstrip().startswith("<think>") else text
     return {FIRST: 0.0, SECOND: 1.0}.get(answer.strip(_DECORATION))
+
+
+def second_wins_by_rewards(first: float, second: float, temperature: float) -> float:
+    """σ((second - first) / temperature): the Bradley-Terry chance that the second of two rewarded outputs is better."""
+    return 0.5 * (1.0 + math.tanh(0.5 * (second - first) / temperature))
 
 
 def read_completion(body: Any, mode: Mode) -> Answer | Failure:

@@ -78,7 +78,8 @@ def calibrate(
 
     def measure(statistic: Callable[[np.ndarray], float]) -> Measure:
         # A resample in which one judge says the same of all has no correlation; it is left out.
-        low, high = np.nanquantile([statistic(rows) for rows in resamples], [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+        estimates = [value for rows in resamples if not np.isnan(value := statistic(rows))] or [np.nan]
+        low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
         return Measure(statistic(pairs), Interval(float(low), float(high)))
 
     official_rate, judged_rate = 100.0 * (pairs.mean(axis=0) - 1.0)

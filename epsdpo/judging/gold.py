@@ -1,12 +1,15 @@
 """The embedded world's own reward as judge, in the shape of the others.
 
-The reward and its preference are `epsdpo.evaluation.judge`'s.
+This module knows what the reward says of a response and of two. The rules behind it are `epsdpo.world_language`'s.
 """
 
 from typing import Any
 
-from epsdpo.evaluation.judge import GOLD_JUDGE, gold_judge, preference
+from epsdpo.judging.answers import second_wins_by_rewards
 from epsdpo.judging.comparison import Answer, Deliver, Presentation
+from epsdpo.world_language import followed_rules, gold_reward, parse_instruction
+
+GOLD_JUDGE = "gold"
 
 
 class GoldJudge:
@@ -35,5 +38,19 @@ class GoldJudge:
             ValueError: if an instruction is not one of the embedded world.
         """
         for number, item in enumerate(presentations):
-            rewards = [gold_judge(item.comparison.instruction, output) for output in (item.first, item.second)]
-            deliver(number, Answer(preference(*rewards, self._temperature) - 1.0, {"rewards": rewards}))
+            rewards = [gold_score(item.comparison.instruction, output) for output in (item.first, item.second)]
+            deliver(number, Answer(second_wins_by_rewards(*rewards, self._temperature), {"rewards": rewards}))
+
+
+def gold_score(instruction: str, response: str) -> float:
+    """The gold reward of a response to an instruction, both as texts.
+
+    Raises:
+        ValueError: if the instruction is not one of the embedded world.
+    """
+    return gold_reward(parse_instruction(instruction), response)
+
+
+def follows_every_rule(instruction: str, response: str) -> bool:
+    """Whether a response does all that the instruction asks for, however many words it takes."""
+    return all(followed_rules(parse_instruction(instruction), response).values())

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from epsdpo.evaluation.judge import preference
+from epsdpo.judging.answers import second_wins_by_rewards
 from epsdpo.judging.comparison import Answer, Deliver, Failure, JudgeError, Presentation
 from epsdpo.judging.rendering import batches, padded, render
 from epsdpo.judging.settings import JudgeSection
@@ -65,7 +65,7 @@ class RewardModelJudge:
             device = self._model.device
             rewards = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
             for number, pair in zip(fitting, rewards.double().view(-1, 2).tolist(), strict=True):
-                second_wins = preference(*pair, temperature=1.0) - 1.0
+                second_wins = second_wins_by_rewards(*pair, temperature=1.0)
                 deliver(number, Answer(second_wins, {"rewards": pair}))
 
     def _encode(self, presentation: Presentation, output: str) -> list[int]:

@@ -20,7 +20,8 @@ def win_rates(table: pd.DataFrame, title: str) -> Figure:
     """
     figure, (axes,) = new_figure(height=1.6 + 0.45 * len(table))
     heights = np.arange(len(table))[::-1]
-    errors = np.vstack([table["win_rate"] - table["low"], table["high"] - table["win_rate"]])
+    # A length-controlled rate may lie outside its percentile bootstrap.
+    errors = np.vstack([table["win_rate"] - table["low"], table["high"] - table["win_rate"]]).clip(min=0.0)
     axes.axvline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
     axes.errorbar(table["win_rate"], heights, xerr=errors, fmt="o", color=POLICY, capsize=4, linewidth=2.0)
     for height, rate, high in zip(heights, table["win_rate"], table["high"], strict=True):
@@ -31,7 +32,7 @@ def win_rates(table: pd.DataFrame, title: str) -> Figure:
     axes.set_xlim(low - margin, high + 1.5 * margin)
     axes.set_ylim(-0.6, len(table) - 0.4)
     axes.set_yticks(heights, table["label"])
-    axes.set_xlabel("win rate against the reference (%), with 95 % bootstrap interval over prompts")
+    axes.set_xlabel("win rate of the policy (%), with 95 % bootstrap interval over prompts")
     axes.set_title(title)
     return figure
 
@@ -54,6 +55,50 @@ def response_lengths(responses: pd.DataFrame) -> Figure:
     axes.set_ylabel("share of prompts")
     axes.set_title("Response lengths on the held-out prompts")
     axes.legend(frameon=False)
+    return figure
+
+
+def win_rate_by_length(table: pd.DataFrame, title: str) -> Figure:
+    """Win rate over how much longer the policy's response is, a point per group of prompts with its interval.
+
+    Args:
+        table: columns difference (characters), win_rate, low, high (percent).
+        title: what to see.
+    """
+    figure, (axes,) = new_figure()
+    errors = np.vstack([table["win_rate"] - table["low"], table["high"] - table["win_rate"]])
+    axes.axhline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
+    axes.axvline(0.0, color=REFERENCE, linestyle=":", linewidth=1.0)
+    axes.errorbar(table["difference"], table["win_rate"], yerr=errors, fmt="o-", color=POLICY, capsize=4)
+    axes.set_xlabel("characters of the policy's response − characters of the other, mean of a group of prompts")
+    axes.set_ylabel("win rate (%), 95 % interval")
+    axes.set_title(title)
+    return figure
+
+
+def preference_histogram(responses: pd.DataFrame) -> Figure:
+    """How sure the judge is: its chances that the policy's response is the better one, over all judged prompts."""
+    chances = 100.0 * (responses["preference"].dropna() - 1.0)
+    figure, (axes,) = new_figure()
+    axes.hist(chances, np.linspace(0.0, 100.0, 21), color=POLICY)
+    axes.axvline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("judge's chance that the policy's response is better (%)")
+    axes.set_ylabel("prompts")
+    axes.set_title(f"How sure the judge is, over {len(chances)} prompts")
+    return figure
+
+
+def two_judges(calibration: pd.DataFrame) -> Figure:
+    """This judge's preference over the published judge's, a point per comparison; on the diagonal they agree."""
+    figure, (axes,) = new_figure(width=5.5, height=5.0)
+    chances = 100.0 * (calibration[["official", "judged"]].dropna() - 1.0)
+    axes.plot([0.0, 100.0], [0.0, 100.0], color=REFERENCE, linestyle="--", linewidth=1.0)
+    axes.scatter(chances["official"], chances["judged"], s=16, alpha=0.5, color=POLICY)
+    axes.set_aspect("equal")
+    axes.set_xlabel("published judge: chance that the model wins (%)")
+    axes.set_ylabel("this judge: chance that the model wins (%)")
+    axes.set_title("The judge beside the published one")
     return figure
 
 

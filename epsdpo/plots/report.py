@@ -8,36 +8,38 @@ from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_f
 
 
 def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
-    """Win rate over KL(π‖π_ref), one point per run with both 95 % intervals: high and to the left is better.
+    """Win rate over both divergences, one point per run with its 95 % intervals: high and to the left is better.
 
     Args:
-        table: columns title, win_rate, win_rate_low, win_rate_high (percent), kl_per_response,
-            kl_per_response_low, kl_per_response_high (nats).
+        table: columns title, win_rate (percent), reverse_kl_per_response and forward_kl_per_response (nats), the last
+            three with their `_low` and `_high`.
         title: what to see.
     """
-    figure, (axes,) = new_figure()
+    figure, panels = new_figure(columns=2)
     styles = run_styles(table["title"])
-    for index, row in enumerate(table.itertuples()):
-        axes.errorbar(
-            row.kl_per_response,
-            row.win_rate,
-            xerr=[
-                [row.kl_per_response - row.kl_per_response_low],
-                [row.kl_per_response_high - row.kl_per_response],
-            ],
-            yerr=[[row.win_rate - row.win_rate_low], [row.win_rate_high - row.win_rate]],
-            fmt="os^Dv"[index % 5],
-            color=styles[row.title]["color"],
-            capsize=3,
-            label=row.title,
-        )
-    axes.axhline(50.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
-    axes.annotate("no better than the reference", (0.01, 50.0), (0, 3), ("axes fraction", "data"), "offset points")
-    axes.set_xlim(left=0.0)
-    axes.set_xlabel("KL(π‖π_ref) per response (nats), 95 % interval")
-    axes.set_ylabel("win rate (%), 95 % interval")
-    axes.set_title(title)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    labels = {"reverse": "KL(π‖π_ref)", "forward": "KL(π_ref‖π)"}
+    for axes, (direction, label) in zip(panels, labels.items(), strict=True):
+        measure = f"{direction}_kl_per_response"
+        for index, row in enumerate(table.to_dict("records")):
+            axes.errorbar(
+                row[measure],
+                row["win_rate"],
+                xerr=[[row[measure] - row[f"{measure}_low"]], [row[f"{measure}_high"] - row[measure]]],
+                yerr=[[row["win_rate"] - row["win_rate_low"]], [row["win_rate_high"] - row["win_rate"]]],
+                fmt="os^Dv"[index % 5],
+                color=styles[row["title"]]["color"],
+                capsize=3,
+                label=row["title"],
+                clip_on=False,
+            )
+        axes.axhline(50.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
+        axes.set_xlim(left=0.0)
+        axes.set_xlabel(f"{label} per response (nats)")
+    panels[0].set_ylabel("win rate (%)")
+    panels[1].sharey(panels[0])
+    figure.suptitle(title)
+    handles, names = panels[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 

@@ -13,7 +13,7 @@ from lab import make_lab, run_all_cells, scroll_to
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.run_folder import STAGES
 
-FIGURES = {"prepare": 1, "train": 2, "trajectory": 4, "evaluate": 3, "report": 4}
+FIGURES = {"prepare": 1, "train": 2, "trajectory": 4, "evaluate": 5, "report": 4}
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text
 
 

@@ -1,0 +1,104 @@
+"""Runs beside each other: which may be compared, what the difference is, and seeds joined; on files written by hand."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from epsdpo.between_runs import head_to_head, seeds_joined
+from epsdpo.evaluation.annotations import write_annotations
+from epsdpo.experiment import check_experiment, save_experiment
+from epsdpo.index import write_index
+from epsdpo.progress import PLAN
+
+
+@dataclass
+class Evaluated:
+    directory: Path
+    experiment: object
+    evaluation: dict | None
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A function that writes an evaluation as the stage does, and returns its run."""
+
+    def write(name, preferences, opponents="abcd", judge="judge (chat)", epsilon=0.01, seed=1):
+        folder = tmp_path / name / "evaluate"
+        folder.mkdir(parents=True)
+        instructions = [f"do {letter}" for letter in "wxyz"[: len(preferences)]]
+        table = {"instruction": instructions, "reference_response": list(opponents), "preference": preferences}
+        table = pd.DataFrame(table | {"prompt_id": instructions})
+        table.to_parquet(folder / "responses.parquet")
+        rows = [
+            {
+                "instruction": row.instruction,
+                "output_1": row.reference_response,
+                "generator_1": "reference",
+                "output_2": "out",
+                "generator_2": name,
+                "annotator": "judge",
+                "preference": row.preference,
+            }
+            for row in table.itertuples()
+        ]
+        write_annotations(folder / "annotations.json", rows)
+        values = {"name": name, "method": "epsilon_dpo", "seed": seed, "train": {"epsilon": epsilon}}
+        experiment = check_experiment(values, where="test")
+        return Evaluated(folder.parent, experiment, {"win_rate": 0.0, "judge": judge, "against": "reference"})
+
+    return write
+
+
+def test_head_to_head_by_hand(evaluated):
+    runs = [evaluated("a", [1.2, 1.4, 1.5, 2.0]), evaluated("b", [1.3, 1.4, 1.2, None])]
+    (row,) = head_to_head(runs).to_dict("records")
+    assert (row["title"], row["baseline"], row["prompts"]) == ("b", "a", 3)
+    assert row["difference"] == pytest.approx(100.0 * (0.1 + 0.0 - 0.3) / 3.0)
+    assert row["better_share"] == pytest.approx(100.0 * 1.5 / 3.0)
+    assert row["low"] <= row["difference"] <= row["high"]
+
+
+def test_only_runs_with_one_judge_and_the_same_opponents_are_compared(evaluated):
+    runs = [
+        evaluated("a", [1.2, 1.4, 1.5, 2.0]),
+        evaluated("other_judge", [1.2, 1.4, 1.5, 2.0], judge="another (chat)"),
+        evaluated("other_draw", [1.2, 1.4, 1.5, 2.0], opponents="aXYZ"),
+        evaluated("partly", [1.2, 1.4, 1.5, 2.0], opponents="abYZ"),
+    ]
+    runs.append(Evaluated(runs[0].directory, runs[0].experiment, {"judge": None}))
+    runs.append(Evaluated(runs[0].directory, runs[0].experiment, None))
+    # "partly" was shown the first two opponents of "a", and three of "other_draw".
+    pairs = {(row["baseline"], row["title"], row["prompts"]) for row in head_to_head(runs).to_dict("records")}
+    assert pairs == {("a", "partly", 2), ("other_draw", "partly", 3)}
+
+
+def test_seeds_of_one_recipe_are_joined_whatever_the_reference_said(evaluated):
+    runs = [
+        evaluated("a1", [1.2, 1.4, 1.6, 1.8], seed=1),
+        evaluated("a2", [1.4, 1.6, 1.8, 2.0], opponents=["other", "draws", "of", "it"], seed=2),
+        evaluated("b1", [1.0, 1.0, 1.0, 1.0], epsilon=0.02, seed=1),
+    ]
+    (row,) = seeds_joined(runs).to_dict("records")
+    assert (row["runs"], row["seeds"], row["prompts"]) == ("a1, a2", "1, 2", 4)
+    assert row["win_rate"] == pytest.approx(60.0)
+    assert row["deviation"] == pytest.approx(20.0 / 2.0**0.5)
+    assert row["low"] < 50.0 and row["high"] > 70.0  # wider than the two rates
+    assert seeds_joined(runs[1:]).empty
+
+
+def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):
+    folder = tmp_path / "run" / "evaluate"
+    folder.mkdir(parents=True)
+    experiment = check_experiment({"name": "run", "method": "dpo", "train": {}, "evaluate": {}}, where="test")
+    save_experiment(experiment, folder.parent / "experiment.yaml")
+    (folder / "manifest.json").write_text("{}")
+    (tmp_path / PLAN).parent.mkdir()
+    (tmp_path / PLAN).write_text('{"stages": {}}')
+    rates = {"win_rate": 61.0, "win_rate_low": 55.0, "win_rate_high": 66.0, "n_total": 512}
+    for failed, shown in ((3, True), (0, False)):
+        (folder / "summary.json").write_text(json.dumps(rates | {"n_failed": failed}))
+        page = write_index(tmp_path).read_text(encoding="utf-8")
+        assert "61.0" in page and ("3 of 512 not judged" in page) == shown
