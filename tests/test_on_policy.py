@@ -14,8 +14,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from waiting import wait_until
 
 from epsdpo.data import DataError, prepare
-from epsdpo.evaluation.judge import gold_judge
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.judging.gold import gold_score
 from epsdpo.models import load_tokenizer
 from epsdpo.on_policy.folder import with_sampled_pairs
 from epsdpo.on_policy.pairs import best_and_worst, make_pairs
@@ -214,6 +214,6 @@ def test_the_worlds_instructions_are_scored_by_their_own_rules(values, tmp_path)
     scores = [json.loads(line)["score"] for line in (tmp_path / SCORES).read_text(encoding="utf-8").splitlines()]
     asked = {text: f"<bos>{text}{tiny_stages.TURN} so" for text in instructions}
     expected = {
-        gold_judge(text, answer["response"]) for text in asked for answer in answers if answer["prompt"] == asked[text]
+        gold_score(text, answer["response"]) for text in asked for answer in answers if answer["prompt"] == asked[text]
     }
     assert set(scores) == expected

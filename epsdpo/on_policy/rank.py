@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from epsdpo.data.rows import Messages
-from epsdpo.evaluation.judge import gold_judge
 from epsdpo.experiment import WORLD, ConfigError, RankerSection
+from epsdpo.judging.gold import gold_score
 from epsdpo.judging.rendering import batches, padded, render
 from epsdpo.judging.weights import context_of, load_judge_model
 
@@ -58,7 +58,7 @@ class GoldRanker:
     def scores(self, answered: Sequence[Answered], missing: Sequence[bool]) -> Iterator[dict[int, float | None]]:
         """All at once; see `Ranker`."""
         yield {
-            number: gold_judge(item.messages[-1]["content"], item.response)
+            number: gold_score(item.messages[-1]["content"], item.response)
             for number, item in enumerate(answered)
             if missing[number]
         }
