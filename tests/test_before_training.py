@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     values = tiny_stages.settings(folder / "models")
     prompts = {"source": values["data"]["on_policy"]["prompts"]["source"], "column": "prompt"}
-    values["evaluate"] = {"prompts": prompts, "max_new_tokens": 8, "bootstrap_samples": 20}
+    values["evaluate"] = {"prompts": prompts, "judge": None, "max_new_tokens": 8, "bootstrap_samples": 20}
     experiment = tiny_stages.experiment_of(values)
     run_dir = folder / "run"
     (run_dir / "tiny").mkdir(parents=True)
