@@ -2,7 +2,7 @@
 
     python -m epsdpo.train --config configs/demo/epsilon_dpo_fp32.yaml
     accelerate launch --config_file configs/accelerate/zero3.yaml \\
-        -m epsdpo.train --config configs/paper/llama3_instruct.yaml
+        -m epsdpo.train --config configs/paper/table1_llama3/epsilon_dpo.yaml
 
 It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data`'s business,
 the algorithm `epsdpo.trainer`'s, how much memory a run needs `epsdpo.memory`'s.
@@ -21,6 +21,7 @@ from accelerate import PartialState
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from epsdpo.adapters import lora_config, merge_adapter
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
@@ -33,6 +34,7 @@ from epsdpo.watch import end_with_stdin
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
+ADAPTER_FOLDER = "adapter"
 REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
 
 
@@ -45,7 +47,8 @@ def train(
     """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
 
     The folder receives the resolved config, the β record (see `epsdpo.record`), checkpoints, and under `model/` the
-    trained model and tokenizer; that folder is returned. A run that already finished there is not repeated.
+    trained model and tokenizer; that folder is returned. With `model.lora` the adapter is under `adapter/`, and merged
+    into the model under `model/`. A run that already finished there is not repeated.
 
     Args:
         callbacks: how progress is shown; default: a plain line for each `logging_steps`.
@@ -83,8 +86,13 @@ def train(
 
     # Under another name first, so that model/ exists only when it is whole.
     unfinished = output_dir / f"{MODEL_FOLDER}.partial"
-    trainer.save_model(str(unfinished))
+    if experiment.model.lora is None:
+        trainer.save_model(str(unfinished))
+    else:
+        trainer.save_model(str(output_dir / ADAPTER_FOLDER))
     if trainer.is_world_process_zero():
+        if experiment.model.lora is not None:
+            merge_adapter(experiment, output_dir / ADAPTER_FOLDER, unfinished)
         unfinished.rename(model_dir)
     processes.wait_for_everyone()
     return model_dir
@@ -117,7 +125,8 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
 def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
     """How much memory each process of the run will need, beside what there is; reads the model's config only."""
     source, revision = reference_source(experiment.model, experiment.data)
-    return MemoryOutlook.of_run(AutoConfig.from_pretrained(source, revision=revision), arguments, data.train)
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    return MemoryOutlook.of_run(config, arguments, data.train, lora_config(experiment.model.lora))
 
 
 def build_trainer(
@@ -131,6 +140,7 @@ def build_trainer(
         eval_dataset=data.eval if arguments.do_eval else None,
         processing_class=load_tokenizer(experiment.model, experiment.data),
         callbacks=list(callbacks),
+        peft_config=lora_config(experiment.model.lora),
     )
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer
