@@ -128,11 +128,27 @@ def _config(options: argparse.Namespace) -> int:
         text = full_text(experiments) if whole else list_experiments(experiments)
     else:
         raise ConfigError("config: name a config file or folder, e.g. configs/demo, or use --explain")
+    _say(text)
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print to a reader that, as `head` does, may have seen enough."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # a reader such as `head` has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from epsdpo.checking import check_configs
+
+    paths = [resolve_path(path) for path in options.config]
+    failed = 0
+    for checked in check_configs(paths, parse_overrides(options.overrides), options.num_processes):
+        _say(checked.text())
+        failed += checked.fails
+    return REFUSED if failed else 0
 
 
 def _winrate(options: argparse.Namespace) -> int:
@@ -171,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--full", action="store_true", help="print whole resolved configs, not a table of them")
     config.add_argument(
         "--explain", metavar="KEY", nargs="?", const="", help="print the meaning of every key, or of those so named"
+    )
+
+    check = commands.add_parser("check", help="verify configs without GPU or network; runs nothing")
+    check.set_defaults(command=_check)
+    _add_configs(check, at_least="+")
+    check.add_argument(
+        "--num-processes", metavar="N", type=int, default=1, help="how many processes they are meant for (default: 1)"
     )
 
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")

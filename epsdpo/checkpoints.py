@@ -5,6 +5,7 @@ SFT and preference training share it. What is trained is left to `epsdpo.sft` an
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,6 +13,8 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from epsdpo.experiment import Experiment
+
+ADAPTER_FOLDER = "adapter"
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +38,18 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
     return checkpoints[max(checkpoints)] if checkpoints else None
 
 
-def keep_model(trainer: Trainer, model_dir: Path) -> None:
-    """Save the trained model and tokenizer; under another name first, so that `model_dir` is whole once it exists."""
+def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:
+    """Save the trained model and tokenizer; under another name first, so that `model_dir` is whole once it exists.
+
+    Args:
+        merge: where an adapter was trained, writes the whole model that it makes: from the adapter's folder, which is
+            kept beside the model's, into another.
+    """
     unfinished = model_dir.with_name(f"{model_dir.name}.partial")
-    trainer.save_model(str(unfinished))
+    adapter_dir = model_dir.with_name(ADAPTER_FOLDER)
+    trainer.save_model(str(unfinished if merge is None else adapter_dir))
     if trainer.is_world_process_zero():
+        if merge is not None:
+            merge(adapter_dir, unfinished)
         unfinished.rename(model_dir)
     trainer.accelerator.wait_for_everyone()

@@ -64,20 +64,21 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     """The part of an experiment that decides what comes out of its `stage`; the rest can change without it."""
     values = experiment.model_dump()
     data, model = values["data"], values["model"]
-    before_sft = {name: value for name, value in model.items() if name != "sft"}
+    tokenizer = {name: model[name] for name in ("name_or_path", "revision", "chat_template")}
+    start = {**tokenizer, "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}
     if stage == "sample":
         world = {"world": data["world"]} if experiment.data.speaks_world else {}
         return {
             "on_policy": data["on_policy"],
-            "model": before_sft,
+            "model": start,
             "max_prompt_length": data["max_prompt_length"],
             **world,
         }
     if stage == "prepare":
-        return {"data": data, "model": before_sft, "max_length": experiment.train["max_length"]}
+        return {"data": data, "model": tokenizer, "max_length": experiment.train["max_length"]}
     if stage == "sft":
         on_cpu = {"use_cpu": experiment.train.get("use_cpu", False)}
-        return {**settings_of("prepare", experiment), "sft": model["sft"], **on_cpu}
+        return {**settings_of("prepare", experiment), "model": start, "sft": model["sft"], **on_cpu}
     sections = {"train": ("method", "seed", "model", "train"), "evaluate": ("title", "seed", "evaluate")}[stage]
     settings = {section: values[section] for section in sections}
     if settings.get("evaluate") is not None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 from accelerate.utils import get_int_from_env
 
 # How torchrun, accelerate and MPI launchers tell a process how many there are.
-_PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass
@@ -35,37 +35,42 @@ class MethodConfig:
     )
 
     def __post_init__(self):
-        processes = get_int_from_env(_PROCESS_COUNTS, 1)
+        processes = get_int_from_env(PROCESS_COUNTS, 1)
         if self.global_batch_size is None:
             self.global_batch_size = self.per_device_train_batch_size * self.gradient_accumulation_steps * processes
         else:
             # Before TRL's own checks: DeepSpeed takes the number of accumulation steps from there.
-            self.gradient_accumulation_steps = self._accumulation_steps(processes)
+            self.gradient_accumulation_steps = accumulation_steps(
+                self.global_batch_size, self.per_device_train_batch_size, processes
+            )
         self.per_device_train_batch_size *= self.rows_per_pair
         self.per_device_eval_batch_size *= self.rows_per_pair
         super().__post_init__()
         if self.world_size != processes:
             raise RuntimeError(
-                f"the launcher announced {processes} processes ({' or '.join(_PROCESS_COUNTS)}), but torch.distributed "
+                f"the launcher announced {processes} processes ({' or '.join(PROCESS_COUNTS)}), but torch.distributed "
                 f"has {self.world_size}. Start the run with `accelerate launch` or torchrun"
             )
 
-    def _accumulation_steps(self, processes: int) -> int:
-        """How many micro-batches of each process make one optimiser step."""
-        at_once = self.per_device_train_batch_size * processes
-        steps, left_over = divmod(self.global_batch_size, at_once)
-        if steps == 0 or left_over:
-            share, indivisible = divmod(self.global_batch_size, processes)
-            if indivisible or share == 0:
-                remedy = f"Start a number of processes that divides it: {_divisors(self.global_batch_size)}"
-            else:
-                remedy = f"Set per_device_train_batch_size to {_divisors(share)}; it changes speed and memory only"
-            raise ValueError(
-                f"global_batch_size={self.global_batch_size} cannot be split over {processes} "
-                f"{'process' if processes == 1 else 'processes'} with per_device_train_batch_size="
-                f"{self.per_device_train_batch_size}. {remedy}"
-            )
-        return steps
+
+def accumulation_steps(global_batch: int, per_device: int, processes: int) -> int:
+    """How many micro-batches of `per_device` pairs on each process make one optimiser step of `global_batch` pairs.
+
+    Raises:
+        ValueError: if the batch cannot be split so, with sizes that can.
+    """
+    steps, left_over = divmod(global_batch, per_device * processes)
+    if steps == 0 or left_over:
+        share, indivisible = divmod(global_batch, processes)
+        if indivisible or share == 0:
+            remedy = f"Start a number of processes that divides it: {_divisors(global_batch)}"
+        else:
+            remedy = f"Set per_device_train_batch_size to {_divisors(share)}; it changes speed and memory only"
+        raise ValueError(
+            f"global_batch_size={global_batch} cannot be split over {processes} "
+            f"{'process' if processes == 1 else 'processes'} with per_device_train_batch_size={per_device}. {remedy}"
+        )
+    return steps
 
 
 def _divisors(number: int) -> str:

@@ -51,19 +51,25 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
             "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
         ) from error
     if model.chat_template is not None:
-        tokenizer.chat_template = _chat_template(model.chat_template)
+        tokenizer.chat_template = read_chat_template(model.chat_template)
     return tokenizer
 
 
-def _chat_template(place: str) -> str:
-    """The text of a template file, or the template of another model."""
+def read_chat_template(place: str, local_files_only: bool = False) -> str:
+    """The text of a template file, or the template of another model.
+
+    Raises:
+        ConfigError: if there is none, naming the place and what to try.
+    """
     from transformers import AutoTokenizer
 
     try:
         if place.endswith(".jinja"):
             return resolve_path(place).read_text(encoding="utf-8")
         source, _, revision = place.partition("@")
-        template = AutoTokenizer.from_pretrained(source, revision=revision or None).chat_template
+        template = AutoTokenizer.from_pretrained(
+            source, revision=revision or None, local_files_only=local_files_only
+        ).chat_template
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.chat_template: cannot read one from {place!r}: {error}\n"

@@ -2,7 +2,7 @@
 
     python -m epsdpo.train --config configs/demo/epsilon_dpo_fp32.yaml
     accelerate launch --config_file configs/accelerate/zero3.yaml \\
-        -m epsdpo.train --config configs/paper/llama3_instruct.yaml
+        -m epsdpo.train --config configs/paper/table1_llama3/epsilon_dpo.yaml
 
 It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data`'s business,
 the algorithm `epsdpo.trainer`'s, how much memory a run needs `epsdpo.memory`'s.
@@ -14,10 +14,12 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
 
+from epsdpo.adapters import lora_config, merge_adapter
 from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
@@ -43,7 +45,8 @@ def train(
     """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
 
     The folder receives the resolved config, the β record (see `epsdpo.record`), checkpoints, and under `model/` the
-    trained model and tokenizer; that folder is returned. A run that already finished there is not repeated.
+    trained model and tokenizer; that folder is returned. With `model.lora` the adapter is under `adapter/`, and merged
+    into the model under `model/`. A run that already finished there is not repeated.
 
     Args:
         callbacks: how progress is shown; default: a plain line for each `logging_steps`.
@@ -81,7 +84,8 @@ def train(
             raise
         raise OutOfMemory(outlook.failure(error, _moment(trainer))) from error
 
-    keep_model(trainer, model_dir)
+    merge = None if experiment.model.lora is None else partial(merge_adapter, experiment)
+    keep_model(trainer, model_dir, merge)
     return model_dir
 
 
@@ -112,7 +116,8 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
 def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
     """How much memory each process of the run will need, beside what there is; reads the model's config only."""
     source, revision = reference_source(experiment.model, experiment.data)
-    return MemoryOutlook.of_run(AutoConfig.from_pretrained(source, revision=revision), arguments, data.train)
+    config = AutoConfig.from_pretrained(source, revision=revision)
+    return MemoryOutlook.of_run(config, arguments, data.train, lora_config(experiment.model.lora))
 
 
 def build_trainer(
@@ -126,6 +131,7 @@ def build_trainer(
         eval_dataset=data.eval if arguments.do_eval else None,
         processing_class=load_tokenizer(experiment.model, experiment.data),
         callbacks=list(callbacks),
+        peft_config=lora_config(experiment.model.lora),
     )
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer

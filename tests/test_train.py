@@ -169,8 +169,8 @@ def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
     launch = load_config_from_file(str(REPOSITORY / "configs" / "accelerate" / "multi_node_zero3.yaml"))
     assert launch.distributed_type == "DEEPSPEED" and launch.deepspeed_config["zero_stage"] == 3
     assert launch.mixed_precision == "no"  # which means: as the experiment's config says
-    for recipe in ("llama3_instruct", "mistral_instruct"):
-        train = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").train
+    for recipe in ("table1_llama3", "table1_mistral"):
+        train = load_experiment(REPOSITORY / "configs" / "paper" / recipe / "epsilon_dpo.yaml").train
         assert train["global_batch_size"] == 128
         assert 128 % (train["per_device_train_batch_size"] * launch.num_processes) == 0
 
@@ -212,9 +212,9 @@ LAUNCHERS = {1: [], 2: ["-m", "accelerate.commands.launch", "--config_file", "co
 
 
 @pytest.mark.parametrize("processes", LAUNCHERS)
-@pytest.mark.parametrize("recipe", ["llama3_instruct", "mistral_instruct"])
+@pytest.mark.parametrize("recipe", ["table1_llama3", "table1_mistral"])
 def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
-    values = load_experiment(REPOSITORY / "configs" / "paper" / f"{recipe}.yaml").model_dump()
+    values = load_experiment(REPOSITORY / "configs" / "paper" / recipe / "epsilon_dpo.yaml").model_dump()
     model = tmp_path / "model"
     tokenizer = AutoTokenizer.from_pretrained(official / "tok")
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -225,6 +225,7 @@ def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tin
         tmp_path / f"{recipe}.yaml",
         values,
         model__name_or_path=str(model),
+        model__revision=None,
         data__source=str(tiny_ultrafeedback),
         train__use_cpu=True,
         train__global_batch_size=8,

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,22 +103,30 @@ def read_split(source: Source, section: DataSection, split: str, limit: int | No
     """
     wanted = {ours: section.columns.get(ours, ours) for ours in (*COLUMNS, *GOLD_COLUMNS)}
     theirs = list(wanted.values())
-    if source.kind == "world":
-        present, rows = _read_world(section, split)
-    elif source.kind == "hub":
-        present, rows = _read_hub(source, section.subset, split, theirs)
-    else:
-        present, rows = [], []
-        for file in _files_of(source, section.subset, split):
-            names, more = read_file(file, theirs)
-            present += [name for name in names if name not in present]
-            rows += more
+    present, rows = [], []
+    for names, more in _tables(source, section, split, theirs):
+        present += [name for name in names if name not in present]
+        rows += more
     where = f"data.source {source.name!r}, split {split!r}"
     for ours in ("chosen", "rejected", *section.columns):
         if wanted[ours] not in present:
             raise DataError(missing_column(where, ours, wanted[ours], present))
     columns = tuple(ours for ours in wanted if wanted[ours] in present)
     return Rows(where, present, columns, [{ours: row.get(wanted[ours]) for ours in columns} for row in rows[:limit]])
+
+
+def _tables(
+    source: Source, section: DataSection, split: str, wanted: list[str]
+) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
+    """The tables that a split consists of: names of all columns, and rows with the wanted ones."""
+    if source.kind == "world":
+        yield _read_world(section, split)
+        return
+    for subset in section.subset if isinstance(section.subset, list) else [section.subset]:
+        if source.kind == "hub":
+            yield _read_hub(source, subset, split, wanted)
+        else:
+            yield from (read_file(file, wanted) for file in _files_of(source, subset, split))
 
 
 def missing_column(where: str, ours: str, theirs: str, present: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
+from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
@@ -31,7 +32,7 @@ def check_experiment(
 
     Raises:
         ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
-            that needs trl.
+            that needs trl; values that the trainer's own config refuses are reported once all names are right.
     """
     values = dict(values)
     values.setdefault("title", values.get("name"))
@@ -72,7 +73,8 @@ def _train_problems(experiment: Experiment) -> list[tuple[str, str]]:
         (key, problem or (None if key in known else _without_effect(key, experiment.method)))
         for key, problem in problems
     ]
-    return [(key, problem) for key, problem in problems if problem]
+    problems = [(key, problem) for key, problem in problems if problem]
+    return problems or range_problem(experiment)
 
 
 def _without_effect(key: str, method: str) -> str:

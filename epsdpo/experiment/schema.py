@@ -74,8 +74,10 @@ class DataSection(Section):
     revision: str | None = Field(
         None, description="Commit of a hub data set; null resolves the newest and records it. [K]"
     )
-    subset: str | None = Field(
-        None, description="`data_dir` of a hub data set, e.g. harmless-base of Anthropic/hh-rlhf. [K]"
+    subset: str | list[str] | None = Field(
+        None,
+        description="`data_dir` of a hub data set, or several one after the other, e.g. helpful-base and harmless-base "
+        "of Anthropic/hh-rlhf. [P: section 4.1]",
     )
     train_split: str = Field("train", description="Name of the split to train on. [R]")
     eval_split: str | None = Field(
@@ -113,6 +115,19 @@ class DataSection(Section):
         return WORLD in (self.source, self.on_policy.prompts.source if self.on_policy else None)
 
 
+class LoraSection(Section):
+    """Low-rank adapters that are trained in place of the weights, by PEFT; the reference is the model without them."""
+
+    r: PositiveInt = Field(16, description="Rank of the adapters. [K]")
+    alpha: PositiveInt = Field(32, description="What they add is scaled by alpha / r. [K]")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of the adapters' inputs that is left out in training. [K]"
+    )
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Names of the layers that get one; 'all-linear' is all but the output head. [K]"
+    )
+
+
 class ModelSection(Section):
     """The policy's starting point, which is also the reference."""
 
@@ -128,6 +143,11 @@ class ModelSection(Section):
         None,
         description="Chat template in place of the model's own: a local .jinja file, or the folder or hub id (with "
         "@commit, if it is to stay) of a model that has one. [P: section 4.1, gemma-2-2b-it's for gemma-2-2b]",
+    )
+    lora: LoraSection | None = Field(
+        None,
+        description="Train low-rank adapters, with these settings ({} for the defaults), and merge them into the "
+        "weights at the end; null trains all weights, as the paper does. [K]",
     )
     sft: SftSection | None = Field(
         None,
@@ -284,6 +304,11 @@ class Experiment(Section):
             raise ValueError(
                 f"train.epsilon_step is {self.train['epsilon_step']!r}, but method {self.method!r} {rule}. "
                 "Remove the key, or use method: epsilon_dpo"
+            )
+        if self.method == "tr_dpo" and self.model.lora is not None:
+            raise ValueError(
+                "model.lora is set, but method 'tr_dpo' moves the weights of its reference, and with adapters it has "
+                "none of its own. Remove model.lora"
             )
         for key in self.train:
             if self.method not in ONLY_UNDER.get(key, METHODS):

@@ -57,10 +57,12 @@ class MemoryOutlook:
     place: str
 
     @classmethod
-    def of_run(cls, config: PretrainedConfig, args: MethodConfig, data: Dataset) -> MemoryOutlook:
-        """The outlook of a run on tokenised pairs, before anything of it is loaded."""
+    def of_run(
+        cls, config: PretrainedConfig, args: MethodConfig, data: Dataset, adapters: LoraConfig | None = None
+    ) -> MemoryOutlook:
+        """The outlook of a run on tokenised pairs, of all weights or of `adapters`, before anything of it is loaded."""
         available, place = available_memory(args.device)
-        return cls(Setting.of_run(ModelShape.of(config), args, data), config, available, place)
+        return cls(Setting.of_run(ModelShape.of(config, adapters), args, data), config, available, place)
 
     @property
     def estimate(self) -> MemoryEstimate:
@@ -147,8 +149,8 @@ class MemoryOutlook:
             remedies.append((text, replace(setting, weight_bytes=2, mixed_precision=True)))
         if not model.adapted:
             text = (
-                "adapters in place of all weights, from Python: EpsilonDPOTrainer(..., "
-                "peft_config=LoraConfig(target_modules='all-linear')); another method, with a result of its own"
+                "adapters in place of all weights, by model.lora: {} (from Python: peft_config); another method, with "
+                "a result of its own"
             )
             lora = LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM")
             remedies.append((text, replace(setting, model=ModelShape.of(self.config, lora))))

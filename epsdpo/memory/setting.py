@@ -17,7 +17,7 @@ from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from epsdpo.method_config import MethodConfig
+from epsdpo.method_config import MethodConfig, accumulation_steps
 
 FLOAT32 = 4  # bytes
 DTYPE_BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
@@ -156,19 +156,36 @@ class Setting:
     def of_run(cls, model: ModelShape, args: MethodConfig, data: Dataset) -> Setting:
         """The setting of a run with `args` on tokenised pairs; dtype and attention are those of `model_init_kwargs`."""
         tokens, completion_tokens = longest_pair(data, args.max_length)
+        return cls.of_arguments(
+            model, args, tokens, completion_tokens, device=args.device.type, sharding=Sharding.of_launch(args)
+        )
+
+    @classmethod
+    def of_arguments(
+        cls,
+        model: ModelShape,
+        args: MethodConfig,
+        tokens: int,
+        completion_tokens: int,
+        *,
+        device: str,
+        sharding: Sharding,
+    ) -> Setting:
+        """The setting on another machine than this one: `device` and `sharding` are what it will have."""
+        pairs = args.per_device_train_batch_size // args.rows_per_pair
         return cls(
             model=model,
             weight_bytes=DTYPE_BYTES[args.model_init_kwargs["dtype"]],
             mixed_precision=args.bf16 or args.fp16,
             optim=str(args.optim.value),
-            pairs=args.per_device_train_batch_size // args.rows_per_pair,
-            accumulation=args.gradient_accumulation_steps,
+            pairs=pairs,
+            accumulation=accumulation_steps(args.global_batch_size, pairs, sharding.processes),
             tokens=tokens,
             completion_tokens=completion_tokens,
             checkpointing=args.activation_checkpointing or _fsdp_key(args, "activation_checkpointing") == "true",
             attention=args.model_init_kwargs["attn_implementation"],
-            device=args.device.type,
-            sharding=Sharding.of_launch(args),
+            device=device,
+            sharding=sharding,
             has_reference=args.has_reference,
             tiled_head=args.tiled_head,
         )

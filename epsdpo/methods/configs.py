@@ -100,6 +100,11 @@ class TrlLossConfig(EpsilonDPOConfig):
         super().__post_init__()
         if len(self.loss_type) != 1 or self.loss_type[0] not in TRL_LOSSES:
             raise ValueError(f"loss_type={self.loss_type!r} is not one of {', '.join(TRL_LOSSES)}")
+        if self.loss_type == ["exo_pair"] and not self.label_smoothing > 0.0:
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing} must be above 0 for exo_pair, which takes its logarithm. "
+                "Set it to a small number, e.g. 1.0e-3"
+            )
 
     def _refusals(self) -> dict[str, tuple[bool, str]]:
         refusals = {key: entry for key, entry in super()._refusals().items() if key not in _MEANT_FOR_LOSSES}

@@ -26,7 +26,8 @@ class _OnPreparedPairs(RecordsSteps):
         args: its `max_length` cuts completions, as in the other methods.
         train_dataset: with the columns `prompt_ids`, `chosen_ids` and `rejected_ids` (lists of int).
         eval_dataset: likewise, or None.
-        named: further arguments of TRL's trainer.
+        named: further arguments of TRL's trainer, of which `processing_class` is needed: its padding token is the EOS
+            where it has none.
     """
 
     def __init__(self, model: str, args: MethodConfig, train_dataset: Dataset, eval_dataset: Dataset | None, **named):
@@ -35,6 +36,9 @@ class _OnPreparedPairs(RecordsSteps):
         args = copy.copy(args)
         args.model_init_kwargs = None
         args.remove_unused_columns = False  # as TRL's own collator needs it
+        tokenizer = named["processing_class"]
+        if tokenizer.pad_token is None:  # Llama 3 and Mistral have none; TRL's DPO does this by itself
+            tokenizer.pad_token = tokenizer.eos_token
         columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
         super().__init__(
             model=policy,

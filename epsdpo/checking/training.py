@@ -1,0 +1,103 @@
+"""Training as it would start: the trainer's arguments, how the batch is split, and how much memory it will take.
+
+Only the model's config.json is read, where it is a local folder or in the hub's cache.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+from transformers import AutoConfig, PretrainedConfig
+
+from epsdpo.adapters import lora_config
+from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
+from epsdpo.experiment import WORLD, Experiment
+from epsdpo.experiment.ranges import arguments_for_no_machine
+from epsdpo.memory import ModelShape, Setting, Sharding, estimate_memory
+from epsdpo.method_config import MethodConfig, accumulation_steps
+
+_GIB = 2**30
+_KINDS = {"DDP": "whole copies (DDP)", "FSDP": "shares (FSDP2)", "ZeRO-3": "shares (ZeRO-3)"}
+
+
+def check_training(experiment: Experiment, processes: int) -> Iterator[Finding]:
+    """Findings on arguments, batch, precision and memory of a run of so many processes."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            arguments = arguments_for_no_machine(experiment)
+    except ValueError as error:
+        yield Finding(ERROR, f"train: {' '.join(str(error).split())}")
+        return
+    # The class made for no machine has the method's own as its base.
+    yield Finding(OK, f"train: {type(arguments).__base__.__name__} takes all {len(experiment.train)} keys")
+    batch = _batch(arguments, processes)
+    yield batch
+    yield from _precision(experiment, processes)
+    if batch.level == OK:
+        yield from _memory(experiment, arguments, processes)
+
+
+def _batch(arguments: MethodConfig, processes: int) -> Finding:
+    batch, pairs = arguments.global_batch_size, arguments.per_device_train_batch_size // arguments.rows_per_pair
+    try:
+        passes = accumulation_steps(batch, pairs, processes)
+    except ValueError as error:
+        return Finding(ERROR, f"train.{error}")
+    return Finding(
+        OK,
+        f"batch: {batch} pairs = {_count(processes, 'process')} × {_count(pairs, 'pair')} × {_count(passes, 'pass')}",
+    )
+
+
+def _precision(experiment: Experiment, processes: int) -> Iterator[Finding]:
+    if experiment.model.dtype != "float32" and experiment.model.lora is None:
+        yield Finding(
+            WARNING if processes == 1 else NOTE,
+            f"model.dtype is {experiment.model.dtype}: one process, or DDP, trains weights of that precision, in which "
+            "the small steps of fine-tuning mostly round to nothing. Launch with FSDP2 or "
+            "DeepSpeed, which keep float32, or set model.dtype: float32",
+        )
+
+
+def _memory(experiment: Experiment, arguments: MethodConfig, processes: int) -> Iterator[Finding]:
+    name = experiment.model.name_or_path
+    if name == WORLD:
+        yield Finding(OK, "memory: the embedded model has a million weights and fits everywhere")
+        return
+    config = local_config(name, experiment.model.revision)
+    if config is None:
+        yield Finding(NOTE, f"memory: not estimated: config.json of {name} is neither a file nor in the hub's cache")
+        return
+    shape = ModelShape.of(config, lora_config(experiment.model.lora))
+    kinds = _KINDS if processes > 1 else {"none": "one process"}
+    if experiment.method == "tr_dpo":
+        kinds = {kind: words for kind, words in kinds.items() if kind != "ZeRO-3"}
+    peaks = []
+    for kind, words in kinds.items():
+        setting = Setting.of_arguments(
+            shape,
+            arguments,
+            tokens=arguments.max_length,
+            completion_tokens=arguments.max_length,
+            device="cpu" if experiment.train.get("use_cpu") else "cuda",
+            sharding=Sharding(kind, processes),
+        )
+        peaks.append(f"{estimate_memory(setting).peak / _GIB:.1f} GiB {words}")
+    yield Finding(
+        OK,
+        f"memory: with pairs of {arguments.max_length} tokens each process takes about {', '.join(peaks)}, by estimate",
+    )
+
+
+def local_config(name: str, revision: str | None) -> PretrainedConfig | None:
+    """A model's config, if it is here."""
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError):
+        return None
+
+
+def _count(number: int, thing: str) -> str:
+    plural = f"{thing}es" if thing.endswith("s") else f"{thing}s"
+    return f"{number} {thing if number == 1 else plural}"

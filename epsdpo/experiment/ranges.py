@@ -1,0 +1,66 @@
+"""Whether the trainer will take the values of `train`: its own config is built with them, for no machine in particular.
+
+Which values are out of range is known to the configs of `epsdpo.methods.configs` and to TRL. This module only asks
+them, without looking at devices or starting processes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from typing import TYPE_CHECKING
+
+from epsdpo.experiment.schema import Experiment
+
+if TYPE_CHECKING:
+    from epsdpo.method_config import MethodConfig
+
+# They ask for hardware or libraries, which need not be where a config is read.
+_OF_THE_MACHINE = ("deepspeed", "fsdp", "fsdp_config", "tf32", "torch_compile")
+
+
+def arguments_for_no_machine(experiment: Experiment) -> MethodConfig:
+    """The trainer's arguments, checked as for one process on a CPU, without setting anything up for it.
+
+    Raises:
+        ValueError: if a value is out of range, or two do not go together.
+    """
+    import torch
+
+    from epsdpo.methods.configs import config_class
+
+    # Devices and process groups are made when `device` is first read, which the config itself does.
+    nowhere = {"device": torch.device("cpu"), "world_size": 1}
+    config = type("NoMachine", (config_class(experiment.method),), nowhere)
+    values = {key: value for key, value in experiment.training_arguments().items() if key not in _OF_THE_MACHINE}
+    return config(
+        **{
+            **values,
+            "output_dir": "unused",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "model_init_kwargs": {
+                "dtype": experiment.model.dtype,
+                "attn_implementation": experiment.model.attn_implementation,
+            },
+        }
+    )
+
+
+def range_problem(experiment: Experiment) -> list[tuple[str, str]]:
+    """[(key of `train`, what is wrong with its value)], or [] if the trainer's config takes all values."""
+    from epsdpo.method_config import PROCESS_COUNTS
+
+    # What a launcher says would be taken for this attempt's; behind it the trainer's own arguments are built at once.
+    if any(name in os.environ for name in (*PROCESS_COUNTS, "ACCELERATE_USE_DEEPSPEED")):
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of transformers, about keys of TRL's; training says it again
+            arguments_for_no_machine(experiment)
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        key = re.match(r"(\w+)=", message)
+        named = key is not None and key[1] in experiment.train
+        return [(key[1] if named else "", f"train.{message}" if key else f"train: {message}")]
+    return []
