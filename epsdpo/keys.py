@@ -75,7 +75,9 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
             **world,
         }
     if stage == "prepare":
-        return {"data": data, "model": tokenizer, "max_length": experiment.train["max_length"]}
+        # Pairs that were sampled are those of the model as it was loaded.
+        whose = tokenizer if data["on_policy"] is None else start
+        return {"data": data, "model": whose, "max_length": experiment.train["max_length"]}
     if stage == "sft":
         on_cpu = {"use_cpu": experiment.train.get("use_cpu", False)}
         return {**settings_of("prepare", experiment), "model": start, "sft": model["sft"], **on_cpu}

@@ -330,7 +330,8 @@ def test_an_experiment_cannot_take_the_folder_of_the_report():
         ({"train": {"beta": 0.5}}, True),
         ({"train": {"beta": 0.1, "max_length": 128}}, False),
         ({"data": {"max_train_pairs": 63}}, False),
-        ({"model": {"dtype": "bfloat16"}}, False),
+        ({"model": {"dtype": "bfloat16"}}, True),
+        ({"model": {"revision": "0" * 40}}, False),
     ],
 )
 def test_experiments_share_prepared_data_only_if_it_would_come_out_the_same(change, same):

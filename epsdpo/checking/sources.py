@@ -28,8 +28,8 @@ def check_sources(experiment: Experiment) -> Iterator[Finding]:
         else:
             yield Finding(
                 WARNING,
-                f"{section}: {name} is not pinned to a commit (revision {revision!r}), so it may change between two runs. "
-                f"Its commit of today: "
+                f"{section}: {name} is not pinned to a commit (revision {revision!r}), so it may change between two "
+                f"runs. Its commit of today: "
                 f'python -c "from huggingface_hub import HfApi; print(HfApi().{kind}_info({name!r}).sha)"',
             )
         if name.startswith(_GATED):
