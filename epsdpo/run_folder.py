@@ -5,9 +5,11 @@ It only reads, and loads neither papermill nor torch, so that commands which run
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.keys import KEY_LENGTH
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.paths import REPOSITORY
 
@@ -25,6 +27,10 @@ STAGES = {
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
+
+# Beside the stages of an experiment: what `epsdpo benchmark` measured of its models.
+BENCHMARKS = "benchmarks"
+BENCHMARK_RESULTS = "results.json"
 
 
 def experiment_of(train_dir: Path) -> Experiment:
@@ -46,9 +52,11 @@ def titles_in(run_dir: Path) -> dict[str, str]:
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:
-    """Keys of the finished trajectory and evaluate stages of a run folder, by "<experiment>/<stage>"."""
+    """Keys of what a report shows, by "<experiment>/<stage>": finished trajectory and evaluate stages, benchmarks."""
     keys = {}
     for stage in ("trajectory", "evaluate"):
         for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
             keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
+    for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
+        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
     return keys
