@@ -114,6 +114,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     from epsdpo.benchmarks.tasks import tasks_named
     from epsdpo.index import INDEX, write_index
     from epsdpo.manifest import MANIFEST
+    from epsdpo.progress import batch_status
     from epsdpo.run_folder import PAGE
     from epsdpo.runner import sole_runner
     from epsdpo.stages import StageError, run_stage
@@ -121,9 +122,9 @@ def _benchmark(options: argparse.Namespace) -> int:
     run_dir, report = options.run_dir, options.run_dir / "report"
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit is {options.limit}; give 1 or more questions")
-    if not run_dir.is_dir():
-        raise ConfigError(f"{run_dir}: no such folder. Give the folder of `epsdpo run`, e.g. runs/demo")
+    # What makes no sense is refused before hours of work, and before anything is written.
     harness_version()
+    batch_status(run_dir)
     with sole_runner(run_dir):
         failures = measure_run(run_dir, tasks_named(options.tasks), options.limit, options.include_path)
         if (report / MANIFEST).exists():

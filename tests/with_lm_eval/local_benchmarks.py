@@ -114,6 +114,8 @@ def write_model(folder: Path, tokenizer, seed: int) -> None:
 
 def write_run(run_dir: Path, reference: Path, tokenizer, policies: dict[str, int]) -> None:
     """What `epsdpo run` leaves of trained experiments, as far as it is read here; `policies` are seeds of weights."""
+    (run_dir / ".epsdpo").mkdir(parents=True)
+    (run_dir / ".epsdpo" / "plan.json").write_text('{"stages": {}}', encoding="utf-8")
     for name, seed in policies.items():
         folder = run_dir / name
         (folder / "train").mkdir(parents=True)
