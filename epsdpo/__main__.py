@@ -110,14 +110,13 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from epsdpo.benchmarks.measure import harness_version, measure_run
+    from epsdpo.benchmarks.measure import harness_version, measure_run, renew_report
     from epsdpo.benchmarks.tasks import tasks_named
     from epsdpo.index import INDEX, write_index
     from epsdpo.manifest import MANIFEST
     from epsdpo.progress import batch_status
     from epsdpo.run_folder import PAGE
     from epsdpo.runner import sole_runner
-    from epsdpo.stages import StageError, run_stage
 
     run_dir, report = options.run_dir, options.run_dir / "report"
     if options.limit is not None and options.limit < 1:
@@ -127,11 +126,7 @@ def _benchmark(options: argparse.Namespace) -> int:
     batch_status(run_dir)
     with sole_runner(run_dir):
         failures = measure_run(run_dir, tasks_named(options.tasks), options.limit, options.include_path)
-        if (report / MANIFEST).exists():
-            try:
-                run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
-            except StageError as error:
-                failures.append(str(error))
+        failures += renew_report(run_dir)
         write_index(run_dir)
     for failure in failures:
         print(f"failed   {failure}", file=sys.stderr)

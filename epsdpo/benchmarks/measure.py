@@ -23,9 +23,9 @@ from epsdpo.benchmarks.results import POLICY, REFERENCE, percent, read_results, 
 from epsdpo.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import key_of
-from epsdpo.manifest import MANIFEST
+from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.models import model_identity, reference_source
-from epsdpo.run_folder import BENCHMARKS, experiments_in
+from epsdpo.run_folder import BENCHMARKS, experiments_in, finished_analyses
 
 LOG = "harness.log"
 
@@ -91,6 +91,21 @@ def measure_run(
             show(f"  {measurement['label']}: {percent(measurement)}, measured before")
         failures += _measure(model, due, limit, include_path, show)
     return failures
+
+
+def renew_report(run_dir: Path) -> list[str]:
+    """Make the report of a run folder again if it shows other results than there are; return what failed."""
+    from epsdpo.stages import StageError, run_stage  # loads papermill
+
+    report = run_dir / "report"
+    manifest = read_manifest(report)
+    if manifest is None or manifest["key_parts"]["inputs"] == finished_analyses(run_dir):
+        return []
+    try:
+        run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
+    except StageError as error:
+        return [str(error)]
+    return []
 
 
 def harness_version() -> str:
