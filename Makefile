@@ -5,9 +5,10 @@ TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
 NOTEBOOKS := notebooks/*.ipynb
 READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
+LM_EVAL := .cache/lm_eval
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-distributed test-deepspeed test-browser test-load lab lint lock clean
+.PHONY: help demo test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -32,6 +33,16 @@ $(DEEPSPEED)/ready: $(READY) requirements-deepspeed.lock
 	@rm -rf $(DEEPSPEED)
 	@DS_BUILD_OPS=0 .venv/bin/python -m pip install --quiet --no-build-isolation --no-deps --target $(DEEPSPEED) \
 		--requirement requirements-deepspeed.lock
+	@touch $@
+
+# As for DeepSpeed. What the harness needs for other tasks than Table 8's is left out.
+test-benchmarks: $(READY) $(LM_EVAL)/ready  ## run the tests of lm-evaluation-harness, which is fetched for them
+	PYTHONPATH=$(abspath $(LM_EVAL)) HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q tests/with_lm_eval
+
+$(LM_EVAL)/ready: $(READY) requirements-benchmarks.lock
+	@echo 'Setting up lm-evaluation-harness in $(LM_EVAL): about 110 MB.'
+	@rm -rf $(LM_EVAL)
+	@.venv/bin/python -m pip install --quiet --no-deps --target $(LM_EVAL) --requirement requirements-benchmarks.lock
 	@touch $@
 
 # Apart from the other tests because it needs a Chromium on the PATH.

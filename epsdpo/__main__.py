@@ -110,6 +110,33 @@ def _stage(options: argparse.Namespace) -> int:
     return 0
 
 
+def _benchmark(options: argparse.Namespace) -> int:
+    from epsdpo.benchmarks.measure import harness_version, measure_run, renew_report
+    from epsdpo.benchmarks.tasks import tasks_named
+    from epsdpo.index import INDEX, write_index
+    from epsdpo.manifest import MANIFEST
+    from epsdpo.progress import batch_status
+    from epsdpo.run_folder import PAGE
+    from epsdpo.runner import sole_runner
+
+    run_dir, report = options.run_dir, options.run_dir / "report"
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"--limit is {options.limit}; give 1 or more questions")
+    # What makes no sense is refused before hours of work, and before anything is written.
+    harness_version()
+    batch_status(run_dir)
+    with sole_runner(run_dir):
+        failures = measure_run(run_dir, tasks_named(options.tasks), options.limit, options.include_path)
+        failures += renew_report(run_dir)
+        write_index(run_dir)
+    for failure in failures:
+        print(f"failed   {failure}", file=sys.stderr)
+    print(f"Index: {run_dir / INDEX}")
+    if (report / MANIFEST).exists():
+        print(f"Report: {report / PAGE}")
+    return FAILED if failures else 0
+
+
 def _status(options: argparse.Namespace) -> int:
     from epsdpo.progress import print_status
 
@@ -199,6 +226,15 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")
     status.set_defaults(command=_status)
     status.add_argument("run_dir", metavar="DIR", help="a folder of `epsdpo run`")
+
+    benchmark = commands.add_parser("benchmark", help="measure the models of a run folder on the tasks of Table 8")
+    benchmark.set_defaults(command=_benchmark)
+    benchmark.add_argument("run_dir", metavar="DIR", type=Path, help="a folder of `epsdpo run`")
+    benchmark.add_argument(
+        "--tasks", metavar="TASK", nargs="+", default=[], help="of lm-evaluation-harness (default: those of Table 8)"
+    )
+    benchmark.add_argument("--limit", metavar="N", type=int, help="ask only the first N questions, to try it out")
+    benchmark.add_argument("--include-path", metavar="DIR", default="", help="folder of task files of your own")
 
     winrate = commands.add_parser("winrate", help="score a file of judgements; prints one JSON object")
     winrate.set_defaults(command=_winrate)

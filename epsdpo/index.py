@@ -13,6 +13,7 @@ from typing import Any
 
 from jinja2 import Environment
 
+from epsdpo.benchmarks.results import benchmark_table
 from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import LOG, read_manifest
@@ -60,6 +61,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <td class="number">{{ row.time }}</td><td>{{ row.commit }}</td></tr>
 {% endfor %}
 </table>
+{% if benchmarks %}<h2>Benchmarks</h2>
+{{ benchmarks|safe }}{% endif %}
 {% for stage in failed %}
 <h2 class="failed">{{ stage.name }} failed</h2>
 <pre>{{ stage.detail }}</pre>
@@ -89,6 +92,7 @@ def write_index(run_dir: str | Path) -> Path:
             if status.state == "failed"
         ],
         report=_link(report, run_dir) if report.exists() else None,
+        benchmarks=benchmark_table(run_dir),
     )
     path = run_dir / INDEX
     with written_whole(path) as partial:

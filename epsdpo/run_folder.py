@@ -5,10 +5,12 @@ It only reads, and loads neither papermill nor torch, so that commands which run
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.keys import KEY_LENGTH
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.paths import REPOSITORY
 
@@ -34,6 +36,10 @@ PAGE = "notebook.html"
 
 # What the evaluate notebook writes there: its numbers.
 SUMMARY = "summary.json"
+
+# Beside the stages of an experiment: what `epsdpo benchmark` measured of its models.
+BENCHMARKS = "benchmarks"
+BENCHMARK_RESULTS = "results.json"
 
 
 def experiment_of(train_dir: Path) -> Experiment:
@@ -61,9 +67,11 @@ def not_judged(folder: Path) -> int:
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:
-    """Keys of the finished trajectory and evaluate stages of a run folder, by "<experiment>/<stage>"."""
+    """Keys of what a report shows, by "<experiment>/<stage>": finished trajectory and evaluate stages, benchmarks."""
     keys = {}
     for stage in ("trajectory", "evaluate"):
         for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
             keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
+    for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
+        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
     return keys

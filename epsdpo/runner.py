@@ -87,7 +87,7 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
             `run_dir`, or if that cannot be written to.
     """
     launch = _check(experiments, resources)
-    with _sole_runner(run_dir):
+    with sole_runner(run_dir):
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
         failed: dict[str, Failure] = {}
         while True:
@@ -151,7 +151,7 @@ def _check(experiments: list[Experiment], resources: Resources) -> dict[str, Any
 
 
 @contextmanager
-def _sole_runner(run_dir: Path) -> Iterator[None]:
+def sole_runner(run_dir: Path) -> Iterator[None]:
     """Hold the run folder, so that no second runner works in it; the system lets go of it however this process ends."""
     state = run_dir / STATE_FOLDER
     try:
