@@ -16,12 +16,12 @@ from hostile import HOSTILE, HOSTILE_TITLE
 from epsdpo.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
-DEMO = Path("configs") / "demo"
+DEMO, STAGES = Path("configs") / "demo", Path("configs") / "stages"
 
 
 @dataclass(frozen=True)
 class Checkout:
-    """A copy of what a user works with, in which `epsdpo run configs/demo` has been run.
+    """A copy of what a user works with, in which `epsdpo run configs/demo configs/stages` has been run.
 
     Attributes:
         folder: the copy; its demo is small, and has a second experiment with hostile texts and a hostile title.
@@ -55,29 +55,34 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory, official):
-    """A `Checkout`. Takes about a minute on two cores, and another where the world's model has to be built."""
+    """A `Checkout`. Takes about three minutes on two cores, and another where the world's model has to be built."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("epsdpo", "notebooks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
-    (folder / DEMO).mkdir(parents=True)
-    write_small_demo(folder / DEMO / "epsilon_dpo_fp32.yaml")
+    for config in (DEMO / "epsilon_dpo_fp32.yaml", STAGES / "world_on_policy.yaml", STAGES / "world_sft.yaml"):
+        write_small(config, folder)
     write_hostile_experiment(folder / DEMO / "hostile.yaml", official)
     # CPU arithmetic depends on the number of threads in its last bits, and runs are compared to the last bit.
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
-    batch = [sys.executable, "-m", "epsdpo", "run", str(DEMO)]
-    subprocess.run(batch, cwd=folder, env=environment, check=True, timeout=400)
+    batch = [sys.executable, "-m", "epsdpo", "run", str(DEMO), str(STAGES), "--output", "runs/demo"]
+    subprocess.run(batch, cwd=folder, env=environment, check=True, timeout=900)
     return Checkout(folder, environment)
 
 
-def write_small_demo(path: Path) -> None:
-    """The experiment of the notebooks' defaults, on 64 pairs and 16 prompts: 4 steps."""
-    values = load_experiment(ROOT / DEMO / path.name).model_dump()
+def write_small(config: Path, folder: Path) -> None:
+    """An experiment of the notebooks' defaults, on 64 pairs and 16 prompts: 4 steps."""
+    values = load_experiment(ROOT / config).model_dump()
     values["data"]["world"] |= {"train_pairs": 64, "eval_pairs": 16, "prompts": 16}
     values["train"] |= {"global_batch_size": 16, "per_device_train_batch_size": 16}
     values["evaluate"]["bootstrap_samples"] = 100
-    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    if values["data"]["on_policy"] is not None:
+        values["data"]["on_policy"]["prompts"]["max_prompts"] = 16
+    if values["model"]["sft"] is not None:
+        values["model"]["sft"] |= {"global_batch_size": 16, "per_device_train_batch_size": 16, "logging_steps": 1}
+    (folder / config).parent.mkdir(parents=True, exist_ok=True)
+    (folder / config).write_text(yaml.safe_dump(values), encoding="utf-8")
 
 
 def write_hostile_experiment(path: Path, official: Path) -> None:

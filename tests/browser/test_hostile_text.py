@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from hostile import ATTACKS, HOSTILE, HOSTILE_TITLE, assert_harmless
 
-from epsdpo.evaluation import tables
+from epsdpo.evaluation.examples import examples, side_by_side
 
 
 @pytest.mark.parametrize("attack", ATTACKS[:3])
@@ -42,5 +42,5 @@ def test_hostile_answers_side_by_side_are_harmless(chromium, tmp_path):
         ]
     )
     page = tmp_path / "page.html"
-    page.write_text(tables.side_by_side(tables.examples(responses, count=1, seed=0)), encoding="utf-8")
+    page.write_text(side_by_side(examples(responses, count=1, seed=0)), encoding="utf-8")
     assert_harmless(chromium, page, HOSTILE)

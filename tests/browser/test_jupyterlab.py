@@ -13,7 +13,7 @@ from lab import make_lab, run_all_cells, scroll_to
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.run_folder import STAGES
 
-FIGURES = {"prepare": 1, "train": 2, "trajectory": 4, "evaluate": 5, "report": 4}
+FIGURES = {"sample": 1, "prepare": 1, "sft": 2, "train": 2, "trajectory": 4, "evaluate": 5, "report": 4}
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text
 
 
@@ -55,7 +55,9 @@ def lab(checkout, chromium, tmp_path_factory):
 def headless(checkout):
     """Stage -> the notebook that papermill executed with the same experiment."""
     folders = {stage: checkout.demo / stage for stage in ("train", "trajectory", "evaluate")}
-    folders |= {"prepare": checkout.data_of(checkout.demo), "report": checkout.demo.parent / "report"}
+    run_dir = checkout.demo.parent
+    folders |= {"prepare": checkout.data_of(checkout.demo), "report": run_dir / "report"}
+    folders |= {stage: next(run_dir.glob(f"{shared}-*")) for stage, shared in (("sample", "pairs"), ("sft", "sft"))}
     return {stage: folder / "notebook.ipynb" for stage, folder in folders.items()}
 
 
@@ -130,4 +132,6 @@ def lasting(content: str, folders: dict[str, str]) -> str:
     content = " ".join(content.split())
     content = re.sub(r"0x[0-9a-f]+|T_[0-9a-f]{5}", "ID", content)  # addresses, and the ids of styled tables
     content = re.sub(r'href="(\.\./)+(runs/demo/)?', 'href="', content)  # links from a page to those of the batch
+    content = re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "TIME", content)
+    content = re.sub(r"about [\d.]+ \w+ left", "about SECONDS left", content)
     return re.sub(r"(seconds_per_step\D+)[\d.e-]+", r"\1SECONDS", content)
