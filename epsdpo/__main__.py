@@ -64,7 +64,7 @@ def _run(options: argparse.Namespace) -> int:
     paths = [resolve_path(path) for path in options.config]
     names = "+".join(path.resolve().name.removesuffix(".yaml") for path in paths)
     run_dir = Path(options.output or Path("runs") / names)
-    checked = [experiment.train for experiment in experiments_in(run_dir).values()]
+    checked = [(experiment.method, experiment.train) for experiment in experiments_in(run_dir).values()]
     experiments = load_experiments(paths, parse_overrides(options.overrides), checked)
     resources = Resources(
         jobs=options.jobs,

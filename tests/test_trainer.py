@@ -19,6 +19,7 @@ from trl import DPOConfig, DPOTrainer
 
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 from epsdpo.heads import require_separable_head
+from epsdpo.method_config import accumulation_steps
 from epsdpo.record import read_pairs, read_steps
 
 
@@ -310,9 +311,7 @@ def test_epsilon_step_defaults_to_epsilon(tmp_path):
 )
 def test_accumulation_follows_from_the_global_batch(processes, per_device, steps):
     """Hand-computed, on the arithmetic alone: real processes train in tests/distributed."""
-    config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
-    config.global_batch_size, config.per_device_train_batch_size = 128, per_device
-    assert config._accumulation_steps(processes) == steps
+    assert accumulation_steps(128, per_device, processes) == steps
 
 
 @pytest.mark.parametrize(
@@ -326,10 +325,8 @@ def test_accumulation_follows_from_the_global_batch(processes, per_device, steps
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(processes, per_device, message):
-    config = EpsilonDPOConfig.__new__(EpsilonDPOConfig)
-    config.global_batch_size, config.per_device_train_batch_size = 12, per_device
     with pytest.raises(ValueError, match=message):
-        config._accumulation_steps(processes)
+        accumulation_steps(12, per_device, processes)
 
 
 def test_a_padded_vocabulary_serves_and_two_different_ones_are_refused(make_trainer, official, tmp_path):

@@ -21,14 +21,14 @@ Layers = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def check_experiment(
-    values: dict[str, Any], where: str, layers: Layers = (), checked: Collection[Mapping[str, Any]] = ()
+    values: dict[str, Any], where: str, layers: Layers = (), checked: Collection[tuple[str, Mapping[str, Any]]] = ()
 ) -> Experiment:
     """Build an `Experiment` from plain values, e.g. of a YAML file; `where` begins every error message.
 
     Args:
         layers: (place, values) of each source that `values` were merged from, the last on top. A problem with a key is
             then reported at the place that decided it.
-        checked: `train` sections that were checked before, for which trl need not be loaded again.
+        checked: (method, `train` section) of what was checked before, for which trl need not be loaded again.
 
     Raises:
         ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
@@ -41,7 +41,7 @@ def check_experiment(
     except ValidationError as error:
         problems = [(problem["loc"], _explain(problem)) for problem in error.errors()]
     else:
-        unchecked = experiment.train not in checked
+        unchecked = (experiment.method, experiment.train) not in checked
         problems = [(("train", key), problem) for key, problem in _train_problems(experiment)] if unchecked else []
     if problems:
         raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))

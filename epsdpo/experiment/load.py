@@ -41,7 +41,7 @@ def load_experiment(path: str | Path) -> Experiment:
 def load_experiments(
     paths: str | Path | Iterable[str | Path],
     overrides: Mapping[str, Any] | None = None,
-    checked: Collection[Mapping[str, Any]] = (),
+    checked: Collection[tuple[str, Mapping[str, Any]]] = (),
 ) -> list[Experiment]:
     """The experiments of YAML files, and of every `*.yaml` of a folder in the order of their names.
 
@@ -49,7 +49,7 @@ def load_experiments(
 
     Args:
         overrides: dotted keys with the values that they take in every experiment; see `parse_overrides`.
-        checked: `train` sections that were checked before, e.g. those of a run folder; others need trl to be loaded.
+        checked: (method, `train` section) of what was checked before, e.g. of a run folder; others need trl.
 
     Raises:
         ConfigError: if a folder holds no config, a config is wrong (all problems of all files are listed), or two
@@ -94,7 +94,9 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
-def _read(path: Path, overrides: Mapping[str, Any], checked: Collection[Mapping[str, Any]] = ()) -> list[Experiment]:
+def _read(
+    path: Path, overrides: Mapping[str, Any], checked: Collection[tuple[str, Mapping[str, Any]]] = ()
+) -> list[Experiment]:
     """The experiments of one file: one, or one for each point of its sweep."""
     if path.name.startswith(BASE_MARK):
         raise ConfigError(
