@@ -18,11 +18,10 @@ from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
+Checked = Collection[tuple[str, Mapping[str, Any]]]
 
 
-def check_experiment(
-    values: dict[str, Any], where: str, layers: Layers = (), checked: Collection[tuple[str, Mapping[str, Any]]] = ()
-) -> Experiment:
+def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), checked: Checked = ()) -> Experiment:
     """Build an `Experiment` from plain values, e.g. of a YAML file; `where` begins every error message.
 
     Args:

@@ -7,14 +7,14 @@ sweep, the overrides. What keys and values mean is the business of `epsdpo.exper
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from epsdpo.experiment.check import Layers, check_experiment
+from epsdpo.experiment.check import Checked, Layers, check_experiment
 from epsdpo.experiment.schema import ConfigError, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, point_names, point_title, sweep_points
 from epsdpo.experiment.values import merged, nested
@@ -41,7 +41,7 @@ def load_experiment(path: str | Path) -> Experiment:
 def load_experiments(
     paths: str | Path | Iterable[str | Path],
     overrides: Mapping[str, Any] | None = None,
-    checked: Collection[tuple[str, Mapping[str, Any]]] = (),
+    checked: Checked = (),
 ) -> list[Experiment]:
     """The experiments of YAML files, and of every `*.yaml` of a folder in the order of their names.
 
@@ -94,9 +94,7 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
-def _read(
-    path: Path, overrides: Mapping[str, Any], checked: Collection[tuple[str, Mapping[str, Any]]] = ()
-) -> list[Experiment]:
+def _read(path: Path, overrides: Mapping[str, Any], checked: Checked = ()) -> list[Experiment]:
     """The experiments of one file: one, or one for each point of its sweep."""
     if path.name.startswith(BASE_MARK):
         raise ConfigError(
