@@ -24,8 +24,8 @@ def process_state(experiment: Experiment) -> PartialState:
     return PartialState(cpu=experiment.train.get("use_cpu", False))
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None; one cut off by a kill is passed over."""
+def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """Optimiser step -> folder of each checkpoint that was written to its end, oldest first; others are passed over."""
     checkpoints = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
@@ -35,6 +35,12 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
             logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
             continue
         checkpoints[state["global_step"]] = folder
+    return dict(sorted(checkpoints.items()))
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest checkpoint that was written to its end, or None."""
+    checkpoints = whole_checkpoints(output_dir)
     return checkpoints[max(checkpoints)] if checkpoints else None
 
 

@@ -61,9 +61,9 @@ def titles_in(run_dir: Path) -> dict[str, str]:
 
 
 def not_judged(folder: Path) -> int:
-    """How many comparisons of a finished evaluation have no judgement yet; 0 for any other stage."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text(encoding="utf-8")).get("n_failed", 0) if path.exists() else 0
+    """How many comparisons of a finished evaluation have no judgement yet, its checkpoints' included; else 0."""
+    summaries = [*folder.glob(SUMMARY), *folder.glob(f"checkpoint-*/{SUMMARY}")]
+    return sum(json.loads(path.read_text(encoding="utf-8")).get("n_failed", 0) for path in summaries)
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:

@@ -29,6 +29,7 @@ from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import written_whole
 from epsdpo.generation.prompts import Prompts, read_prompts
 from epsdpo.judging.gold import follows_every_rule, gold_score
+from epsdpo.models import MODEL_FOLDER
 from epsdpo.run_folder import SUMMARY
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,12 @@ class Evaluation:
 
 
 def evaluate(
-    experiment: Experiment, data_dir: Path, train_dir: Path, output_dir: Path, answers_dir: Path | None = None
+    experiment: Experiment,
+    data_dir: Path,
+    train_dir: Path,
+    output_dir: Path,
+    answers_dir: Path | None = None,
+    policy: str = MODEL_FOLDER,
 ) -> Evaluation:
     """Compare the policy in `train_dir` with the reference it started from, or with the responses prompts bring along.
 
@@ -69,9 +75,10 @@ def evaluate(
     Args:
         experiment: its `evaluate` section says how; its seed makes sampling and intervals repeatable.
         data_dir: prepared data.
-        train_dir: holds the trained policy in `model/`.
+        train_dir: holds the policy.
         output_dir: made if it is missing.
         answers_dir: keeps generated.jsonl and judgements.jsonl, for one evaluation at a time; by default `output_dir`.
+        policy: folder of `train_dir` with the policy's weights: the trained model, or a checkpoint.
 
     Raises:
         ValueError: if the experiment has no evaluate section, there are fewer than two prompts, or prompts bring no
@@ -86,7 +93,7 @@ def evaluate(
     of_the_world = settings.prompts.source == WORLD
     _check_prompts(prompts, of_the_world)
     check_given_responses(prompts, settings)
-    policy_dir = Path(train_dir) / "model"
+    policy_dir = Path(train_dir) / policy
     if not policy_dir.is_dir():
         raise FileNotFoundError(f"{policy_dir}: no trained policy; run the train stage first")
     output_dir = Path(output_dir)

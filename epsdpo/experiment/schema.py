@@ -225,6 +225,11 @@ class EvaluateSection(Section):
     calibrate_with: CalibrateSection | None = Field(
         None, description="Published judgements beside which the judge is put; null leaves that out. [K]"
     )
+    checkpoints: bool = Field(
+        False,
+        description="Measure every kept checkpoint as well, each against the same reference: how win rate and KL move "
+        "within training. [P: Figure 3]",
+    )
     bootstrap_samples: PositiveInt = Field(2000, description="Resamples of the prompts behind each interval. [K]")
 
     @model_validator(mode="after")
@@ -233,6 +238,15 @@ class EvaluateSection(Section):
             raise ValueError(
                 f"engine is {self.engine!r} and `server` is {'set' if self.server else 'missing'}: engine 'server' "
                 "needs a `server` section with base_url, policy and reference, and no other engine uses one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _checkpoints_can_be_asked(self) -> EvaluateSection:
+        if self.checkpoints and self.engine == "server":
+            raise ValueError(
+                "checkpoints is true, but engine is 'server': a server answers for the models it was started with, and "
+                "not for each checkpoint. Use engine 'transformers' or 'vllm', or set checkpoints: false"
             )
         return self
 
@@ -310,6 +324,17 @@ class Experiment(Section):
                 "model.lora is set, but method 'tr_dpo' moves the weights of its reference, and with adapters it has "
                 "none of its own. Remove model.lora"
             )
+        if self.evaluate is not None and self.evaluate.checkpoints:
+            if self.model.lora is not None:
+                raise ValueError(
+                    "evaluate.checkpoints is true, but with model.lora checkpoints hold adapters alone, and only the "
+                    "last are merged into a model. Set evaluate.checkpoints: false, or remove model.lora"
+                )
+            if self.train.get("save_strategy") == "no":
+                raise ValueError(
+                    "evaluate.checkpoints is true, but train.save_strategy is 'no', so there will be none. "
+                    "Use train.save_strategy: steps with save_total_limit: null, or set evaluate.checkpoints: false"
+                )
         for key in self.train:
             if self.method not in ONLY_UNDER.get(key, METHODS):
                 raise ValueError(

@@ -76,6 +76,30 @@ def win_rate_by_length(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def within_training(table: pd.DataFrame, title: str) -> Figure:
+    """Forward KL, and where there was a judge the win rate, over the steps of training, a point per checkpoint.
+
+    Args:
+        table: columns step, forward_kl_per_response (nats) and, where judged, win_rate (percent), the last two with
+            their `_low` and `_high`.
+        title: what to see.
+    """
+    labels = {"forward_kl_per_response": "KL(π_ref‖π) per response (nats)", "win_rate": "win rate (%)"}
+    labels = {measure: label for measure, label in labels.items() if measure in table}
+    figure, panels = new_figure(columns=len(labels))
+    for axes, (measure, label) in zip(panels, labels.items(), strict=True):
+        errors = np.vstack([table[measure] - table[f"{measure}_low"], table[f"{measure}_high"] - table[measure]])
+        axes.errorbar(table["step"], table[measure], yerr=errors, fmt="o-", color=POLICY, capsize=4)
+        axes.set_xlim(left=0.0)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(f"{label}, 95 % interval")
+        if measure == "win_rate":
+            axes.axhline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
+    figure.suptitle(title)
+    return figure
+
+
 def preference_histogram(responses: pd.DataFrame) -> Figure:
     """How sure the judge is: its chances that the policy's response is the better one, over all judged prompts."""
     chances = 100.0 * (responses["preference"].dropna() - 1.0)
