@@ -24,8 +24,8 @@ def process_state(experiment: Experiment) -> PartialState:
     return PartialState(cpu=experiment.train.get("use_cpu", False))
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None; one cut off by a kill is passed over."""
+def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """Optimiser step -> checkpoint, in order, of those written to their end; one cut off by a kill is passed over."""
     checkpoints = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
@@ -35,7 +35,12 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
             logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
             continue
         checkpoints[state["global_step"]] = folder
-    return checkpoints[max(checkpoints)] if checkpoints else None
+    return dict(sorted(checkpoints.items()))
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
+    """The newest of `whole_checkpoints`, or None."""
+    return next(reversed(whole_checkpoints(output_dir).values()), None)
 
 
 def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:
