@@ -25,7 +25,7 @@ def process_state(experiment: Experiment) -> PartialState:
 
 
 def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """Optimiser step -> folder of each checkpoint that was written to its end, oldest first; others are passed over."""
+    """Optimiser step -> checkpoint, in order, of those written to their end; one cut off by a kill is passed over."""
     checkpoints = {}
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         try:
@@ -39,9 +39,8 @@ def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None."""
-    checkpoints = whole_checkpoints(output_dir)
-    return checkpoints[max(checkpoints)] if checkpoints else None
+    """The newest of `whole_checkpoints`, or None."""
+    return next(reversed(whole_checkpoints(output_dir).values()), None)
 
 
 def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:
