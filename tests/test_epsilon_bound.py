@@ -55,7 +55,7 @@ def test_decisions_are_those_of_full_logits(official, batch):
 
 
 def test_a_policy_that_is_the_reference_decides_nothing(official, batch):
-    """In bfloat16 it may: there (1 + ε) z - ε z is rounded twice, and is not z."""
+    """In bfloat16 it may at such large ε: there (1 + ε) z - ε z is rounded twice, and is not z."""
     model = load(official / "policy", torch.float32)
     decisions = decisions_at(model, model, batch, GRID, torch.float32)
     assert not decisions.any()
