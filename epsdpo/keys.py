@@ -32,6 +32,7 @@ _NEVER_DECISIVE = tuple(
         ".manifest",
         ".memory",
         ".paths",
+        ".progress_lines",
         ".run_folder",
         ".stages",
         ".watch",

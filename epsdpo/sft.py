@@ -11,7 +11,6 @@ become a run of TRL's SFTTrainer, and when that continues. The data are `epsdpo.
 import argparse
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +27,7 @@ from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experime
 from epsdpo.files import written_whole
 from epsdpo.keys import differences, key_parts, settings_of
 from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source
+from epsdpo.progress_lines import LossLines
 from epsdpo.record import PROGRESS_FILE, STEPS_FILE
 from epsdpo.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.watch import end_with_stdin
@@ -204,28 +204,6 @@ class _LossRecord(TrainerCallback):
     def _write(self) -> None:
         with written_whole(self.output_dir / STEPS_FILE) as partial:
             partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-
-
-class LossLines(TrainerCallback):
-    """Progress as plain lines, one for each log."""
-
-    def __init__(self):
-        self.started, self.first_step = 0.0, 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step = time.monotonic(), state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if not state.is_world_process_zero or "loss" not in logs:
-            return
-        seconds = (time.monotonic() - self.started) / max(1, state.global_step - self.first_step)
-        left = math.ceil(seconds * (state.max_steps - state.global_step))
-        print(
-            f"step {state.global_step}/{state.max_steps} · epoch {state.epoch:.2f} · loss {logs['loss']:.4f} · "
-            f"tokens right {logs['mean_token_accuracy']:.1%} · {seconds:.2f} s/step · "
-            f"{left // 60}:{left % 60:02d} left",
-            flush=True,
-        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,9 +10,7 @@ the algorithm `epsdpo.trainer`'s, how much memory a run needs `epsdpo.memory`'s.
 
 import argparse
 import logging
-import math
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,6 +26,7 @@ from epsdpo.method_config import MethodConfig
 from epsdpo.methods.configs import config_class
 from epsdpo.methods.trainers import trainer_class
 from epsdpo.models import MODEL_FOLDER, after_sft, load_tokenizer, pin_revision, reference_source
+from epsdpo.progress_lines import ProgressLines
 from epsdpo.watch import end_with_stdin
 
 logger = logging.getLogger(__name__)
@@ -141,34 +140,6 @@ def _moment(trainer: Trainer | None) -> str:
     if trainer is None:
         return "while the models were loaded"
     return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
-
-
-class ProgressLines(TrainerCallback):
-    """Progress as plain lines, one for each log, for terminals, log files and headless notebooks."""
-
-    def __init__(self):
-        self.started, self.first_step = 0.0, 0
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.started, self.first_step = time.monotonic(), state.global_step
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        prefix = "eval_" if "eval_loss" in logs else ""
-        if not state.is_world_process_zero or f"{prefix}loss" not in logs:
-            return  # the summary at the end of training
-        line = (
-            f"step {state.global_step}/{state.max_steps} · epoch {state.epoch:.2f} · {'eval ' * bool(prefix)}"
-            f"loss {logs[prefix + 'loss']:.4f} · margin {logs[prefix + 'rewards/margins']:+.3f} · "
-            f"β {logs[prefix + 'kl/beta']:.5g}"
-        )
-        if prefix + "kl/avg_steps" in logs:  # a method with decisions
-            relaxed, tightened = (logs[f"{prefix}kl/{side}_epsilon_steps"] for side in "pn")
-            line += f" (β⁻ {relaxed:.0%}, β⁺ {tightened:.0%})"
-        if not prefix:
-            seconds = (time.monotonic() - self.started) / max(1, state.global_step - self.first_step)
-            left = math.ceil(seconds * (state.max_steps - state.global_step))
-            line += f" · {seconds:.2f} s/step · {left // 60}:{left % 60:02d} left"
-        print(line, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
