@@ -1,0 +1,115 @@
+"""One row per run of a batch: its recipe, its world, its settings, and the measures that claims can be about.
+
+It reads what the stages of each run wrote. What a claim makes of the rows is left to `epsdpo.claims.effects`; the
+bounds of ε, which need models, are computed by `epsdpo.claims.bounds`, the times of a step by
+`benchmarks/step_cost.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from epsdpo.claims.settings import recipe_and_world
+from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.manifest import MANIFEST, read_manifest
+from epsdpo.record import read_pairs
+from epsdpo.run_folder import SUMMARY
+from epsdpo.trajectory import DECISIONS, summarise
+
+WITHIN_TRAINING = "within_training.csv"  # of 04_evaluate, where checkpoints were evaluated
+
+_EVALUATED = (
+    "win_rate",
+    "length_controlled_win_rate",
+    "forward_kl_per_response",
+    "reverse_kl_per_response",
+    "policy_gold",
+    "reference_gold",
+    "policy_tokens",
+    "reference_tokens",
+)
+
+
+def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path, Experiment]]:
+    """Name -> folder and experiment of the runs of these recipes that are trained and evaluated."""
+    wanted = set(recipes)
+    runs = {}
+    for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}")):
+        folder = file.parent
+        recipe, world = recipe_and_world(folder.name)
+        stages = (folder / "train" / MANIFEST, folder / "evaluate" / MANIFEST)
+        if recipe in wanted and world is not None and all(stage.exists() for stage in stages):
+            runs[folder.name] = (folder, load_saved(file))
+    return runs
+
+
+def measure_runs(runs: dict[str, tuple[Path, Experiment]], tell: Callable[[str], None] = print) -> pd.DataFrame:
+    """The measures of each run; NaN for what a run does not have.
+
+    Args:
+        runs: of `finished_runs`.
+        tell: is given a line of progress now and then.
+
+    Returns:
+        One row per run: name, recipe, world, method, beta, epsilon, epsilon_step, criterion_dtype, label_temperature
+        (settings), the columns of `trajectory.summarise` with shares in percent, and the measures of
+        `epsdpo.claims.names` but for bounds and times.
+    """
+    rows = []
+    for count, (name, (folder, experiment)) in enumerate(runs.items(), start=1):
+        rows.append({"name": name, **_settings(name, experiment), **_measures(folder)})
+        if count % 50 == 0 or count == len(runs):
+            tell(f"{count}/{len(runs)} runs read")
+    return pd.DataFrame(rows)
+
+
+def first_training(runs: dict[str, tuple[Path, Experiment]]) -> str:
+    """When the first training of these runs began (UTC), by its manifest; "" without runs."""
+    return min((read_manifest(folder / "train")["started"] for folder, _ in runs.values()), default="")
+
+
+def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
+    recipe, world = recipe_and_world(name)
+    train = experiment.training_arguments()
+    return {
+        "recipe": recipe,
+        "world": world,
+        "method": experiment.method,
+        "beta": train.get("beta"),
+        "epsilon": train.get("epsilon"),
+        "epsilon_step": train.get("epsilon_step", train.get("epsilon")),
+        "criterion_dtype": train.get("criterion_dtype"),
+        "label_temperature": experiment.data.world.label_temperature,
+    }
+
+
+def _measures(folder: Path) -> dict[str, float]:
+    summary = json.loads((folder / "evaluate" / SUMMARY).read_text(encoding="utf-8"))
+    trajectory = summarise(folder / "train")
+    for decision in DECISIONS:
+        trajectory[decision] *= 100.0
+    measures = {**trajectory, **{name: summary[name] for name in _EVALUATED}}
+    measures["length_effect"] = summary["length_controlled_win_rate"] - summary["win_rate"]
+    measures["tightened_margin"] = tightened_margin(read_pairs(folder / "train"))
+    within = folder / "evaluate" / WITHIN_TRAINING
+    if within.exists():
+        checkpoints = pd.read_csv(within)
+        measures["first_win_rate"] = float(checkpoints["win_rate"].iloc[0])
+        measures["middle_forward_kl"] = float(checkpoints["forward_kl_per_response"].iloc[len(checkpoints) // 2])
+    return measures
+
+
+def tightened_margin(pairs: pd.DataFrame) -> float:
+    """Mean implicit reward margin of pairs that chose β⁺ less that of all others, in the second half of training.
+
+    Each pair is met once, before it is trained on, so that these are margins of pairs that the policy has not seen.
+    NaN for a method without decisions, or if either group is empty.
+    """
+    later = pairs[pairs["step"] > pairs["step"].max() / 2]
+    tightened = later["decision"] == DECISIONS["tightened"]
+    return float(later.loc[tightened, "reward_margin"].mean() - later.loc[~tightened, "reward_margin"].mean())

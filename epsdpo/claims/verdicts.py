@@ -1,0 +1,93 @@
+"""From effects to verdicts: an interval over worlds, and whether it lies in the claimed range.
+
+One rule for all claims, stated before the runs: a claim holds if the whole interval lies in its range, does not hold
+if none of it does, and otherwise cannot be told with these runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from epsdpo.claims.effects import effects_of
+from epsdpo.claims.names import MEASURES
+from epsdpo.claims.settings import Claim, Claims
+from epsdpo.evaluation.compare import interval_over_seeds
+
+HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD = "holds", "does not hold", "cannot be told"
+VERDICTS = (HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the runs say of a claim.
+
+    Attributes:
+        effects: one per world, in the unit of the measure.
+        effect, low, high: their mean and its interval, Student's t over worlds; NaN with fewer than two.
+        why: what is missing, if too few worlds have all runs; else "".
+    """
+
+    claim: Claim
+    effects: pd.Series
+    effect: float
+    low: float
+    high: float
+    verdict: str
+    why: str = ""
+
+
+def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame) -> Verdict:
+    """Test one claim on the measures of all runs."""
+    effects = effects_of(claim, measures)
+    effect = low = high = float("nan")
+    if len(effects) > 1:
+        interval = interval_over_seeds(effects, claims.level)
+        effect, low, high = float(effects.mean()), interval.low, interval.high
+    if len(effects) < claims.worlds:
+        why = f"{len(effects)} of {claims.worlds} worlds have an effect"
+        return Verdict(claim, effects, effect, low, high, CANNOT_BE_TOLD, why)
+    return Verdict(claim, effects, effect, low, high, where_lies(low, high, claim.above, claim.below))
+
+
+def where_lies(low: float, high: float, above: float | None, below: float | None) -> str:
+    """The verdict on a claimed range, of which None leaves an end open, by the interval from `low` to `high`."""
+    above = -np.inf if above is None else above
+    below = np.inf if below is None else below
+    if low > above and high < below:
+        return HOLDS
+    if high <= above or low >= below:
+        return DOES_NOT_HOLD
+    return CANNOT_BE_TOLD
+
+
+def verdicts_on(claims: Claims, measures: pd.DataFrame) -> list[Verdict]:
+    """Test all claims, in the order of their file."""
+    return [verdict_on(claim, claims, measures) for claim in claims.claims]
+
+
+def as_table(verdicts: list[Verdict]) -> pd.DataFrame:
+    """One row per claim: name, place, says, measure, unit, above, below, effect, low, high, worlds, verdict, why."""
+    rows = []
+    for verdict in verdicts:
+        claim = verdict.claim
+        rows.append(
+            {
+                "name": claim.name,
+                "place": claim.place,
+                "says": claim.says,
+                "measure": claim.measure,
+                "unit": MEASURES[claim.measure].unit,
+                "above": claim.above,
+                "below": claim.below,
+                "effect": verdict.effect,
+                "low": verdict.low,
+                "high": verdict.high,
+                "worlds": len(verdict.effects),
+                "verdict": verdict.verdict,
+                "why": verdict.why,
+            }
+        )
+    return pd.DataFrame(rows)
