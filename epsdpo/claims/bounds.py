@@ -79,7 +79,7 @@ def bound_measures(bounds: pd.DataFrame) -> pd.DataFrame:
         bounds: of `bounds_of`.
 
     Returns:
-        One row per run: name and the four measures `bound_<early|late>_<precision>`.
+        One row per run: name, `bound_<early|late>_<precision>`, and `bound_rise_<precision>`, late less early.
     """
     decided = bounds.dropna(subset=["bound"])
     rows = []
@@ -90,5 +90,6 @@ def bound_measures(bounds: pd.DataFrame) -> pd.DataFrame:
             for when, rows_then in (("early", early), ("late", late)):
                 mean = np.average(rows_then["bound"], weights=rows_then["pairs"]) if len(rows_then) else np.nan
                 row[f"bound_{when}_{precision}"] = mean
+            row[f"bound_rise_{precision}"] = row[f"bound_late_{precision}"] - row[f"bound_early_{precision}"]
         rows.append(row)
     return pd.DataFrame(rows)

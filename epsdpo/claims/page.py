@@ -11,6 +11,7 @@ from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, VERDICT
 
 # Okabe and Ito's, dark enough for text; each verdict has a sign as well, for those who see no colours.
 _LOOKS = {HOLDS: ("#00614A", "✓"), DOES_NOT_HOLD: ("#A04000", "✗"), CANNOT_BE_TOLD: ("#555555", "?")}
+_CELL = "text-align: left; vertical-align: top"
 
 
 def summary(verdicts: Sequence[Verdict], fixed_at: str, first_training: str) -> str:
@@ -42,14 +43,12 @@ def _row(verdict: Verdict) -> str:
     outcome = _looking(verdict.verdict) + (f"<br><small>{html.escape(verdict.why)}</small>" if verdict.why else "")
     cells = [html.escape(claim.place), html.escape(claim.says), _test(verdict), html.escape(effect)]
     cells += [html.escape(claimed_range(claim.above, claim.below)), outcome]
-    return (
-        "<tr>" + "".join(f"<td style='text-align: left; vertical-align: top'>{cell}</td>" for cell in cells) + "</tr>"
-    )
+    return "<tr>" + "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _test(verdict: Verdict) -> str:
     claim = verdict.claim
-    how = {"mean": "", "range": "range over β of ", "frontier": "frontier over KL: "}[claim.combine]
+    how = {"mean": "", "sum": "", "range": "range over β of ", "frontier": "frontier over KL: "}[claim.combine]
     recipes = ", ".join(map(_code, claim.of))
     less = f" less {', '.join(map(_code, claim.minus))}" if claim.minus else ""
     return f"<small>{how}{html.escape(MEASURES[claim.measure].label)} of {recipes}{less}</small>"

@@ -38,10 +38,10 @@ class Claim(Section):
     measure: Literal[tuple(MEASURES)] = Field(description="The number of each run.")
     of: Annotated[list[str], Field(min_length=1)] = Field(description="Recipes whose measure is taken.")
     minus: list[str] = Field(default_factory=list, description="Recipes whose measure is taken off.")
-    combine: Literal["mean", "range", "frontier"] = Field(
+    combine: Literal["mean", "sum", "range", "frontier"] = Field(
         "mean",
-        description="How several recipes become one number: their mean; the largest less the smallest; or the height "
-        "of the frontier that they span over forward KL, `of` above `minus`.",
+        description="How several recipes become one number: their mean; their sum; the largest less the smallest; or "
+        "the height of the frontier that they span over forward KL, `of` above `minus`.",
     )
     above: float | None = Field(None, description="Lower end of the claimed range, in the measure's unit.")
     below: float | None = Field(None, description="Upper end of the claimed range.")
