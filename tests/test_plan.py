@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from epsdpo import keys
+from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.keys import code_digests, differences, key_parts, settings_of
 from epsdpo.manifest import write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY
 from epsdpo.plan import check_names, judge, plan_stages
 from epsdpo.planned import data_folder, pairs_folder, sft_folder
-from epsdpo.run_folder import NOTEBOOKS, STAGES
+from epsdpo.run_folder import NOTEBOOKS, STAGES, STEP_COST
 
 RUN = Path("runs/batch")
 
@@ -245,7 +246,7 @@ def parts_of(stage, sources):
     [
         ("epsdpo/kernels.py", "import torch\n", "# A comment.\nimport torch  # and another\n\n\n", set()),
         ("epsdpo/kernels.py", "The mathematics of", "In other words, the mathematics of", set()),
-        ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report"}),
+        ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report", "claims"}),
         ("epsdpo/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report"}),
@@ -336,3 +337,38 @@ def test_an_experiment_cannot_take_the_folder_of_the_report():
 )
 def test_experiments_share_prepared_data_only_if_it_would_come_out_the_same(change, same):
     assert (data_folder(experiment("x")) == data_folder(experiment("x", **change))) == same
+
+
+def test_a_batch_that_tests_claims_ends_in_them(tmp_path):
+    claims = Claims.model_validate(
+        {
+            "worlds": 2,
+            "claims": [
+                {"name": "better", "place": "Table 1", "says": "a over b", "measure": "win_rate", "of": ["eps"]}
+                | {"minus": ["dpo"], "above": 0.0}
+            ],
+        }
+    )
+    experiments = [
+        experiment(f"{name}-seed{world}", method=method, trajectory=False)
+        for name, method in (("dpo", "dpo"), ("eps", "epsilon_dpo"))
+        for world in (1, 2)
+    ]
+    planned = plan_stages(experiments, tmp_path, claims=claims)
+    assert {stage.stage for stage in planned.values()} == {"prepare", "train", "evaluate", "claims"}
+    tested = set(planned["claims/claims"].needs)
+    assert tested == {f"{name}-seed{world}/evaluate" for name in ("dpo", "eps") for world in (1, 2)}
+
+    verdicts = judge(planned)
+    for name, stage in planned.items():
+        if stage.stage != "claims":
+            finish(stage, verdicts[name])
+    finish(planned["claims/claims"], judge(planned)["claims/claims"])
+    assert due(planned) == []
+    # The time of a step is measured apart, and tested with the rest.
+    (tmp_path / STEP_COST).parent.mkdir()
+    (tmp_path / STEP_COST).write_text("{}")
+    assert due(planned) == ["claims/claims"]
+    # A run that failed is not waited for.
+    rest = plan_stages(experiments, tmp_path, failed=["eps-seed2/train"], claims=claims)
+    assert set(rest["claims/claims"].needs) == tested - {"eps-seed2/evaluate"}
