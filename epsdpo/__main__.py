@@ -56,8 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from epsdpo.claims.settings import read_claims
     from epsdpo.index import INDEX
     from epsdpo.manifest import LOG, MANIFEST
+    from epsdpo.planned import CLAIMS, REPORT
     from epsdpo.run_folder import PAGE, experiments_in
     from epsdpo.runner import Resources, look_at_batch, run_batch
 
@@ -74,21 +76,23 @@ def _run(options: argparse.Namespace) -> int:
         launch_config=options.launch,
         num_processes=options.num_processes,
     )
+    claims = read_claims(resolve_path(options.claims)) if options.claims else None
     if options.dry_run:
-        verdicts = look_at_batch(experiments, run_dir, resources)
+        verdicts = look_at_batch(experiments, run_dir, resources, claims)
         for name, verdict in verdicts.items():
             print(f"{'would run' if verdict.due else 'finished '}  {name}" + f": {verdict.reason}" * verdict.due)
         print(f"{sum(verdict.due for verdict in verdicts.values())} of {len(verdicts)} stages would run")
         return 0
-    outcome = run_batch(experiments, run_dir, resources)
+    outcome = run_batch(experiments, run_dir, resources, claims)
     for name, (folder, error) in outcome.failed.items():
         print(f"failed   {name}: {error.splitlines()[0] if error else ''}", file=sys.stderr)
         print(f"         log: {folder / LOG}", file=sys.stderr)
     for name in outcome.not_run:
         print(f"not run  {name}, because a stage that it needs failed", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
-    if (run_dir / "report" / MANIFEST).exists():
-        print(f"Report: {run_dir / 'report' / PAGE}")
+    page = run_dir / (REPORT if claims is None else CLAIMS)
+    if (page / MANIFEST).exists():
+        print(f"Report: {page / PAGE}")
     return FAILED if outcome.failed else 0
 
 
@@ -200,6 +204,12 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(command=_run)
     _add_configs(run, at_least="+")
     run.add_argument("--output", metavar="DIR", help="run folder (default: runs/<names of the configs>)")
+    run.add_argument(
+        "--claims",
+        metavar="FILE",
+        default="",
+        help="end in a test of claims, e.g. configs/paper_mini/_claims.yaml",
+    )
     run.add_argument("--dry-run", action="store_true", help="print for each stage whether it would run and why")
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="stages at once (default: 1)")
     run.add_argument("--gpus", metavar="N", type=int, default=0, help="GPUs to share out between stages")

@@ -79,7 +79,7 @@ def write_index(run_dir: str | Path) -> Path:
     run_dir = Path(run_dir)
     statuses = batch_status(run_dir)
     rows = [_row(file.parent, run_dir, statuses) for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))]
-    report = run_dir / "report" / PAGE
+    reports = [page for page in (run_dir / "claims" / PAGE, run_dir / "report" / PAGE) if page.exists()]
     page = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
     text = page.render(
         run_dir=run_dir.resolve().name,
@@ -91,7 +91,7 @@ def write_index(run_dir: str | Path) -> Path:
             for status in statuses
             if status.state == "failed"
         ],
-        report=_link(report, run_dir) if report.exists() else None,
+        report=_link(reports[0], run_dir) if reports else None,
         benchmarks=benchmark_table(run_dir),
     )
     path = run_dir / INDEX

@@ -1,9 +1,10 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A stage is due unless its manifest says that just this was computed already, and unless a judge
-left comparisons out, which are asked for again. This module reads manifests and decides; what a single stage is it
-leaves to `epsdpo.planned`, what a key covers to `epsdpo.keys`, and running to `epsdpo.runner`.
+config asks for them. A batch that tests claims ends in `claims` in place of `report`, which is made for a few runs.
+A stage is due unless its manifest says that just this was computed already, and unless a judge left comparisons out,
+which are asked for again. This module reads manifests and decides; what a single stage is it leaves to
+`epsdpo.planned`, what a key covers to `epsdpo.keys`, and running to `epsdpo.runner`.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.keys import code_digests, differences, key_of, key_parts
 from epsdpo.manifest import read_manifest, read_stage_file
 from epsdpo.planned import (
+    CLAIMS,
     REPORT,
     Place,
     PlannedStage,
+    claims_stage,
     data_folder,
     evaluate_stage,
     pairs_folder,
@@ -31,7 +35,7 @@ from epsdpo.planned import (
     train_stage,
     trajectory_stage,
 )
-from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, not_judged, titles_in
+from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, not_judged, tested_on, titles_in
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ def plan_stages(
     run_dir: Path,
     launch: dict[str, Any] | None = None,
     failed: Collection[str] = (),
+    claims: Claims | None = None,
 ) -> dict[str, PlannedStage]:
     """All stages of a batch by name, in an order in which they can run.
 
     Args:
         launch: parameters of the training stages that say where they are computed.
         failed: names of stages that cannot be had. What strictly needs them is left out; comparisons do without them.
+        claims: what the batch tests.
     """
     # The baselines first, so that the others can be shown beside them.
     experiments = sorted(experiments, key=lambda experiment: experiment.method != "dpo")
@@ -80,11 +86,15 @@ def plan_stages(
         start = (place.sft or place.data).name  # what runs must share to be compared
         if add(train_stage(place, launch or {})) and experiment.method == "dpo":
             baselines.setdefault(start, experiment)
-        add(trajectory_stage(place, baselines.get(start, experiment)))
+        if experiment.trajectory:
+            add(trajectory_stage(place, baselines.get(start, experiment)))
         if experiment.evaluate is not None:
             add(evaluate_stage(place))
     shown = [stage.name for stage in planned.values() if stage.stage in ("trajectory", "evaluate")]
-    if shown:
+    if claims is not None:
+        evaluated = [stage.name for stage in planned.values() if stage.stage == "evaluate"]
+        add(claims_stage(run_dir, evaluated, claims.model_dump()))
+    elif shown:
         add(report_stage(run_dir, shown, {experiment.name: experiment.title for experiment in experiments}))
     return planned
 
@@ -102,6 +112,8 @@ def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
             run_dir = stage.folder.parent
             settings = {"titles": {**titles_in(run_dir), **settings["titles"]}}
             inputs = {**finished_analyses(run_dir), **inputs}
+        if stage.stage == "claims":
+            inputs = {**tested_on(stage.folder.parent), **inputs}
         parts = key_parts(settings, code[stage.stage], inputs)
         due_needs = [need for need in stage.needs.values() if verdicts[need].due]
         verdicts[name] = _judge_one(stage, parts, due_needs)
@@ -132,7 +144,7 @@ def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
     shared = (pairs_folder, data_folder, sft_folder)
-    taken = {REPORT, *(folder(experiment) for experiment in experiments for folder in shared)}
+    taken = {REPORT, CLAIMS, *(folder(experiment) for experiment in experiments for folder in shared)}
     for experiment in experiments:
         if experiment.name in taken:
             raise ConfigError(f"name: {experiment.name!r} is a folder of the run itself; name the experiment otherwise")

@@ -15,7 +15,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.keys import settings_of
 from epsdpo.run_folder import ANSWERS
 
-REPORT = "report"
+REPORT, CLAIMS = "report", "claims"
 
 
 @dataclass(frozen=True)
@@ -162,6 +162,19 @@ def report_stage(run_dir: Path, shown: list[str], titles: dict[str, str]) -> Pla
         parameters={"run_dir": str(run_dir), "links_from": str(run_dir / REPORT)},
         settings={"titles": titles},
         needs={name: name for name in shown},
+    )
+
+
+def claims_stage(run_dir: Path, tested: list[str], decisive: dict[str, Any]) -> PlannedStage:
+    """What tests the claims that `run_dir` was given, on the stages `tested`."""
+    return PlannedStage(
+        name=f"{CLAIMS}/claims",
+        stage="claims",
+        folder=run_dir / CLAIMS,
+        experiment=None,
+        parameters={"run_dir": str(run_dir)},
+        settings=decisive,
+        needs={name: name for name in tested},
     )
 
 

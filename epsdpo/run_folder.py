@@ -25,6 +25,7 @@ STAGES = {
     "trajectory": "03_beta_trajectory.ipynb",
     "evaluate": "04_evaluate.ipynb",
     "report": "05_report.ipynb",
+    "claims": "06_claims.ipynb",
 }
 
 # Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
@@ -36,6 +37,9 @@ PAGE = "notebook.html"
 
 # What the evaluate notebook writes there: its numbers.
 SUMMARY = "summary.json"
+
+# Beside the experiments of a batch that tests claims: what benchmarks/step_cost.py measured.
+STEP_COST = Path("step_cost") / "mini.json"
 
 # Beside the stages of an experiment: what `epsdpo benchmark` measured of its models.
 BENCHMARKS = "benchmarks"
@@ -74,4 +78,12 @@ def finished_analyses(run_dir: Path) -> dict[str, str]:
             keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
     for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
         keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
+    return keys
+
+
+def tested_on(run_dir: Path) -> dict[str, str]:
+    """Keys of what claims are tested on: all evaluations of a run folder, and the benchmark of a step."""
+    keys = {name: key for name, key in finished_analyses(run_dir).items() if name.endswith("/evaluate")}
+    if (run_dir / STEP_COST).exists():
+        keys["step_cost"] = hashlib.sha256((run_dir / STEP_COST).read_bytes()).hexdigest()[:KEY_LENGTH]
     return keys

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import filelock
 
+from epsdpo.claims.settings import Claims, check_runs, fix_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
 from epsdpo.files import disk_is_full, written_whole
 from epsdpo.index import write_index
@@ -76,22 +77,34 @@ class Outcome:
     not_run: list[str]
 
 
-def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources = Resources()) -> Outcome:
+def run_batch(
+    experiments: list[Experiment],
+    run_dir: Path,
+    resources: Resources = Resources(),
+    claims: Claims | None = None,
+) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
 
     A stage that fails stops what strictly needs it; everything else is run. What a changed config makes outdated is
     moved to `superseded/`, not deleted.
+
+    Args:
+        claims: what the batch tests; fixed in `run_dir` before anything is run.
 
     Raises:
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
             `run_dir`, or if that cannot be written to.
     """
     launch = _check(experiments, resources)
+    if claims is not None:
+        check_runs(claims, experiments)
     with sole_runner(run_dir):
+        if claims is not None:
+            fix_claims(claims, run_dir)
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
         failed: dict[str, Failure] = {}
         while True:
-            planned = plan_stages(experiments, run_dir, launch, failed)
+            planned = plan_stages(experiments, run_dir, launch, failed, claims)
             verdicts = judge(planned)
             due = {name: stage for name, stage in planned.items() if verdicts[name].due}
             _write_json(run_dir / STATE_FOLDER / PLAN_FILE, _described(planned, failed))
@@ -109,7 +122,7 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
                 break
             failed |= newly_failed
         write_index(run_dir)
-        every = plan_stages(experiments, run_dir, launch)
+        every = plan_stages(experiments, run_dir, launch, claims=claims)
         finished = [name for name, stage in planned.items() if _finished(stage)]
         return Outcome(
             finished=finished,
@@ -119,12 +132,17 @@ def run_batch(experiments: list[Experiment], run_dir: Path, resources: Resources
 
 
 def look_at_batch(
-    experiments: list[Experiment], run_dir: Path, resources: Resources = Resources()
+    experiments: list[Experiment],
+    run_dir: Path,
+    resources: Resources = Resources(),
+    claims: Claims | None = None,
 ) -> dict[str, Verdict]:
     """What `run_batch` would do, for each stage; nothing is run, written or asked of a hub."""
-    planned = plan_stages(
-        [_known(experiment, run_dir) for experiment in experiments], run_dir, _check(experiments, resources)
-    )
+    launch = _check(experiments, resources)
+    if claims is not None:
+        check_runs(claims, experiments)
+    known = [_known(experiment, run_dir) for experiment in experiments]
+    planned = plan_stages(known, run_dir, launch, claims=claims)
     return judge(planned)
 
 

@@ -30,11 +30,12 @@ from nbconvert.filters import strip_ansi
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from epsdpo.claims.settings import fixed_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, load_saved
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY, resolve_path
-from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, titles_in
+from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, tested_on, titles_in
 
 TIMED_OUT = 124  # the exit code of `timeout`
 
@@ -222,6 +223,9 @@ def _settings_and_inputs(
     if stage == "report":
         run_dir = resolve_path(parameters["run_dir"])
         return {"titles": titles_in(run_dir), **figures}, finished_analyses(run_dir)
+    if stage == "claims":
+        run_dir = resolve_path(parameters["run_dir"])
+        return {**fixed_claims(run_dir)[1].model_dump(), **figures}, tested_on(run_dir)
     roles = {
         "pairs": "pairs_dir",
         "data": "data_dir",

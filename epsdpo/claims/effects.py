@@ -43,7 +43,7 @@ def effects_of(claim: Claim, measures: pd.DataFrame, rounds: pd.DataFrame) -> pd
 def _effect(claim: Claim, by_recipe: pd.DataFrame) -> float:
     if claim.combine == "frontier":
         return frontier_height(by_recipe.loc[claim.of], by_recipe.loc[claim.minus])
-    combined = {"mean": np.mean, "range": np.ptp}[claim.combine]
+    combined = {"mean": np.mean, "sum": np.sum, "range": np.ptp}[claim.combine]
     effect = combined(by_recipe.loc[claim.of, claim.measure].to_numpy())
     if claim.minus:
         effect -= combined(by_recipe.loc[claim.minus, claim.measure].to_numpy())

@@ -97,6 +97,8 @@ def _measures(folder: Path) -> dict[str, float]:
     for decision in DECISIONS:
         trajectory[decision] *= 100.0
     measures = {**trajectory, **{name: summary[name] for name in _EVALUATED}}
+    measures["beta_travel"] = trajectory["beta_final"] / trajectory["beta_initial"]
+    measures["gold_gain"] = summary["policy_gold"] - summary["reference_gold"]
     measures["length_effect"] = summary["length_controlled_win_rate"] - summary["win_rate"]
     measures["tightened_margin"] = tightened_margin(read_pairs(folder / "train"))
     within = folder / "evaluate" / WITHIN_TRAINING

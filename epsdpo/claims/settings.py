@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -38,10 +38,10 @@ class Claim(Section):
     measure: Literal[tuple(MEASURES)] = Field(description="The number of each run.")
     of: Annotated[list[str], Field(min_length=1)] = Field(description="Recipes whose measure is taken.")
     minus: list[str] = Field(default_factory=list, description="Recipes whose measure is taken off.")
-    combine: Literal["mean", "range", "frontier"] = Field(
+    combine: Literal["mean", "sum", "range", "frontier"] = Field(
         "mean",
-        description="How several recipes become one number: their mean; the largest less the smallest; or the height "
-        "of the frontier that they span over forward KL, `of` above `minus`.",
+        description="How several recipes become one number: their mean; their sum; the largest less the smallest; or "
+        "the height of the frontier that they span over forward KL, `of` above `minus`.",
     )
     above: float | None = Field(None, description="Lower end of the claimed range, in the measure's unit.")
     below: float | None = Field(None, description="Upper end of the claimed range.")
@@ -60,7 +60,12 @@ class Claim(Section):
 
     @property
     def recipes(self) -> list[str]:
-        return [*self.of, *self.minus]
+        """The recipes whose runs are needed; none where the benchmark of a step is asked, which has contenders."""
+        return [] if self.measure == "step_cost" else [*self.of, *self.minus]
+
+    def decisive(self) -> dict[str, Any]:
+        """The test, without its wording."""
+        return self.model_dump(exclude={"place", "says"})
 
 
 class Claims(Section):
@@ -86,14 +91,15 @@ class Claims(Section):
         shown = (recipe for groups in self.figures.values() for recipes in groups.values() for recipe in recipes)
         return list(dict.fromkeys([*(recipe for claim in self.claims for recipe in claim.recipes), *shown]))
 
-    def decisive(self) -> dict:
+    def recipes_for(self, prefix: str) -> list[str]:
+        """The recipes of the claims whose measure begins so, and of the figure that is called so."""
+        tested = [recipe for claim in self.claims if claim.measure.startswith(prefix) for recipe in claim.recipes]
+        shown = [recipe for recipes in self.figures.get(prefix, {}).values() for recipe in recipes]
+        return list(dict.fromkeys([*tested, *shown]))
+
+    def decisive(self) -> dict[str, Any]:
         """What the verdicts depend on: everything but wording and figures."""
-        wording = {"place", "says"}
-        return {
-            "worlds": self.worlds,
-            "level": self.level,
-            "claims": [claim.model_dump(exclude=wording) for claim in self.claims],
-        }
+        return {"worlds": self.worlds, "level": self.level, "claims": [claim.decisive() for claim in self.claims]}
 
 
 def recipe_and_world(name: str) -> tuple[str, int | None]:
@@ -124,11 +130,11 @@ def read_claims(path: str | Path) -> Claims:
         raise ConfigError("\n".join(problems)) from None
 
 
-def check_runs(claims: Claims, experiments: Iterable[Experiment], where: str) -> None:
+def check_runs(claims: Claims, experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that do not have all recipes of the claims, each in as many worlds as are asked for.
 
     Raises:
-        ConfigError: beginning with `where`, listing every recipe that is missing or has too few worlds.
+        ConfigError: listing every recipe that is missing or has too few worlds.
     """
     worlds: dict[str, set[int]] = {}
     for experiment in experiments:
@@ -141,7 +147,7 @@ def check_runs(claims: Claims, experiments: Iterable[Experiment], where: str) ->
         if count < claims.worlds:
             known = ", ".join(sorted(worlds)) or "none"
             problems.append(
-                f"{where}: recipe {recipe!r} has {count} of {claims.worlds} worlds. A recipe is an experiment's name "
+                f"--claims: recipe {recipe!r} has {count} of {claims.worlds} worlds. A recipe is an experiment's name "
                 f"without its -seedN, and data.world.seed is swept; recipes here are {known}"
             )
     if problems:
@@ -159,7 +165,8 @@ def fix_claims(claims: Claims, run_dir: Path) -> None:
     if path.exists():
         fixed_at, before = fixed_claims(run_dir)
         if before.decisive() != claims.decisive():
-            changed = [claim.name for claim in claims.claims if claim not in before.claims]
+            tests = [claim.decisive() for claim in before.claims]
+            changed = [claim.name for claim in claims.claims if claim.decisive() not in tests]
             raise ConfigError(
                 f"{path}: claims were fixed at {fixed_at}, before the runs of this folder, and are now tested "
                 f"otherwise ({', '.join(changed) or 'worlds, level or fewer claims'}). Restore them, or choose "

@@ -285,6 +285,9 @@ class Experiment(Section):
     train: dict[str, Any] = Field(
         description="How the policy is trained: keys of EpsilonDPOConfig, or of the method's own config. [K]"
     )
+    trajectory: bool = Field(
+        True, description="Whether the run gets a page of its own about its β; the record is kept anyway. [K]"
+    )
     evaluate: EvaluateSection | None = Field(
         None, description="How the trained policy is compared with its reference; null skips that stage. [K]"
     )
