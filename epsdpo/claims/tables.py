@@ -83,7 +83,7 @@ def over_worlds(values: pd.DataFrame, keys: Sequence[str], level: float, unit: s
 
 
 def main(measures: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
-    """The main comparison: win rates (%), forward KL (nats), gold reward and tokens; the SFT model, then each recipe."""
+    """The main comparison: win rates (%), forward KL (nats), gold reward and tokens; the SFT model first."""
     compared = _by_recipe(measures, groups, list(_COMPARED), level)
     shown = measures[measures["recipe"].isin(compared["recipe"])]
     start = [
@@ -106,8 +106,11 @@ def initial_beta(measures: pd.DataFrame, groups: Groups, level: float) -> pd.Dat
 
 
 def label_noise(measures: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
-    """Win rate (%) of each group's recipes, which differ in the temperature of the labels."""
-    return _by_recipe(measures, groups, ["win_rate"], level, ["label_temperature"])
+    """Gain in gold reward and win rate (%) of each group's recipes, which differ in the temperature of the labels.
+
+    Where the judge is as noisy as the labels, win rates at two temperatures are by two judges; gold rewards are not.
+    """
+    return _by_recipe(measures, groups, ["gold_gain", "win_rate"], level, ["label_temperature"])
 
 
 def two_epsilons(measures: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
@@ -161,13 +164,15 @@ def bound(bounds: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
             criterion_dtype, share_of_epoch, decision, bound (NaN where no pair has the decision).
     """
     keys = ["group", "recipe", "criterion_dtype", "decision", "share_of_epoch"]
+    if bounds.empty:
+        return over_worlds(_frame([], keys), keys, level)
     shown = bounds.assign(
         recipe=[recipe_and_world(name)[0] for name in bounds["name"]],
         share_of_epoch=bounds["share_of_epoch"].round(3),
         value=bounds["bound"],
     )
     grouped = [shown[shown["recipe"] == recipe].assign(group=group) for group, recipe in _pairs(groups)]
-    return over_worlds(pd.concat(grouped) if grouped else _frame([], keys), keys, level)
+    return over_worlds(pd.concat(grouped), keys, level)
 
 
 def read_rounds(path: Path) -> pd.DataFrame:
