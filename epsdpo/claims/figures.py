@@ -6,7 +6,6 @@ it reaches the page is left to `epsdpo.plots.save`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -72,7 +71,7 @@ def two_epsilons(batch: Batch) -> Shown:
     caption = (
         "Win rate and mean step (β⁻ as +1, β⁺ as −1) over the ε that is checked, ε_c, and the ε by which β moves, ε_s; "
         "± is half the interval. On the paper's side are the numbers of its Table 5: another judge, other data, "
-        "one run each. Colours compare cells of one map only."
+        "one run each. From light to dark it is as far in the right map as in the left."
     )
     here = table[table["source"] == tables.HERE]
     return Shown(drawing.two_epsilons(table), table, caption + _shown_of("two_epsilons", batch, here))
@@ -139,10 +138,13 @@ def _shown_of(name: str, batch: Batch, table: pd.DataFrame) -> str:
     """The end of a caption: over how many worlds intervals are, and which recipes are not in the figure."""
     recipes = [recipe for recipes in batch.groups(name).values() for recipe in recipes]
     missing = [recipe for recipe in dict.fromkeys(recipes) if recipe not in set(table["recipe"])]
-    text = f" Intervals cover {batch.claims.level:.0%}, {_counted(table['worlds'])}." if len(table) else ""
+    text = _intervals(table["worlds"], batch.claims.level) if len(table) else ""
     return text + (f" Without finished runs, and so not shown: {', '.join(missing)}." if missing else "")
 
 
-def _counted(worlds: Sequence[int]) -> str:
-    fewest, most = min(worlds), max(worlds)
-    return f"Student's t over {most} worlds" if fewest == most else f"Student's t over {fewest} to {most} worlds"
+def _intervals(worlds: pd.Series, level: float) -> str:
+    fewest, most = int(worlds.min()), int(worlds.max())
+    if most == 1:
+        return " One world has finished so far, which gives no interval."
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return f" Intervals are {level:.0%}, Student's t over {count} worlds."

@@ -12,10 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
 from epsdpo.plots.runs import Look, run_looks
-from epsdpo.plots.style import NEUTRAL, legend_below, new_figure
+from epsdpo.plots.style import ACCENT, NEUTRAL, legend_below, new_figure
 
 WIN_RATE = "win rate over the SFT model (%)"
 FORWARD_KL = "KL(π_ref‖π) per response (nats)"
@@ -34,9 +35,10 @@ def main(table: pd.DataFrame) -> Figure:
     figure, panels = new_figure(width=10.5, height=1.3 + 0.5 * len(titles), columns=2)
     for height, title in enumerate(reversed(titles)):
         rows, look = table[table["title"] == title].set_index("measure"), looks.get(title, _START)
-        _row(panels[0], rows.loc["win_rate"], height + 0.14, look)
-        _row(panels[0], rows.loc["length_controlled_win_rate"], height - 0.14, look, filled=False)
-        _row(panels[1], rows.loc["forward_kl_per_response"], height, look)
+        worlds = worlds_of(table)
+        _row(panels[0], rows.loc["win_rate"], height + 0.12, look, worlds)
+        _row(panels[0], rows.loc["length_controlled_win_rate"], height - 0.2, look, worlds, filled=False)
+        _row(panels[1], rows.loc["forward_kl_per_response"], height, look, worlds)
     for axes, label in zip(panels, (WIN_RATE, FORWARD_KL), strict=True):
         axes.set_ylim(-0.6, len(titles) - 0.4)
         axes.set_yticks(range(len(titles)), list(reversed(titles)))
@@ -63,19 +65,9 @@ def frontier(table: pd.DataFrame) -> Figure:
             rows[rows["measure"] == measure].set_index("recipe") for measure in ("win_rate", "forward_kl_per_response")
         )
         divergence = divergence.loc[wins.index]
-        axes.errorbar(
-            divergence["mean"],
-            wins["mean"],
-            xerr=_half(divergence),
-            yerr=_half(wins),
-            fmt=look.marker,
-            linestyle=look.line,
-            color=look.colour,
-            linewidth=1.8,
-            elinewidth=0.9,
-            capsize=2,
-            label=group,
-        )
+        bars = {"xerr": _half(divergence), "yerr": _half(wins), "elinewidth": 0.9, "capsize": 2}
+        axes.errorbar(divergence["mean"], wins["mean"], **bars, fmt="none", color=look.colour)
+        axes.plot(divergence["mean"], wins["mean"], **style_of(look), label=group)
         axes.scatter(divergence[worlds_of(table)], wins[worlds_of(table)], color=look.colour, **_DOTS)
         # One curve is enough to see which way β goes; on more the numbers would lie on each other.
         for recipe in wins.index if number == 0 else ():
@@ -85,6 +77,7 @@ def frontier(table: pd.DataFrame) -> Figure:
                 (7, -13),
                 textcoords="offset points",
                 color=look.colour,
+                path_effects=[withStroke(linewidth=3.0, foreground="white")],
             )
     divergences = table.loc[table["measure"] == "forward_kl_per_response", ["mean", *worlds_of(table)]].to_numpy(float)
     log_axis(axes.xaxis)
@@ -104,10 +97,12 @@ def initial_beta(table: pd.DataFrame) -> Figure:
     figure, panels = new_figure(columns=2)
     betas = sorted(table["beta"].unique())
     places = {beta: np.log(beta) for beta in betas}
-    for axes, (measure, label) in zip(
-        panels, {"beta_final": "β at the end", "win_rate": WIN_RATE}.items(), strict=True
+    apart = 0.035 * np.ptp([*places.values()])
+    # On the left not, so that β's that stayed lie on the dotted line.
+    for axes, (measure, label, dodge) in zip(
+        panels, (("beta_final", "β at the end (log scale)", 0.0), ("win_rate", WIN_RATE, apart)), strict=True
     ):
-        _lines_over(axes, table[table["measure"] == measure], "beta", places, dodge=0.035 * np.ptp([*places.values()]))
+        _lines_over(axes, table[table["measure"] == measure], "beta", places, dodge)
         axes.set_xlabel("β at the start (log scale)")
         axes.set_ylabel(label)
     log_axis(panels[0].yaxis)
@@ -143,11 +138,15 @@ def two_epsilons(table: pd.DataFrame) -> Figure:
     sources = list(dict.fromkeys(table["source"]))
     figure, panels = new_figure(width=4.5 * len(sources), height=7.0, rows=2, columns=len(sources))
     for number, (measure, label, digits) in enumerate((("win_rate", WIN_RATE, 1), ("mean_step", "mean step", 2))):
-        for axes, source in zip(panels[number * len(sources) :], sources, strict=False):
-            rows = table[(table["source"] == source) & (table["measure"] == measure)]
-            _map(axes, rows, digits)
+        maps = dict(iter(table[table["measure"] == measure].groupby("source", sort=False)))
+        # As many points from light to dark in both maps, or what is noise in one would look as large as the other.
+        span = max(np.ptp(rows["mean"]) for rows in maps.values())
+        for axes, (source, rows) in zip(panels[number * len(sources) :], maps.items(), strict=False):
+            _map(axes, rows, span, digits)
             # The paper's win rate is another: PairRM's, over the chosen responses of Anthropic-HH.
-            axes.set_title(f"{source}: {label if source != 'paper' else label.split(' over')[0]}", fontsize=10)
+            axes.set_title(
+                f"{source}: {'win rate (%)' if (source, measure) == ('paper', 'win_rate') else label}", fontsize=10
+            )
     figure.suptitle("The size ε_c that is checked, and the size ε_s of the step")
     return figure
 
@@ -159,8 +158,7 @@ def step_cost(table: pd.DataFrame) -> Figure:
     figure, (axes,) = new_figure(height=1.8 + 0.5 * len(table))
     rounds = [column for column in table if column.startswith("round_")]
     for height, row in zip(range(len(table) - 1, -1, -1), table.to_dict("records"), strict=True):
-        look = run_looks({"": "epsilon_dpo bfloat16" if "full" in row["contender"] else "epsilon_dpo float32"})[""]
-        _row(axes, pd.Series(row), height, look, rounds)
+        _row(axes, pd.Series(row), height, Look(ACCENT, "-", "o"), rounds)
     axes.axvline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
     axes.set_ylim(-0.6, len(table) - 0.4)
     names = [f"{row.contender}\nover {row.peer}" for row in table.itertuples()]
@@ -183,6 +181,11 @@ def looks_of(table: pd.DataFrame) -> dict[str, Look]:
     return run_looks(dict(table[["group", "family"]].drop_duplicates("group").itertuples(index=False)))
 
 
+def style_of(look: Look) -> dict[str, str | float]:
+    """A look as keyword arguments of a line with markers."""
+    return {"color": look.colour, "linestyle": look.line, "marker": look.marker, "linewidth": 1.8}
+
+
 def worlds_of(table: pd.DataFrame) -> list[str]:
     """The columns of a table that hold a number per world."""
     return [column for column in table if column.startswith("world_")]
@@ -201,10 +204,10 @@ def _half(rows: pd.DataFrame) -> np.ndarray:
     return (rows["high"] - rows["mean"]).to_numpy(float)
 
 
-def _row(axes: Axes, row: pd.Series, height: float, look: Look, units: Sequence[str] = (), filled: bool = True) -> None:
-    """A mean with its interval and the dots of its worlds (or of other `units`) at a height."""
-    values = row[list(units or worlds_of(row.to_frame().T))].to_numpy(float)
-    axes.scatter(values, np.full(len(values), height), color=look.colour, **_DOTS)
+def _row(axes: Axes, row: pd.Series, height: float, look: Look, units: Sequence[str], filled: bool = True) -> None:
+    """A mean with its interval at a height, and the dots of its `units`, columns of the row, a little above."""
+    values = row[units].to_numpy(float)
+    axes.scatter(values, np.full(len(values), height + 0.13), color=look.colour, **_DOTS)
     axes.errorbar(
         row["mean"],
         height,
@@ -222,17 +225,8 @@ def _lines_over(axes: Axes, table: pd.DataFrame, setting: str, places: dict[floa
     for number, (group, look) in enumerate(looks.items()):
         rows = table[table["group"] == group].sort_values(setting)
         x = rows[setting].map(places).to_numpy(float) + dodge * (number - (len(looks) - 1) / 2)
-        axes.errorbar(
-            x,
-            rows["mean"],
-            yerr=_half(rows),
-            fmt=look.marker,
-            linestyle=look.line,
-            color=look.colour,
-            elinewidth=0.9,
-            capsize=2,
-            label=group,
-        )
+        axes.errorbar(x, rows["mean"], yerr=_half(rows), fmt="none", color=look.colour, elinewidth=0.9, capsize=2)
+        axes.plot(x, rows["mean"], **style_of(look), label=group)
         values = rows[worlds_of(table)].to_numpy(float)
         axes.scatter(np.broadcast_to(x[:, None], values.shape), values, color=look.colour, **_DOTS)
     axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
@@ -240,18 +234,17 @@ def _lines_over(axes: Axes, table: pd.DataFrame, setting: str, places: dict[floa
     axes.set_xticks(list(places.values()), [f"{value:g}" for value in places])
 
 
-def _map(axes: Axes, rows: pd.DataFrame, digits: int) -> None:
-    """Means over ε_s (across) and ε_c (up), darker where larger, with half the interval under each."""
+def _map(axes: Axes, rows: pd.DataFrame, span: float, digits: int) -> None:
+    """Means over ε_s (across) and ε_c (up), with half the interval under each, darker by as much of `span` as they are
+    above the smallest."""
     columns, lines = sorted(rows["epsilon_step"].unique()), sorted(rows["epsilon"].unique())
     axes.set_xlabel("ε_s")
     axes.set_ylabel("ε_c")
     axes.grid(visible=False)
-    if rows.empty:
-        return
     means = rows.pivot(index="epsilon", columns="epsilon_step", values="mean").reindex(lines)[columns].to_numpy(float)
-    low, high = np.nanmin(means), np.nanmax(means)
+    low = np.nanmin(means)
     # Up to half of the map's colours only: black letters stay legible on them.
-    axes.imshow(means, cmap="Blues", vmin=low, vmax=high + max(high - low, 1e-9), origin="lower", aspect="auto")
+    axes.imshow(means, cmap="Blues", vmin=low, vmax=low + 2.0 * span, origin="lower", aspect="auto")
     for row in rows.to_dict("records"):
         half = "" if np.isnan(row["low"]) else f"\n± {row['high'] - row['mean']:.{digits}f}"
         place = columns.index(row["epsilon_step"]), lines.index(row["epsilon"])

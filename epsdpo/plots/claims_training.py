@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from epsdpo.plots.claims import FORWARD_KL, WIN_RATE, log_axis, looks_of, nothing_to_show
+from epsdpo.plots.claims import FORWARD_KL, WIN_RATE, log_axis, looks_of, nothing_to_show, style_of
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS = {"relaxed": "o", "tied": "s", "tightened": "^"}
@@ -29,11 +29,12 @@ def dynamics(table: pd.DataFrame) -> Figure:
     for axes, (measure, label) in zip(panels, labels.items(), strict=True):
         for group, look in looks_of(table).items():
             rows = table[(table["group"] == group) & (table["measure"] == measure)].sort_values("share_of_epoch")
-            style = {"color": look.colour, "linestyle": look.line, "marker": look.marker, "label": group}
-            axes.plot(rows["share_of_epoch"], rows["mean"], markersize=4, linewidth=1.6, **style)
+            axes.plot(rows["share_of_epoch"], rows["mean"], **style_of(look), markersize=4, label=group)
             axes.fill_between(rows["share_of_epoch"], *_band(rows), color=look.colour, alpha=0.15, linewidth=0)
         axes.set_ylabel(label)
         _over_the_epoch(axes)
+        if measure != "win_rate":  # an interval by Student's t may begin below 0, which shares and divergences cannot
+            axes.set_ylim(bottom=0.0)
     figure.suptitle("Within one epoch: what a larger ε changes")
     legend_below(figure, *panels[2].get_legend_handles_labels())
     return figure
@@ -67,7 +68,7 @@ def margins(table: pd.DataFrame) -> Figure:
         axes.axhline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
         axes.set_xlabel("β (log scale)")
         axes.set_title(group, fontsize=10)
-    panels[0].set_ylabel("implicit reward margin")
+    panels[0].set_ylabel("implicit reward margin, β̃ (z − γ)")
     figure.suptitle("How sure the policy is of the pairs, by what the criterion decided of them")
     legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure
@@ -87,13 +88,20 @@ def bound(table: pd.DataFrame) -> Figure:
                 style = {"color": colour, "marker": _MARKERS[decision], "label": DECISION_LABELS[decision]}
                 axes.plot(rows["share_of_epoch"], rows["mean"], markersize=4, **style)
                 axes.fill_between(rows["share_of_epoch"], *_band(rows), color=colour, alpha=0.18, linewidth=0)
-        axes.axhline(0.008, color=NEUTRAL, linestyle=":", linewidth=1.2, label="paper, after a fifth of the epoch")
+        axes.axhline(
+            0.008, color=NEUTRAL, linestyle=":", linewidth=1.2, label="paper: 0.008 after a fifth of the epoch"
+        )
         axes.set_title(f"{group}, criterion in {precision}", fontsize=10)
         axes.sharey(panels[0])
         _over_the_epoch(axes)
     panels[0].set_ylabel("upper bound of ε, mean over pairs")
     figure.suptitle("Up to which ε the decisions of pairs hold")
-    legend_below(figure, *panels[0].get_legend_handles_labels())
+    # A decision that no pair took has no line in its panel.
+    entries = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        entries |= dict(zip(labels, handles, strict=True))
+    legend_below(figure, list(entries.values()), list(entries))
     return figure
 
 
