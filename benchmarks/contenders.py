@@ -1,4 +1,4 @@
-"""The losses that `step_cost.py` compares: DPO as others compute it, and ε-DPO in two ways.
+"""The losses that `step_cost.py` compares: DPO as others compute it and on full logits, and ε-DPO in two ways.
 
 Each contender turns a batch of one pair into a loss, on the same models. How time and memory are measured is left to
 `step_cost.py`.
@@ -48,6 +48,8 @@ SETTINGS = {
     "llama3_8b_head": Setting(4096, 14_336, 2, 32, 8, 128_256, "bfloat16", (512, 2048), optimizer=False),
     # Llama-3.2-1B, whole, with AdamW: what a user waits for.
     "llama_1b_training": Setting(2048, 8192, 16, 32, 8, 128_256, "bfloat16", (512, 2048), optimizer=True),
+    # A fifth of the head's cost and a whole benchmark in minutes: what `make paper-mini` has time for.
+    "mini": Setting(256, 688, 2, 4, 4, 32_000, "float32", (256,), optimizer=False),
     # For the tests of this benchmark.
     "tiny": Setting(16, 32, 1, 2, 2, 300, "float32", (16,), optimizer=True),
 }
@@ -106,33 +108,52 @@ def epsilon_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Datas
     return trainer, lambda batch: trainer.compute_loss(trainer.model, batch)
 
 
-def epsilon_dpo_naive(
+def dpo_full_logits(
+    policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int
+) -> tuple[Any, Loss]:
+    """DPO as trl 0.13 computed it, from which the released code departs: two log-softmaxes over whole logits."""
+    trainer, _ = trl_dpo(policy, reference, data, length)
+
+    def loss(batch):
+        logits, ref_logits = _full_logits(trainer, batch)
+        return -F.logsigmoid(BETA * (_log_ratio(logits, batch) - _log_ratio(ref_logits, batch))).mean()
+
+    return trainer, loss
+
+
+def epsilon_dpo_full_logits(
     policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int
 ) -> tuple[Any, Loss]:
     """ε-DPO as the released code computes it: four log-softmaxes over whole logits, three of them with a gradient."""
     trainer, _ = trl_dpo(policy, reference, data, length)
 
     def loss(batch):
-        labels, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
-
-        def log_ratio(logits):
-            logps = logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
-            chosen, rejected = (logps * mask).sum(dim=1).chunk(2)
-            return chosen - rejected
-
-        with torch.no_grad():
-            ref_logits = trainer.ref_model(**inputs).logits[:, :-1]
-        logits = trainer.model(**inputs).logits[:, :-1]
-        current = log_ratio(logits)
-        lowered = log_ratio((1 + EPSILON) * logits - EPSILON * ref_logits)
-        raised = log_ratio((1 - EPSILON) * logits + EPSILON * ref_logits)
+        logits, ref_logits = _full_logits(trainer, batch)
+        current = _log_ratio(logits, batch)
+        lowered = _log_ratio((1 + EPSILON) * logits - EPSILON * ref_logits, batch)
+        raised = _log_ratio((1 - EPSILON) * logits + EPSILON * ref_logits, batch)
         relax = (lowered > current) & (current > raised)
         tighten = (lowered < current) & (current < raised)
         beta = BETA / (1 + EPSILON * (relax.int() - tighten.int()))
-        return -F.logsigmoid(beta * (current - log_ratio(ref_logits))).mean()
+        return -F.logsigmoid(beta * (current - _log_ratio(ref_logits, batch))).mean()
 
     return trainer, loss
+
+
+def _full_logits(trainer: DPOTrainer, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of policy and reference for every next token, (2·pairs, sequence - 1, vocabulary) each."""
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+    with torch.no_grad():
+        ref_logits = trainer.ref_model(**inputs).logits[:, :-1]
+    return trainer.model(**inputs).logits[:, :-1], ref_logits
+
+
+def _log_ratio(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """log π(chosen) - log π(rejected) of each pair, (pairs,)."""
+    labels, mask = batch["input_ids"][:, 1:], batch["completion_mask"][:, 1:]
+    logps = logits.log_softmax(-1).gather(2, labels.unsqueeze(2)).squeeze(2)
+    chosen, rejected = (logps * mask).sum(dim=1).chunk(2)
+    return chosen - rejected
 
 
 def liger_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int) -> tuple[Any, Loss]:
@@ -163,7 +184,8 @@ def liger_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset
 CONTENDERS = {
     "DPO, TRL": trl_dpo,
     "DPO, Liger's fused loss": liger_dpo,
-    "ε-DPO, full logits": epsilon_dpo_naive,
+    "DPO, full logits": dpo_full_logits,
+    "ε-DPO, full logits": epsilon_dpo_full_logits,
     "ε-DPO, epsdpo": epsilon_dpo,
 }
 PEER, OURS = "DPO, TRL", "ε-DPO, epsdpo"

@@ -1,13 +1,15 @@
-"""What one training step costs: ε-DPO here, ε-DPO on full logits, and DPO as TRL and Liger compute it, side by side.
+"""What one training step costs: ε-DPO here, ε-DPO and DPO on full logits, DPO by TRL and by Liger, side by side.
 
-    python benchmarks/step_cost.py                              # on the CPU, about 10 minutes
+    python benchmarks/step_cost.py                              # on the CPU, about 12 minutes
+    python benchmarks/step_cost.py --setting mini --rounds 5    # on the CPU, about 3 minutes
     python benchmarks/step_cost.py --setting llama3_8b_head     # on a GPU
     python benchmarks/step_cost.py --setting llama_1b_training  # on a GPU, with AdamW
 
 A step is forward and backward (and AdamW's update, where the setting says so) of one pair. Each contender has a process
 of its own, and they take turns for `--rounds` rounds, so that a busy spell of the machine meets all of them. Memory is
 the peak above what the process held with both models loaded, gradients included: resident memory on the CPU, allocated
-memory on a GPU. Results go to benchmarks/results/<setting>.json, .csv and .png.
+memory on a GPU. Results go to benchmarks/results, or to `--output`, as <setting>.json, .csv and .png; the JSON keeps the
+median step of each round as well, so that two contenders can be compared round by round.
 """
 
 from __future__ import annotations
@@ -32,12 +34,17 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from epsdpo.plots.style import new_figure, save
+from epsdpo.plots.saving import save
+from epsdpo.plots.style import new_figure
 
 RESULTS = Path(__file__).parent / "results"
-COLOURS = dict(zip(CONTENDERS, ("#555555", "#56B4E9", "#E69F00", "#0072B2"), strict=True))
+COLOURS = dict(zip(CONTENDERS, ("#555555", "#56B4E9", "#CC79A7", "#E69F00", "#0072B2"), strict=True))
 # Contenders of one objective must agree: a fast way to another number is not in the race.
-SAME_LOSS = [("DPO, TRL", "DPO, Liger's fused loss"), ("ε-DPO, full logits", "ε-DPO, epsdpo")]
+SAME_LOSS = [
+    ("DPO, TRL", "DPO, Liger's fused loss"),
+    ("DPO, TRL", "DPO, full logits"),
+    ("ε-DPO, full logits", "ε-DPO, epsdpo"),
+]
 
 
 def measure(contender: str, setting_name: str, length: int, steps: int) -> dict[str, Any]:
@@ -102,8 +109,8 @@ class _ResidentMemory:
         return (self._kib("VmHWM") - self.before) / 2**10
 
 
-def run_all(setting: str, rounds: int, steps: int) -> pd.DataFrame:
-    """One row per contender and length: the median step, its range, the peak memory, and both relative to TRL's DPO."""
+def run_all(setting: str, rounds: int, steps: int) -> list[dict[str, Any]]:
+    """What `measure` returned of each contender and length in each round, with the number of its `round`, from 1."""
     names = [name for name in CONTENDERS if "Liger" not in name or importlib.util.find_spec("liger_kernel")]
     if len(names) < len(CONTENDERS):
         print("liger-kernel is not installed, so its loss does not take part (pip install liger-kernel==0.8.5)")
@@ -123,9 +130,9 @@ def run_all(setting: str, rounds: int, steps: int) -> pd.DataFrame:
                     # Most often out of memory, which is a result too: the others go on.
                     print(f"  failed with exit code {done.returncode}")
                     continue
-                measured.append(json.loads(done.stdout.splitlines()[-1]))
+                measured.append(json.loads(done.stdout.splitlines()[-1]) | {"round": turn + 1})
     _require_agreement(measured)
-    return summarise(measured)
+    return measured
 
 
 def _require_agreement(measured: list[dict[str, Any]]) -> None:
@@ -137,7 +144,17 @@ def _require_agreement(measured: list[dict[str, Any]]) -> None:
                 raise SystemExit(f"{one} and {other} disagree about the loss at {length} tokens: {pair}")
 
 
+def by_round(measured: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The median step of each contender, length and round, in seconds."""
+    return [
+        {key: result[key] for key in ("contender", "length", "round")}
+        | {"seconds": statistics.median(result["seconds"])}
+        for result in measured
+    ]
+
+
 def summarise(measured: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row per contender and length: the median step, its range, the peak memory, and both relative to TRL's DPO."""
     rows = []
     for (length, contender), group in pd.DataFrame(measured).groupby(["length", "contender"], sort=False):
         seconds = group["seconds"].explode().astype(float)
@@ -235,14 +252,20 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure, options.setting, options.length, options.steps)))
         return
-    table = run_all(options.setting, options.rounds, options.steps)
+    measured = run_all(options.setting, options.rounds, options.steps)
+    table = summarise(measured)
     machine = describe_machine()
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"{options.setting}.json"
-    content = {"setting": options.setting, "machine": machine, "results": table.to_dict("records")}
+    results = {"results": table.to_dict("records"), "rounds": by_round(measured)}
+    content = {"setting": options.setting, "machine": machine} | results
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
-    save(draw(table, where), path.with_suffix(".png"), table)
+    caption = (
+        f"Seconds and peak memory of one step of one pair, beside TRL's DPO, on {where}; the lines on the bars are "
+        "the fastest and the slowest turn. The numbers at the bars are ratios to TRL's DPO."
+    )
+    save(draw(table, where), path.with_suffix(".png"), table, caption)
     print(as_markdown(table))
 
 

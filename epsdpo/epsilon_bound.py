@@ -267,7 +267,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     table = mean_bounds(bounds, EPSILONS, experiment.seed)
     figure = epsilon_bounds(table, f"{experiment.title}: up to which ε decisions hold")
-    plots.save(figure, output / "epsilon_bound.png", data=table)
+    caption = (
+        f"{experiment.title}: mean over held-out pairs of the largest ε up to which a pair keeps its decision, with "
+        "95 % intervals, by decision and optimiser step. An ε below the curves changes few decisions."
+    )
+    plots.save(figure, output / "epsilon_bound.png", data=table, caption=caption)
     bounds.to_csv(output / "pairs.csv", index=False)
     print(table.to_string(index=False, float_format="{:.4g}".format))
     print(f"Figure and tables: {output}")

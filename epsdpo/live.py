@@ -13,7 +13,7 @@ from IPython.display import DisplayHandle, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from epsdpo.plots.style import as_image
+from epsdpo.plots.saving import as_image
 from epsdpo.plots.trajectory import live
 from epsdpo.record import STEPS_FILE, read_steps, read_total_steps
 

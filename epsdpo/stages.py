@@ -218,12 +218,14 @@ def _settings_and_inputs(
     stage: str, parameters: dict[str, Any], experiment: Experiment | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the result of a stage, of settings and of earlier stages; as `epsdpo.plan` foresees it."""
+    # Batches make figures for the page, and do not know of others: after a print version, the stage is due again.
+    figures = {"publication": True} if parameters.get("publication") else {}
     if stage == "report":
         run_dir = resolve_path(parameters["run_dir"])
-        return {"titles": titles_in(run_dir)}, finished_analyses(run_dir)
+        return {"titles": titles_in(run_dir), **figures}, finished_analyses(run_dir)
     if stage == "claims":
         run_dir = resolve_path(parameters["run_dir"])
-        return fixed_claims(run_dir)[1].model_dump(), tested_on(run_dir)
+        return {**fixed_claims(run_dir)[1].model_dump(), **figures}, tested_on(run_dir)
     roles = {
         "pairs": "pairs_dir",
         "data": "data_dir",
@@ -238,7 +240,7 @@ def _settings_and_inputs(
             inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
     if stage == "trajectory" and experiment is not None:
         baseline = parameters["compare_with"] and experiment_of(resolve_path(parameters["compare_with"])).title
-        return {"title": experiment.title, "baseline": baseline or None}, inputs
+        return {"title": experiment.title, "baseline": baseline or None, **figures}, inputs
     if experiment is None:
         return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
     return settings_of(stage, experiment), inputs

@@ -8,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from epsdpo.claims.tables import PEERS
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -23,6 +25,7 @@ def test_contenders_of_one_objective_agree(step_cost):
     measured = [step_cost.measure(name, "tiny", 16, steps=2) for name in names]
     losses = {result["contender"]: result["loss"] for result in measured}
     assert losses["ε-DPO, epsdpo"] == pytest.approx(losses["ε-DPO, full logits"], rel=1e-4)
+    assert losses["DPO, full logits"] == pytest.approx(losses["DPO, TRL"], rel=1e-5)
     assert losses["ε-DPO, epsdpo"] != losses["DPO, TRL"]  # β̃ is in it
     assert all(len(result["seconds"]) == 2 and result["peak_mib"] >= 0 for result in measured)
     with pytest.raises(SystemExit, match="disagree about the loss at 16 tokens"):
@@ -41,6 +44,23 @@ def test_summary_by_hand(step_cost):
     peer, ours = step_cost.summarise(results_by_hand()).itertuples()
     assert (peer.seconds, peer.seconds_min, peer.seconds_max, peer.peak_mib) == (3.5, 2.0, 9.0, 120.0)
     assert (ours.seconds, ours.time_ratio, ours.memory_ratio) == (1.5, pytest.approx(3 / 7), 0.25)
+
+
+def test_rounds_by_hand(step_cost):
+    """The median of a turn's steps, one row per turn: what two contenders are compared by."""
+    measured = [{**result, "round": turn} for result, turn in zip(results_by_hand(), (1, 2, 1), strict=True)]
+    assert step_cost.by_round(measured) == [
+        {"contender": "DPO, TRL", "length": 8, "round": 1, "seconds": 3.0},
+        {"contender": "DPO, TRL", "length": 8, "round": 2, "seconds": 9.0},
+        {"contender": "ε-DPO, epsdpo", "length": 8, "round": 1, "seconds": 1.5},
+    ]
+
+
+def test_peers_are_contenders_of_the_two_objectives(step_cost):
+    assert all(
+        ours in step_cost.CONTENDERS and peer in step_cost.CONTENDERS and ours[0] == "ε" and peer[0] == "D"
+        for ours, peer in PEERS.items()
+    )
 
 
 def test_figure_and_table_hold_every_number(step_cost):

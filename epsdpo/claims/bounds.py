@@ -81,6 +81,8 @@ def bound_measures(bounds: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per run: name, `bound_<early|late>_<precision>`, and `bound_rise_<precision>`, late less early.
     """
+    if bounds.empty:  # without columns, when no run was asked for its bound
+        return pd.DataFrame(columns=["name"])
     decided = bounds.dropna(subset=["bound"])
     rows = []
     for name, of_run in decided.groupby("name"):

@@ -1,4 +1,4 @@
-"""From measures of runs to the effect that a claim is about, one number per world.
+"""From measures of runs to the effect that a claim is about, one number per world, or per round of a benchmark.
 
 A world is the unit that is repeated: it has its own SFT model, instructions, labels and pairs, and all recipes are run
 in the same worlds, so that a difference is taken within each. How sure an effect is, is left to
@@ -15,19 +15,23 @@ from epsdpo.claims.settings import Claim
 _FRONTIER_POINTS = 64
 
 
-def effects_of(claim: Claim, measures: pd.DataFrame) -> pd.Series:
+def effects_of(claim: Claim, measures: pd.DataFrame, rounds: pd.DataFrame) -> pd.Series:
     """The effect in each world that has all runs of the claim; worlds without are left out.
 
     Args:
         measures: one row per run with recipe, world and the claim's measure, from `measures.measure_runs`.
+        rounds: of `tables.read_rounds`, for claims about the time of a step: there rounds stand in for worlds and
+            contenders of the benchmark for recipes.
 
     Returns:
-        Effect by world, in the unit of the measure.
+        Effect by world, or by length and round, in the unit of the measure.
     """
+    if claim.measure == "step_cost":
+        return extra_time(rounds, *claim.of, *claim.minus)
     needed = ["win_rate", "forward_kl_per_response"] if claim.combine == "frontier" else [claim.measure]
-    rows = measures[measures["recipe"].isin(claim.recipes)]
-    if not set(needed) <= set(measures):
+    if not {"recipe", "world", *needed} <= set(measures):  # no run, or none that was measured in this way
         return pd.Series(dtype=float)
+    rows = measures[measures["recipe"].isin(claim.recipes)]
     effects = {}
     for world, inside in rows.dropna(subset=needed).groupby("world"):
         by_recipe = inside.set_index("recipe")
@@ -50,11 +54,13 @@ def frontier_height(above: pd.DataFrame, below: pd.DataFrame) -> float:
     """By how much one frontier lies above another, in points of win rate (Figure 4b).
 
     The runs of each are joined by straight lines over the logarithm of the forward KL, and the difference is averaged
-    over the stretch that both cover. NaN where there is none.
+    over the stretch that both cover. NaN where there is none, or where an estimate of the KL is not above 0.
 
     Args:
-        above, below: rows with win_rate (percent) and forward_kl_per_response (nats, above 0).
+        above, below: rows with win_rate (percent) and forward_kl_per_response (nats).
     """
+    if min(above["forward_kl_per_response"].min(), below["forward_kl_per_response"].min()) <= 0.0:
+        return float("nan")
     curves = []
     for runs in (above, below):
         runs = runs.sort_values("forward_kl_per_response")
@@ -66,3 +72,17 @@ def frontier_height(above: pd.DataFrame, below: pd.DataFrame) -> float:
     grid = np.linspace(left, right, _FRONTIER_POINTS)
     first, second = (np.interp(grid, places, rates) for places, rates in curves)
     return float(np.mean(first - second))
+
+
+def extra_time(rounds: pd.DataFrame, contender: str, peer: str) -> pd.Series:
+    """By how much a step of one contender takes longer than a peer's, in percent, in each round that has both.
+
+    Args:
+        rounds: of `tables.read_rounds`.
+
+    Returns:
+        100 (seconds / seconds of the peer - 1) by length and round.
+    """
+    seconds = rounds.set_index(["contender", "length", "round"])["seconds"].astype(float)
+    one, other = (seconds[seconds.index.get_level_values("contender") == name] for name in (contender, peer))
+    return (100.0 * (one.droplevel("contender") / other.droplevel("contender") - 1.0)).dropna()

@@ -17,6 +17,7 @@ import pandas as pd
 from epsdpo.claims.settings import recipe_and_world
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.manifest import MANIFEST, read_manifest
+from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs
 from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import DECISIONS, summarise
@@ -56,9 +57,9 @@ def measure_runs(runs: dict[str, tuple[Path, Experiment]], tell: Callable[[str],
         tell: is given a line of progress now and then.
 
     Returns:
-        One row per run: name, recipe, world, method, beta, epsilon, epsilon_step, criterion_dtype, label_temperature
-        (settings), the columns of `trajectory.summarise` with shares in percent, and the measures of
-        `epsdpo.claims.names` but for bounds and times.
+        One row per run: name, recipe, world, title (without its world), family (`epsdpo.plots.runs`), method, beta,
+        epsilon, epsilon_step, criterion_dtype, label_temperature (settings), the columns of `trajectory.summarise` with
+        shares in percent, and the measures of `epsdpo.claims.names` but for bounds and times.
     """
     rows = []
     for count, (name, (folder, experiment)) in enumerate(runs.items(), start=1):
@@ -79,6 +80,8 @@ def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
     return {
         "recipe": recipe,
         "world": world,
+        "title": experiment.title.removesuffix(f", seed={world}"),
+        "family": family_of(experiment),
         "method": experiment.method,
         "beta": train.get("beta"),
         "epsilon": train.get("epsilon"),
@@ -112,6 +115,11 @@ def tightened_margin(pairs: pd.DataFrame) -> float:
     Each pair is met once, before it is trained on, so that these are margins of pairs that the policy has not seen.
     NaN for a method without decisions, or if either group is empty.
     """
-    later = pairs[pairs["step"] > pairs["step"].max() / 2]
+    later = second_half(pairs)
     tightened = later["decision"] == DECISIONS["tightened"]
     return float(later.loc[tightened, "reward_margin"].mean() - later.loc[~tightened, "reward_margin"].mean())
+
+
+def second_half(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs of the second half of training, by optimiser steps."""
+    return pairs[pairs["step"] > pairs["step"].max() / 2]

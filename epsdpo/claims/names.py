@@ -34,5 +34,5 @@ MEASURES = {
     "bound_rise_bfloat16": Measure("that bound after a fifth of the epoch less at a tenth, bfloat16 criterion", "ε"),
     "bound_early_float32": Measure("bound of ε at a tenth of the epoch, float32 criterion", "ε"),
     "bound_late_float32": Measure("bound of ε after a fifth of the epoch, float32 criterion", "ε"),
-    "step_cost": Measure("time of a step, relative to TRL's DPO", "% of a step"),
+    "step_cost": Measure("time of a step, more than that of DPO computed alike", "%"),
 }

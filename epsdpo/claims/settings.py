@@ -54,6 +54,8 @@ class Claim(Section):
             raise ValueError(f"above is {self.above:g} and below {self.below:g}: no effect can lie in that range")
         if self.combine == "frontier" and (self.measure != "win_rate" or not self.minus):
             raise ValueError("combine is 'frontier', which compares win_rate of two sets: use it with `minus`")
+        if self.measure == "step_cost" and not len(self.of) == len(self.minus) == 1:
+            raise ValueError("measure is step_cost, which compares two contenders: name one in `of`, one in `minus`")
         return self
 
     @property

@@ -25,7 +25,7 @@ class Verdict:
     """What the runs say of a claim.
 
     Attributes:
-        effects: one per world, in the unit of the measure.
+        effects: one per world (per round of the benchmark, for the time of a step), in the unit of the measure.
         effect, low, high: their mean and its interval, Student's t over worlds; NaN with fewer than two.
         why: what is missing, if too few worlds have all runs; else "".
     """
@@ -39,15 +39,16 @@ class Verdict:
     why: str = ""
 
 
-def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame) -> Verdict:
-    """Test one claim on the measures of all runs."""
-    effects = effects_of(claim, measures)
+def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) -> Verdict:
+    """Test one claim on the measures of all runs, or on the rounds of the benchmark."""
+    effects = effects_of(claim, measures, rounds)
     effect = low = high = float("nan")
     if len(effects) > 1:
         interval = interval_over_seeds(effects, claims.level)
         effect, low, high = float(effects.mean()), interval.low, interval.high
     if len(effects) < claims.worlds:
-        why = f"{len(effects)} of {claims.worlds} worlds have an effect"
+        units = "rounds of the benchmark" if claim.measure == "step_cost" else "worlds"
+        why = f"{len(effects)} of {claims.worlds} {units} have an effect"
         return Verdict(claim, effects, effect, low, high, CANNOT_BE_TOLD, why)
     return Verdict(claim, effects, effect, low, high, where_lies(low, high, claim.above, claim.below))
 
@@ -63,13 +64,21 @@ def where_lies(low: float, high: float, above: float | None, below: float | None
     return CANNOT_BE_TOLD
 
 
-def verdicts_on(claims: Claims, measures: pd.DataFrame) -> list[Verdict]:
-    """Test all claims, in the order of their file."""
-    return [verdict_on(claim, claims, measures) for claim in claims.claims]
+def verdicts_on(claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) -> list[Verdict]:
+    """Test all claims, in the order of their file.
+
+    Args:
+        measures: of `measures.measure_runs`.
+        rounds: of `tables.read_rounds`.
+    """
+    return [verdict_on(claim, claims, measures, rounds) for claim in claims.claims]
 
 
 def as_table(verdicts: list[Verdict]) -> pd.DataFrame:
-    """One row per claim: name, place, says, measure, unit, above, below, effect, low, high, worlds, verdict, why."""
+    """One row per claim: name, place, says, measure, unit, above, below, effect, low, high, worlds, verdict, why.
+
+    A claim about the time of a step has rounds of the benchmark for worlds.
+    """
     rows = []
     for verdict in verdicts:
         claim = verdict.claim

@@ -1,5 +1,6 @@
-"""Figures: drawing only. Each module draws what one stage measured; `style` says how everything looks and is saved."""
+"""Figures: drawing only. Each module draws what one stage measured; `style` says how everything looks, `runs` how runs
+of several methods are told apart, and `saving` how a figure is kept and shown."""
 
-from epsdpo.plots.style import save
+from epsdpo.plots.saving import save
 
 __all__ = ["save"]

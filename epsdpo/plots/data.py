@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.plots.style import NEUTRAL, new_figure
+from epsdpo.plots.style import CHOSEN, NEUTRAL, REJECTED, new_figure
 
-CHOSEN, REJECTED, PROMPT = "#009E73", "#CC79A7", NEUTRAL
+PROMPT = NEUTRAL
 
 _BINS = 40
 

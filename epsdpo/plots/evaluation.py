@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from epsdpo.plots.style import NEUTRAL, RUN_COLOURS, new_figure
+from epsdpo.plots.style import ACCENT, NEUTRAL, new_figure
 
-POLICY, REFERENCE = RUN_COLOURS[1], NEUTRAL
+POLICY, REFERENCE = ACCENT, NEUTRAL
 WIN, TIE, LOSS = "#009E73", "#999999", "#CC79A7"
 
 

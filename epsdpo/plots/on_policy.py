@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.style import NEUTRAL, RUN_COLOURS, new_figure
+from epsdpo.plots.style import CHOSEN, NEUTRAL, REJECTED, new_figure
 
 
 def score_histograms(responses: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
@@ -18,7 +18,7 @@ def score_histograms(responses: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
     scores = responses["score"].dropna()
     edges = np.histogram_bin_edges(scores, bins=30)
     axes.hist(scores, edges, color=NEUTRAL, alpha=0.35, label="all responses")
-    for column, colour in (("chosen_score", RUN_COLOURS[1]), ("rejected_score", RUN_COLOURS[2])):
+    for column, colour in (("chosen_score", CHOSEN), ("rejected_score", REJECTED)):
         name = column.removesuffix("_score")
         axes.hist(pairs[column], edges, color=colour, histtype="step", linewidth=1.8, label=name)
     axes.set_xlabel("score by the ranker")

@@ -1,33 +1,38 @@
 """Figures that join several runs: what each gained, and how far it moved from the reference to gain it."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_styles
+from epsdpo.plots.runs import run_looks
+from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 
-def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
+def win_rate_against_kl(table: pd.DataFrame, families: Mapping[str, str], title: str) -> Figure:
     """Win rate over both divergences, one point per run with its 95 % intervals: high and to the left is better.
 
     Args:
         table: columns title, win_rate (percent), reverse_kl_per_response and forward_kl_per_response (nats), the last
             three with their `_low` and `_high`.
+        families: title of a run -> its family, from `plots.runs.family_of`.
         title: what to see.
     """
     figure, panels = new_figure(columns=2)
-    styles = run_styles(table["title"])
+    looks = run_looks({name: families[name] for name in table["title"]})
     labels = {"reverse": "KL(π‖π_ref)", "forward": "KL(π_ref‖π)"}
     for axes, (direction, label) in zip(panels, labels.items(), strict=True):
         measure = f"{direction}_kl_per_response"
-        for index, row in enumerate(table.to_dict("records")):
+        for row in table.to_dict("records"):
+            look = looks[row["title"]]
             axes.errorbar(
                 row[measure],
                 row["win_rate"],
                 xerr=[[row[measure] - row[f"{measure}_low"]], [row[f"{measure}_high"] - row[measure]]],
                 yerr=[[row["win_rate"] - row["win_rate_low"]], [row["win_rate_high"] - row["win_rate"]]],
-                fmt="os^Dv"[index % 5],
-                color=styles[row["title"]]["color"],
+                fmt=look.marker,
+                color=look.colour,
                 capsize=3,
                 label=row["title"],
                 clip_on=False,
@@ -38,8 +43,7 @@ def win_rate_against_kl(table: pd.DataFrame, title: str) -> Figure:
     panels[0].set_ylabel("win rate (%)")
     panels[1].sharey(panels[0])
     figure.suptitle(title)
-    handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=2, frameon=False)
+    legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 

@@ -3,13 +3,13 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.style import new_figure, run_styles
+from epsdpo.plots.style import ACCENT, new_figure
 
 
 def loss_curve(steps: pd.DataFrame, title: str) -> Figure:
     """Cross-entropy per token of the chosen responses over steps, from `read_steps`."""
     figure, (axes,) = new_figure(height=3.0)
-    axes.plot(steps["step"], steps["loss"], linewidth=1.8, **run_styles([title])[title])
+    axes.plot(steps["step"], steps["loss"], linewidth=1.8, color=ACCENT)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title)

@@ -1,24 +1,27 @@
-"""How every figure looks, and how it is saved: colours, sizes, a PNG and its numbers as CSV.
+"""How every figure looks: colours, sizes, legends.
 
 No number is made here. Figures are matplotlib objects without pyplot's global state, so they look the same in
-JupyterLab, headless, and whatever backend a user has set.
+JupyterLab, headless, and whatever backend a user has set. How the lines of several runs are told apart is
+`epsdpo.plots.runs`' business, how a figure reaches the disk and the page that of `epsdpo.plots.saving`.
 """
 
-import io
-from collections.abc import Iterable
-from pathlib import Path
+import math
+from collections.abc import Sequence
 
-import pandas as pd
-from IPython.display import Image
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each decision has one of its own.
 DECISION_COLOURS = {"relaxed": "#0072B2", "tied": "#999999", "tightened": "#D55E00"}
 DECISION_LABELS = {"relaxed": "relaxed (β⁻)", "tied": "tied (β)", "tightened": "tightened (β⁺)"}
-RUN_COLOURS = ("#555555", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-RUN_LINES = ("--", "-", "-.", ":")
+CHOSEN, REJECTED = "#009E73", "#CC79A7"
+ACCENT = "#0072B2"  # of a figure that shows one run or one thing
 NEUTRAL = "#555555"
+
+_POINTS_PER_LETTER = 0.56  # width of a letter over the size of its font, on average and rounded up
+_KEY_POINTS = 42.0  # the line before a name in a legend, and the space after it
+_LINES_PER_ENTRY = 1.55  # height of an entry of a legend, in sizes of its font
 
 
 def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -31,37 +34,12 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
     return figure, panels
 
 
-def run_styles(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Colour and line of each run: the first of several is the baseline, in dashed grey, a single one is in colour.
-
-    Neighbours differ in both, so that a print in grey can be read too.
-    """
-    names = list(names)
-    first = 0 if len(names) > 1 else 1
-    return {
-        name: {"color": RUN_COLOURS[place % len(RUN_COLOURS)], "linestyle": RUN_LINES[place % len(RUN_LINES)]}
-        for place, name in enumerate(names, start=first)
-    }
-
-
-def save(figure: Figure, path: str | Path, data: pd.DataFrame) -> Image:
-    """Write a figure as PNG and the numbers in it as CSV beside it, and return the picture for a notebook to show."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture = as_image(figure)
-    path.write_bytes(picture.data)
-    data.to_csv(path.with_suffix(".csv"), index=False)
-    return picture
-
-
-def as_image(figure: Figure) -> Image:
-    """The figure as a PNG that a notebook shows, with its titles as the alternative text."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    width = round(figure.get_figwidth() * 100)
-    return Image(data=buffer.getvalue(), format="png", width=width, alt=_alternative_text(figure))
-
-
-def _alternative_text(figure: Figure) -> str:
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    return "; ".join([figure.get_suptitle(), *titles]).strip("; ")
+def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], fontsize: float = 9.0) -> None:
+    """One legend for the whole figure, under its panels, in as many columns as fit; the figure grows by its height."""
+    widest = max(map(len, labels)) * _POINTS_PER_LETTER * fontsize + _KEY_POINTS
+    columns = max(1, min(len(labels), int(figure.get_figwidth() * 72 / widest)))
+    lines = math.ceil(len(labels) / columns)
+    figure.set_figheight(figure.get_figheight() + (lines * _LINES_PER_ENTRY * fontsize + 6.0) / 72)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=fontsize, columnspacing=1.4
+    )

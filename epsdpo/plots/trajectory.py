@@ -1,61 +1,103 @@
 """Figures of the β record: β over steps, the decisions over training, and which pairs they fell on."""
 
+from collections.abc import Mapping, Sequence
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure, run_styles
+from epsdpo.plots.runs import line_of, run_looks
+from epsdpo.plots.style import ACCENT, DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
+
+_MARKERS_PER_LINE = 12
+_SPELLED_OUT = 2  # runs that are named; of more only the number is given
 
 
-def beta_trajectory(runs: dict[str, pd.DataFrame], title: str) -> Figure:
-    """β before each optimiser step, one line per run.
+def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
+    """β before each optimiser step, one line per run; where not every step was logged, each that was has a marker.
 
     Args:
-        runs: title of a run -> its steps, from `read_steps`.
+        runs: title of a run -> its steps, from `read_steps` or `trl_logs.read_log`.
+        families: title of a run -> its family, from `plots.runs.family_of`.
         title: what to see.
     """
     figure, (axes,) = new_figure()
-    for name, style in run_styles(runs).items():
-        axes.plot(runs[name]["step"], runs[name]["beta_before"], label=name, linewidth=1.8, **style)
+    for place, (name, look) in enumerate(run_looks(families).items()):
+        steps = runs[name]
+        every = max(1, len(steps) // _MARKERS_PER_LINE) if _every_step(steps) else 1
+        axes.plot(
+            steps["step"],
+            steps["beta_before"],
+            label=name,
+            linewidth=1.8,
+            marker=look.marker,
+            markersize=5,
+            # Not all at the same steps, where constant β of several runs would hide one another.
+            markevery=(place * every // len(runs), every),
+            **line_of(look),
+        )
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")
     axes.set_ylim(bottom=0.0)
     axes.set_title(title)
-    axes.legend(frameon=False)
+    legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
-def training_curves(runs: dict[str, pd.DataFrame]) -> Figure:
+def _every_step(steps: pd.DataFrame) -> bool:
+    return bool((steps["step"].diff().dropna() == 1).all())
+
+
+def training_curves(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str]) -> Figure:
     """Loss, log-ratio margin and accuracy over steps; thin lines are steps, thick ones a running mean over a tenth.
 
     A panel says which runs do not have its quantity, such as the margin of a method without a reference.
     """
-    figure, panels = new_figure(height=3.4, width=10.5, columns=3)
     quantities = {
         "loss": "loss (nats)",
         "log_ratio_margin": "log-ratio margin z − γ (nats)",
         "reward_accuracy": "pairs with margin > 0",
     }
+    figure = _curves(runs, families, quantities, "Training: the loss depends on β, the log-ratio margin does not")
+    figure.axes[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    return figure
+
+
+def logged_curves(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str]) -> Figure:
+    """Loss, implicit reward margin and mean step, which logs made without this kit have too; as `training_curves`."""
+    quantities = {
+        "loss": "loss (nats)",
+        "reward_margin": "implicit reward margin",
+        "mean_step": "mean step (relaxed − tightened)",
+    }
+    return _curves(runs, families, quantities, "Training, and which way the pairs would move β")
+
+
+def _curves(
+    runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], quantities: Mapping[str, str], title: str
+) -> Figure:
+    """A panel per quantity: a column of the steps -> its label."""
+    figure, panels = new_figure(height=3.4, width=10.5, columns=len(quantities))
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
         missing = [name for name, steps in runs.items() if steps[column].isna().all()]
         if missing:
-            axes.annotate(
-                f"not defined for {', '.join(missing)}", (0.03, 0.03), xycoords="axes fraction", fontsize="small"
-            )
-        for name, style in run_styles(runs).items():
-            if name in missing:
-                continue
+            axes.annotate(_not_defined(missing), (0.03, 0.03), xycoords="axes fraction", fontsize="small")
+        for name, look in run_looks(families).items():
             steps = runs[name]
-            axes.plot(steps["step"], steps[column], color=style["color"], alpha=0.25, linewidth=0.8)
+            axes.plot(steps["step"], steps[column], color=look.colour, alpha=0.25, linewidth=0.8)
             smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()
-            axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **style)
+            axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **line_of(look))
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
-    panels[2].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    panels[0].legend(frameon=False, fontsize="small")
-    figure.suptitle("Training: the loss depends on β, the log-ratio margin does not")
+    figure.suptitle(title)
+    legend_below(figure, *panels[0].get_legend_handles_labels())
     return figure
+
+
+def _not_defined(names: Sequence[str]) -> str:
+    named = len(names) <= _SPELLED_OUT and sum(map(len, names)) <= 40
+    return f"not defined for {', '.join(names) if named else f'{len(names)} of the runs'}"
 
 
 def decision_fractions(fractions: pd.DataFrame, title: str) -> Figure:
@@ -91,7 +133,7 @@ def live(steps: pd.DataFrame, title: str) -> Figure:
     figure, panels = new_figure(width=10.5, height=2.8, columns=3)
     quantities = {"loss": "loss (nats)", "reward_margin": "implicit reward margin", "beta_before": "β (KL penalty)"}
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-        axes.plot(steps["step"], steps[column], linewidth=1.5, **run_styles([title])[title])
+        axes.plot(steps["step"], steps[column], linewidth=1.5, color=ACCENT)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)

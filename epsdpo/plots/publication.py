@@ -1,0 +1,60 @@
+"""A figure made fit for print: the width of a column, small letters, no title. It changes how a figure is set, not what
+it shows.
+
+The drawing functions make figures for the page; this takes any of them as it is, so that each figure of a notebook has
+a print version without knowing of it.
+"""
+
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from epsdpo.plots.style import legend_below
+
+SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.75  # inches, as in ICML's and ACL's two-column pages; NeurIPS' text is 5.5
+_LETTERS, _SMALL_LETTERS = 8.0, 7.0  # points
+_PANEL_SHAPE = 0.75  # height over width
+_SHRINKAGE = 0.6  # of letters, from the page to the print
+_LINES = 0.65  # how much thinner lines and markers are than on the page
+_LONG_NAME = 16  # letters; names beside bars that are longer leave no room in a single column
+
+
+def fit_for_print(figure: Figure) -> None:
+    """Set a figure for print, in place: one panel in a single column, several side by side in a double one.
+
+    The title goes, since the caption says it; titles of several panels stay, since they tell them apart. Legends move
+    under the figure.
+    """
+    grids = [axes.get_subplotspec().get_gridspec() for axes in figure.axes]
+    rows, columns = max(grid.nrows for grid in grids), max(grid.ncols for grid in grids)
+    names = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
+    wide = columns > 1 or max(map(len, names)) > _LONG_NAME
+    width = DOUBLE_COLUMN if wide else SINGLE_COLUMN
+    panels_height = rows * _PANEL_SHAPE * min(width / columns, SINGLE_COLUMN)
+    # Many bars need the height that they had, less what the letters beside them have shrunk by.
+    figure.set_size_inches(width, max(panels_height, figure.get_figheight() * _SHRINKAGE))
+
+    figure.suptitle("")
+    if len(figure.axes) == 1:
+        figure.axes[0].set_title("")
+    entries = _take_legends(figure)
+    for text in figure.findobj(Text):
+        text.set_fontsize(_LETTERS if text.get_fontsize() >= 10.0 else _SMALL_LETTERS)
+    for axes in figure.axes:
+        axes.tick_params(labelsize=_SMALL_LETTERS, length=2.5, width=0.6)
+        for line in axes.lines:
+            line.set_linewidth(line.get_linewidth() * _LINES)
+            line.set_markersize(line.get_markersize() * _LINES)
+        for spine in axes.spines.values():
+            spine.set_linewidth(0.6)
+    if entries:
+        legend_below(figure, list(entries.values()), list(entries), fontsize=_SMALL_LETTERS)
+
+
+def _take_legends(figure: Figure) -> dict[str, object]:
+    """Remove every legend of the figure, and return what they named: label -> the artist it stood for."""
+    entries = {}
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
+        names = [text.get_text() for text in legend.get_texts()]
+        entries |= dict(zip(names, legend.legend_handles, strict=True))
+        legend.remove()
+    return entries

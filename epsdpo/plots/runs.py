@@ -1,0 +1,83 @@
+"""How the runs of a figure are told apart: one colour, line and marker per method, in every figure of this kit.
+
+It knows methods by their families, such as "ε-DPO with its criterion in bfloat16". Runs of one family share its colour,
+in shades, and differ in line and marker, so that no run is mistaken for another method's.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from matplotlib.colors import to_hex, to_rgb
+
+from epsdpo.experiment import Experiment
+
+
+class Look(NamedTuple):
+    """How a family is drawn: a colour, matplotlib's name of a line style and of a marker."""
+
+    colour: str
+    line: str
+    marker: str
+
+
+OTHER = "other"  # TRL's other losses and trainers, and runs of which only a log is known
+
+# Okabe and Ito's colours but for yellow, too light for a line, with grey for the baseline. What shares a colour
+# differs in line and marker.
+FAMILIES = {
+    "dpo": Look("#555555", "--", "s"),
+    "epsilon_dpo bfloat16": Look("#0072B2", "-", "o"),
+    "epsilon_dpo float32": Look("#D55E00", "-.", "^"),
+    "beta_dpo": Look("#009E73", ":", "D"),
+    "tr_dpo hard": Look("#56B4E9", "-", "v"),
+    "tr_dpo soft": Look("#56B4E9", "--", "<"),
+    "ipo": Look("#CC79A7", "-.", "P"),
+    "simpo": Look("#E69F00", ":", "X"),
+    OTHER: Look("#000000", "-", "*"),
+}
+_LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+_DARKEST, _LIGHTEST = -0.45, 0.5  # of the shades of one colour: towards black, towards white
+
+
+def family_of(experiment: Experiment) -> str:
+    """The family in `FAMILIES` that an experiment belongs to, by its method and the settings that make it another."""
+    arguments = experiment.training_arguments()
+    match experiment.method:
+        case "epsilon_dpo":
+            return f"epsilon_dpo {arguments.get('criterion_dtype', 'float32')}"
+        case "tr_dpo":
+            # TRL's own share of the policy in the new reference is 0.6; with 1 the policy becomes the reference.
+            return "tr_dpo hard" if arguments.get("ref_model_mixup_alpha", 0.6) == 1.0 else "tr_dpo soft"
+        case method:
+            return method if method in FAMILIES else OTHER
+
+
+def run_looks(families: Mapping[str, str]) -> dict[str, Look]:
+    """How to draw each of several runs: a family's own look for its only run, else shades, lines and markers.
+
+    Args:
+        families: title of a run -> its family.
+    """
+    counts, places, looks = Counter(families.values()), Counter(), {}
+    for title, family in families.items():
+        looks[title] = _variant(FAMILIES[family], places[family], counts[family])
+        places[family] += 1
+    return looks
+
+
+def _variant(look: Look, place: int, count: int) -> Look:
+    """The look of the `place`-th of `count` runs of a family; the first keeps the family's line and marker."""
+    if count == 1:
+        return look
+    shade = _DARKEST + (_LIGHTEST - _DARKEST) * place / (count - 1)
+    target = 0.0 if shade < 0 else 1.0
+    colour = to_hex([(1 - abs(shade)) * part + abs(shade) * target for part in to_rgb(look.colour)])
+    line = _LINES[(_LINES.index(look.line) + place) % len(_LINES)]
+    marker = _MARKERS[(_MARKERS.index(look.marker) + place) % len(_MARKERS)]
+    return Look(colour, line, marker)
+
+
+def line_of(look: Look) -> dict[str, Any]:
+    """A look as keyword arguments of a line without markers."""
+    return {"color": look.colour, "linestyle": look.line}

@@ -1,0 +1,76 @@
+"""How a figure reaches the disk and the page: PNG, PDF, its numbers as CSV, its caption as text; and its print version.
+
+It knows files and formats. What a figure shows, and what its caption says, is given by whoever draws it.
+"""
+
+import html
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
+
+from epsdpo.plots.publication import fit_for_print
+
+SCREEN_DPI, PRINT_DPI = 160, 300
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A saved figure as a notebook shows it: the PNG, and its caption under it.
+
+    Attributes:
+        image: the PNG, with the figure's titles as the alternative text.
+        caption: what to see in it, as plain text.
+    """
+
+    image: Image
+    caption: str
+
+    def _ipython_display_(self) -> None:
+        # Two outputs: a picture inside of HTML would be taken out of a notebook that JupyterLab does not trust.
+        display(self.image)
+        display(HTML(f'<p style="max-width: 60rem"><i>{html.escape(self.caption)}</i></p>'))
+
+
+def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, publication: bool = False) -> Picture:
+    """Write a figure and what a paper's author needs beside it, and return it for a notebook to show.
+
+    Beside `path`, a PNG, lie under the same name a PDF (vectors, fonts embedded as TrueType), a CSV with the numbers
+    in the figure, and a TXT with the caption.
+
+    Args:
+        caption: what to see, in a sentence or two; plain text.
+        publication: fit for print, see `epsdpo.plots.publication`, with the PNG at 300 dpi.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    words = alternative_text(figure)
+    if publication:
+        fit_for_print(figure)
+    picture = as_image(figure, PRINT_DPI if publication else SCREEN_DPI, words)
+    path.write_bytes(picture.data)
+    # Without its time, a PDF of the same figure is the same file. Type 3 fonts, matplotlib's own choice, are refused by
+    # many journals.
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": words})
+    data.to_csv(path.with_suffix(".csv"), index=False)
+    path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
+    return Picture(picture, caption)
+
+
+def as_image(figure: Figure, dpi: int = SCREEN_DPI, words: str | None = None) -> Image:
+    """The figure as a PNG that a notebook shows, with `words`, else its titles, as the alternative text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    width = round(figure.get_figwidth() * 100)
+    return Image(data=buffer.getvalue(), format="png", width=width, alt=words or alternative_text(figure))
+
+
+def alternative_text(figure: Figure) -> str:
+    """The titles of the figure and of its panels, for readers who do not see it."""
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    return "; ".join([figure.get_suptitle(), *titles]).strip("; ")

@@ -1,0 +1,83 @@
+"""Runs as a batch leaves them, written by hand: an experiment, its β record and its evaluation."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
+from epsdpo.manifest import MANIFEST
+from epsdpo.record import BetaRecord
+
+SUMMARY = {
+    "win_rate": 55.0,
+    "length_controlled_win_rate": 53.0,
+    "forward_kl_per_response": 1.0,
+    "reverse_kl_per_response": 0.8,
+    "policy_gold": 0.6,
+    "reference_gold": 0.5,
+    "policy_tokens": 6.0,
+    "reference_tokens": 5.0,
+}
+
+
+def write_run(
+    batch: Path,
+    recipe: str,
+    world: int,
+    steps: int = 40,
+    decide=lambda step: (1, -1),
+    margin=1.0,
+    checkpoints=(),
+    **train,
+) -> Path:
+    """A finished run: `decide` gives the decisions of each step's pairs, all of whose log-ratio margins are `margin`.
+
+    Args:
+        checkpoints: (step, win rate, forward KL) of each that was evaluated.
+        train: keys of the experiment's train section; β stays where it is.
+    """
+    folder = batch / f"{recipe}-seed{world}"
+    values = {
+        "name": folder.name,
+        "title": f"Run {recipe}, seed={world}",
+        "method": "epsilon_dpo",
+        "data": {"world": {"seed": world}},
+        "train": {"beta": 0.1, **train},
+    }
+    folder.mkdir(parents=True)
+    save_experiment(check_experiment(values, where="test"), folder / EXPERIMENT_FILE)
+    _write_record(folder / "train", steps, decide, margin, values["train"]["beta"])
+    (folder / "evaluate").mkdir()
+    (folder / "evaluate" / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
+    if checkpoints:
+        table = pd.DataFrame(checkpoints, columns=["step", "win_rate", "forward_kl_per_response"])
+        table.to_csv(folder / "evaluate" / "within_training.csv", index=False)
+    for stage, started in (("train", f"2026-01-0{world}T00:00:00+00:00"), ("evaluate", "later")):
+        (folder / stage / MANIFEST).write_text(json.dumps({"key": stage, "started": started}), encoding="utf-8")
+    return folder
+
+
+def _write_record(train_dir: Path, steps: int, decide, margin: float, beta: float) -> None:
+    record = BetaRecord(train_dir)
+    record.rewind(0)
+    for step in range(1, steps + 1):
+        decisions = decide(step)
+        pairs = pd.DataFrame(
+            {
+                "step": step,
+                "epoch": step / steps,
+                "pair_id": [f"pair-{step}-{place}" for place in range(len(decisions))],
+                "decision": decisions,
+                "beta": beta,
+                # Of pairs that tighten, half as sure.
+                "chosen_logps": [margin / 2 if decision == -1 else margin for decision in decisions],
+                "rejected_logps": 0.0,
+                "ref_chosen_logps": 0.0,
+                "ref_rejected_logps": 0.0,
+                "chosen_tokens": 5,
+                "rejected_tokens": 6,
+            }
+        )
+        record.append({"step": step, "beta_before": beta, "beta_after": beta, "loss": 0.7, "seconds": 0.5}, pairs)
+    record.close()
