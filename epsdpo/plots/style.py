@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each decision has one of its own.
@@ -34,7 +35,9 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
     return figure, panels
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], fontsize: float = 9.0) -> None:
+def legend_below(
+    figure: Figure, handles: Sequence[Artist | Container], labels: Sequence[str], fontsize: float = 9.0
+) -> None:
     """One legend for the whole figure, under its panels, in as many columns as fit; the figure grows by its height."""
     widest = max(map(len, labels)) * _POINTS_PER_LETTER * fontsize + _KEY_POINTS
     columns = max(1, min(len(labels), int(figure.get_figwidth() * 72 / widest)))
