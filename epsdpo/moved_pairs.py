@@ -78,7 +78,10 @@ def step_by_step(title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd
 
 def _note(shown: int, steps: int, at_most: int) -> str:
     thinned = f"{shown} of {steps} steps are shown. " if shown < steps else ""
-    return f"{thinned}At most {at_most} pairs are listed per step, those with the largest log-ratio margins first."
+    return (
+        f"{thinned}At most {at_most} pairs are listed per step, relaxed and tightened in turn, those with the largest "
+        "log-ratio margins (policy − reference) first; tokens are those of chosen / rejected."
+    )
 
 
 def _counts(pairs: pd.DataFrame, steps: pd.Series) -> dict[str, list[int]]:

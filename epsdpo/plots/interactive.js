@@ -49,13 +49,13 @@
     const cursor = element(svg, 'line', {y1: TOP, y2: STRIP_TOP + STRIP_HEIGHT, stroke: '#333333', 'stroke-width': 1});
     const dot = element(svg, 'circle', {r: 4.5, fill: data.style.colour, stroke: 'white'});
     const panel = element(figure, 'div', {
-      'aria-live': 'polite', style: 'min-height: 16em; font-size: 90%; overflow-wrap: anywhere',
+      'aria-live': 'polite', style: 'min-height: 16em; font-size: 90%; overflow-x: auto',
     });
     const hint = 'Point at a step, or use the arrow keys; a click or Enter keeps it, Escape lets go. ';
     element(figure, 'p', {style: 'font-size: 85%; color: #555555'}, hint + data.note);
 
     function drawAxes() {
-      for (const beta of ticks(0, highest, 5)) {
+      for (const beta of ticks(0, highest, 7)) {
         element(svg, 'line', {x1: LEFT, x2: WIDTH - RIGHT, y1: y(beta), y2: y(beta), stroke: '#dddddd'});
         element(svg, 'text', {x: LEFT - 6, y: y(beta) + 4, 'text-anchor': 'end'}, number(beta));
       }
@@ -110,15 +110,17 @@
       if (pairs.length) {
         const table = element(panel, 'table', {style: 'border-collapse: collapse; width: 100%; text-align: left'});
         const header = element(table, 'tr');
-        const names = ['pair', 'decision', 'log-ratio margin (nats)', 'tokens, chosen / rejected', 'prompt', 'chosen', 'rejected'];
+        const names = ['pair', 'decision', 'margin (nats)', 'tokens', 'prompt', 'chosen', 'rejected'];
         for (const name of names) element(header, 'th', {style: 'text-align: left; padding: 2px 6px'}, name);
         for (const [place, decision, margin, chosenTokens, rejectedTokens] of pairs) {
           const [pair, ...texts] = data.texts[place], name = NAME_OF[decision];
           const row = element(table, 'tr', {style: 'vertical-align: top; border-top: 1px solid #dddddd'});
-          for (const text of [pair, name, number(margin), `${chosenTokens} / ${rejectedTokens}`, ...texts]) {
-            const cell = element(row, 'td', {style: 'text-align: left; padding: 2px 6px; white-space: normal'}, text);
+          for (const text of [pair, name, number(margin), `${chosenTokens} / ${rejectedTokens}`]) {
+            const cell = element(row, 'td', {style: 'text-align: left; padding: 2px 6px; white-space: nowrap'}, text);
             if (text === name) cell.style.color = data.style.decisions[name];
           }
+          const wrapped = 'text-align: left; padding: 2px 6px; white-space: normal; overflow-wrap: anywhere; min-width: 8em';
+          for (const text of texts) element(row, 'td', {style: wrapped}, text);
         }
       }
       if (moved > pairs.length) element(panel, 'p', {style: 'margin: 0.3em 0'}, `and ${moved - pairs.length} more`);
