@@ -26,7 +26,7 @@ class ComparedRun:
         title: unique in the comparison.
         family: of `plots.runs.FAMILIES`; of a log alone nobody knows the method.
         steps: the columns of `record.read_steps`, a row per logged step.
-        source: where the steps were read.
+        source: where the steps were read, from the path that was given.
         left_out: in words, which rows of a log are not among them.
     """
 
@@ -47,7 +47,7 @@ def find_runs(paths: Sequence[str], titles: Sequence[str] = ()) -> list[Compared
     Raises:
         ConfigError: if nothing can be read at a path, or titles are too few or too many, or occur twice.
     """
-    runs = [run for path in paths for run in _runs_at(resolve_path(path))]
+    runs = [run for path in paths for run in _runs_at(Path(path))]
     if not runs:
         raise ConfigError("no runs to compare; name folders or logs in `runs`")
     if titles and len(titles) != len(runs):
@@ -63,14 +63,12 @@ def find_runs(paths: Sequence[str], titles: Sequence[str] = ()) -> list[Compared
     ]
 
 
-def _runs_at(path: Path) -> list[ComparedRun]:
-    if (path / STEPS_FILE).is_file():
-        return [_of_this_kit(path)]
-    if (path / "train" / STEPS_FILE).is_file():
-        return [_of_this_kit(path / "train")]
-    in_batch = [file.parent for file in sorted(path.glob(f"*/train/{STEPS_FILE}"))]
-    if in_batch:
-        return [_of_this_kit(folder) for folder in in_batch]
+def _runs_at(given: Path) -> list[ComparedRun]:
+    path = resolve_path(given)
+    # A training folder, that of its experiment, or that of a whole batch.
+    for pattern in (STEPS_FILE, f"train/{STEPS_FILE}", f"*/train/{STEPS_FILE}"):
+        if files := sorted(path.glob(pattern)):
+            return [_of_this_kit(file.parent, given / file.relative_to(path)) for file in files]
     file = find_log(path)
     if file is None:
         raise ConfigError(
@@ -78,16 +76,17 @@ def _runs_at(path: Path) -> list[ComparedRun]:
         )
     log = read_log(file)
     left_out = f"{log.without_beta} rows without β, {log.repeated} of steps that a later row repeats"
-    return [ComparedRun(path.stem if path.is_file() else path.name, OTHER, log.steps, file, left_out)]
+    title = path.stem if path.is_file() else path.name
+    return [ComparedRun(title, OTHER, log.steps, given / file.relative_to(path), left_out)]
 
 
-def _of_this_kit(train_dir: Path) -> ComparedRun:
+def _of_this_kit(train_dir: Path, source: Path) -> ComparedRun:
     """A run of the trainer with or without an experiment behind it."""
     title, family = train_dir.name, OTHER
     if any((folder / EXPERIMENT_FILE).exists() for folder in (train_dir.parent, train_dir)):
         experiment = experiment_of(train_dir)
         title, family = experiment.title, family_of(experiment)
-    return ComparedRun(title, family, read_steps(train_dir), train_dir / STEPS_FILE, "–")
+    return ComparedRun(title, family, read_steps(train_dir), source, "–")
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from epsdpo import plots
-from epsdpo.experiment import check_experiment
+from epsdpo.experiment import Experiment
 from epsdpo.plots.publication import DOUBLE_COLUMN, SINGLE_COLUMN, fit_for_print
 from epsdpo.plots.report import decisions_of_runs, win_rate_against_kl
 from epsdpo.plots.runs import FAMILIES, family_of, run_looks
@@ -20,17 +20,19 @@ STEPS = pd.DataFrame(
 
 
 def judged(titles):
+    """What `report.win_rates_and_kl` has of runs."""
     numbers = {"win_rate": 55.0, "reverse_kl_per_response": 1.0, "forward_kl_per_response": 2.0}
-    ends = {f"{name}_{end}": value + shift for name, value in numbers.items() for end, shift in SHIFTS.items()}
+    ends = {
+        f"{name}_{end}": value + shift
+        for name, value in numbers.items()
+        for end, shift in (("low", -0.5), ("high", 0.5))
+    }
     return pd.DataFrame([{"title": title, **numbers, **ends} for title in titles])
-
-
-SHIFTS = {"low": -0.5, "high": 0.5}
 
 
 def texts_inside(figure):
     """Every text that is drawn lies within the figure."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     whole = figure.bbox.padded(1.0)
     for text in figure.findobj(Text):
         if text.get_visible() and text.get_text().strip() and text.get_in_layout():
@@ -84,7 +86,7 @@ def test_figures_for_print(runs):
 
 def experiment(method, **train):
     train = {"beta": 0.1, "epsilon": 0.01, "learning_rate": 1.0e-6, **train}
-    return check_experiment({"method": method, "train": train}, "config.yaml")
+    return Experiment.model_validate({"name": "run", "title": "run", "method": method, "train": train})
 
 
 def test_families_follow_from_method_and_settings():
