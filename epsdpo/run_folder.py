@@ -16,7 +16,7 @@ from epsdpo.paths import REPOSITORY
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
-# Stage -> notebook, in the order of a run.
+# Stage -> notebook, in the order of a run; the last is run by hand alone.
 STAGES = {
     "sample": "00_sample_pairs.ipynb",
     "prepare": "01_prepare_data.ipynb",
@@ -26,6 +26,7 @@ STAGES = {
     "evaluate": "04_evaluate.ipynb",
     "report": "05_report.ipynb",
     "claims": "06_claims.ipynb",
+    "compare": "03b_compare_trajectories.ipynb",
 }
 
 # Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.

@@ -39,7 +39,7 @@ from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, 
 
 TIMED_OUT = 124  # the exit code of `timeout`
 
-_KINDS = {kind.__name__: kind for kind in (str, int, float, bool)}
+_KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 _TRACEBACK_LINES = 12
 
 # nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
@@ -198,12 +198,13 @@ def _limited(hours: float | None, fail: Callable[[str, int], None]) -> Iterator[
 
 
 def _inputs(parameters: dict[str, Any]) -> list[Path]:
-    """The files and folders among the parameters. By convention these are `config`, `compare_with` and `*_dir`.
+    """The files and folders among the parameters. By convention these are `config`, `compare_with`, `*_dir` and `runs`.
 
     `launch_config` is not among them: it says where a run is computed, not what, and is recorded by its name.
     """
     names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
-    return [resolve_path(parameters[name]) for name in names if name != "output_dir" and parameters[name]]
+    paths = [parameters[name] for name in names if name != "output_dir" and parameters[name]]
+    return [resolve_path(path) for path in (*paths, *parameters.get("runs", []))]
 
 
 def _experiment(parameters: dict[str, Any]) -> Experiment | None:

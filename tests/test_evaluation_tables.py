@@ -18,6 +18,7 @@ from epsdpo.evaluation.tables import by_length_difference, by_position, judged_o
 from epsdpo.experiment import CalibrateSection
 from epsdpo.plots.evaluation import preference_histogram, two_judges, win_rate_by_length
 from epsdpo.plots.report import win_rate_against_kl
+from epsdpo.plots.runs import STARTING_MODEL
 
 
 def table(preferences, lengths, both=None, gold=None):
@@ -109,7 +110,8 @@ def test_the_reference_stands_at_no_divergence_and_half_of_the_wins():
     assert points["win_rate"].to_dict() == {"the model it started from": 50.0, "run": 60.0}
     assert points.loc["the model it started from", "forward_kl_per_response_high"] == 0.0
     assert len(win_rate_and_kl(summary | {"against": "given"})) == 1
-    figure = win_rate_against_kl(win_rate_and_kl(summary), "title")
+    families = {"run": "dpo", "the model it started from": STARTING_MODEL}
+    figure = win_rate_against_kl(win_rate_and_kl(summary), families, "title")
     assert ["KL(π‖π_ref)" in axes.get_xlabel() for axes in figure.axes] == [True, False]
     figure.canvas.draw()
 

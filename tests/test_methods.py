@@ -389,8 +389,9 @@ def test_methods_with_and_without_decisions_are_compared(experiment, prepared, t
     table = in_words(compare(folders, methods).set_index("title").T)
     assert table.loc["relaxed", "simpo"] == "–" != table.loc["relaxed", "dpo"]
     runs = {method: read_steps(folder) for method, folder in zip(methods, folders, strict=True)}
-    assert len(beta_trajectory(runs, "title").axes[0].lines) == 3
-    _, margin, accuracy = training_curves(runs).axes
+    families = dict(zip(methods, methods, strict=True))
+    assert len(beta_trajectory(runs, families, "title").axes[0].lines) == 3
+    _, margin, accuracy = training_curves(runs, families).axes
     assert [text.get_text() for text in margin.texts] == ["not defined for simpo"] and len(margin.lines) == 4
     assert not accuracy.texts and len(accuracy.lines) == 6
 

@@ -249,7 +249,7 @@ def parts_of(stage, sources):
         ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report", "claims"}),
         ("epsdpo/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
-        ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report"}),
+        ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report", "compare"}),
         ("epsdpo/stages.py", "TIMED_OUT = 124", "TIMED_OUT = 125", set()),
         ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps( output )", set()),
         ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps(output)[:]", {"train"}),

@@ -186,7 +186,7 @@ def test_every_bad_parameter_is_named_at_once(notebook):
     assert "'output_dir' is missing" in lines[0]
 
 
-@pytest.mark.parametrize("cell", ["steps = 1", "steps: list = []", "steps: int = 1\nprint(steps)"])
+@pytest.mark.parametrize("cell", ["steps = 1", "steps: dict = {}", "steps: int = 1\nprint(steps)"])
 def test_a_parameters_cell_holds_typed_assignments_only(notebook, cell):
     with pytest.raises(StageError, match="has no type"):
         read_parameters(notebook(parameters=cell))

@@ -95,8 +95,8 @@ def test_figures_have_labels_units_and_their_numbers_as_csv(train_dir, tmp_path)
     fractions = trajectory.decision_fractions(pairs)
     by_length = trajectory.decisions_by(pairs, "length")
     figures = {
-        "beta": (beta_trajectory({"run": steps}, "title"), steps),
-        "curves": (training_curves({"run": steps, "other": steps}), steps),
+        "beta": (beta_trajectory({"run": steps}, {"run": "dpo"}, "title"), steps),
+        "curves": (training_curves({"run": steps, "other": steps}, {"run": "dpo", "other": "ipo"}), steps),
         "fractions": (decision_fractions(fractions, "title"), fractions),
         "by": (decisions_by({"length (tokens)": by_length}, "title"), by_length),
     }
@@ -104,6 +104,7 @@ def test_figures_have_labels_units_and_their_numbers_as_csv(train_dir, tmp_path)
         for axes in figure.axes:
             assert axes.get_xlabel() and axes.get_ylabel(), name
         assert figure.get_suptitle() or figure.axes[0].get_title(), name
-        image = plots.save(figure, tmp_path / f"{name}.png", data=data)
+        picture = plots.save(figure, tmp_path / f"{name}.png", data=data, caption="what to see")
+        image = picture.image
         assert image.data.startswith(b"\x89PNG") and (tmp_path / f"{name}.png").read_bytes() == image.data
         assert len(pd.read_csv(tmp_path / f"{name}.csv")) == len(data)

@@ -5,6 +5,8 @@ The drawing functions make figures for the page; this takes any of them as it is
 a print version without knowing of it.
 """
 
+from matplotlib.artist import Artist
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -44,17 +46,21 @@ def fit_for_print(figure: Figure) -> None:
         for line in axes.lines:
             line.set_linewidth(line.get_linewidth() * _LINES)
             line.set_markersize(line.get_markersize() * _LINES)
+        for collection in axes.collections:  # intervals
+            collection.set_linewidth(collection.get_linewidth() * _LINES)
         for spine in axes.spines.values():
             spine.set_linewidth(0.6)
     if entries:
         legend_below(figure, list(entries.values()), list(entries), fontsize=_SMALL_LETTERS)
 
 
-def _take_legends(figure: Figure) -> dict[str, object]:
-    """Remove every legend of the figure, and return what they named: label -> the artist it stood for."""
-    entries = {}
-    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
-        names = [text.get_text() for text in legend.get_texts()]
-        entries |= dict(zip(names, legend.legend_handles, strict=True))
+def _take_legends(figure: Figure) -> dict[str, Artist | Container]:
+    """Remove every legend of the figure, and return what they named: label -> what was drawn under it."""
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    named = {text.get_text() for legend in legends for text in legend.get_texts()}
+    for legend in legends:
         legend.remove()
-    return entries
+    entries = {}
+    for axes in figure.axes:
+        entries |= {label: drawn for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    return {label: drawn for label, drawn in entries.items() if label in named}

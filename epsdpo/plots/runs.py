@@ -21,6 +21,7 @@ class Look(NamedTuple):
     marker: str
 
 
+STARTING_MODEL = "starting model"  # the policy before preference training, beside what became of it
 OTHER = "other"  # TRL's other losses and trainers, and runs of which only a log is known
 
 # Okabe and Ito's colours but for yellow, too light for a line, with grey for the baseline. What shares a colour
@@ -34,6 +35,7 @@ FAMILIES = {
     "tr_dpo soft": Look("#56B4E9", "--", "<"),
     "ipo": Look("#CC79A7", "-.", "P"),
     "simpo": Look("#E69F00", ":", "X"),
+    STARTING_MODEL: Look("#999999", ":", "o"),
     OTHER: Look("#000000", "-", "*"),
 }
 _LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")

@@ -6,10 +6,12 @@ JupyterLab, headless, and whatever backend a user has set. How the lines of seve
 """
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each decision has one of its own.
@@ -34,11 +36,19 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
     return figure, panels
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], labels: Sequence[str], fontsize: float = 9.0) -> None:
-    """One legend for the whole figure, under its panels, in as many columns as fit; the figure grows by its height."""
-    widest = max(map(len, labels)) * _POINTS_PER_LETTER * fontsize + _KEY_POINTS
-    columns = max(1, min(len(labels), int(figure.get_figwidth() * 72 / widest)))
-    lines = math.ceil(len(labels) / columns)
+def legend_below(
+    figure: Figure, handles: Sequence[Artist | Container], labels: Sequence[str], fontsize: float = 9.0
+) -> None:
+    """One legend for the whole figure, under its panels, in as many columns as fit; the figure grows by its height.
+
+    A label that is longer than the figure is wide is broken into lines.
+    """
+    points = figure.get_figwidth() * 72
+    letter = _POINTS_PER_LETTER * fontsize
+    labels = [textwrap.fill(label, int((points - _KEY_POINTS) / letter)) for label in labels]
+    parts = [part for label in labels for part in label.split("\n")]
+    columns = max(1, min(len(labels), int(points / (max(map(len, parts)) * letter + _KEY_POINTS))))
+    lines = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
     figure.set_figheight(figure.get_figheight() + (lines * _LINES_PER_ENTRY * fontsize + 6.0) / 72)
     figure.legend(
         handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=fontsize, columnspacing=1.4

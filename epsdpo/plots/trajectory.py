@@ -23,26 +23,39 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
         title: what to see.
     """
     figure, (axes,) = new_figure()
-    for place, (name, look) in enumerate(run_looks(families).items()):
-        steps = runs[name]
-        every = max(1, len(steps) // _MARKERS_PER_LINE) if _every_step(steps) else 1
-        axes.plot(
-            steps["step"],
-            steps["beta_before"],
-            label=name,
-            linewidth=1.8,
-            marker=look.marker,
-            markersize=5,
-            # Not all at the same steps, where constant β of several runs would hide one another.
-            markevery=(place * every // len(runs), every),
-            **line_of(look),
-        )
+    _draw_runs(axes, runs, families, "step", "beta_before")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")
     axes.set_ylim(bottom=0.0)
     axes.set_title(title)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
+
+
+def relative_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
+    """β over its first value against the share of the run, from `trajectory.relative_steps`; as `beta_trajectory`."""
+    figure, (axes,) = new_figure()
+    _draw_runs(axes, runs, families, "share_of_run", "beta_ratio")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_xlabel("share of the run")
+    axes.set_ylabel("β over its first value")
+    axes.set_ylim(bottom=0.0)
+    axes.set_title(title)
+    legend_below(figure, *axes.get_legend_handles_labels())
+    return figure
+
+
+def _draw_runs(
+    axes: Axes, runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], position: str, column: str
+) -> None:
+    """A line per run, with markers at every logged row, or at some where every step was logged."""
+    for place, (name, look) in enumerate(run_looks(families).items()):
+        steps = runs[name]
+        every = max(1, len(steps) // _MARKERS_PER_LINE) if _every_step(steps) else 1
+        # Runs with the same constant β lie on one another: their markers stand at different steps.
+        first = place * every // len(runs)
+        markers = {"marker": look.marker, "markersize": 5, "markevery": (first, every)}
+        axes.plot(steps[position], steps[column], label=name, linewidth=1.8, **markers, **line_of(look))
 
 
 def _every_step(steps: pd.DataFrame) -> bool:

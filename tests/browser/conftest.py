@@ -68,6 +68,8 @@ def checkout(tmp_path_factory, official):
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     batch = [sys.executable, "-m", "epsdpo", "run", str(DEMO), str(STAGES), "--output", "runs/demo"]
     subprocess.run(batch, cwd=folder, env=environment, check=True, timeout=900)
+    comparison = [sys.executable, "-m", "epsdpo", "stage", "compare", "--output", "runs/compare"]
+    subprocess.run(comparison, cwd=folder, env=environment, check=True, timeout=300)
     return Checkout(folder, environment)
 
 

@@ -1,0 +1,191 @@
+"""Logs of runs made without this kit: real ones of TRL's trainer, and exports of trackers written by hand."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from trl import DPOConfig, DPOTrainer
+
+from epsdpo.compared_runs import find_runs
+from epsdpo.experiment import ConfigError
+from epsdpo.plots.trajectory import beta_trajectory
+from epsdpo.record import STEP_COLUMNS, read_steps
+from epsdpo.stages import run_stage
+from epsdpo.trajectory import relative_steps, summarise_steps
+from epsdpo.trl_logs import find_log, read_log
+
+
+class TokenisedDPOTrainer(DPOTrainer):
+    """TRL's own, on rows that are tokenised already."""
+
+    def _prepare_dataset(self, dataset, *args):
+        return dataset
+
+
+class DPOTrainerThatLogsBeta(TokenisedDPOTrainer):
+    """What a user of TRL adds in order to see β."""
+
+    def log(self, logs, *args, **kwargs):
+        super().log({**logs, "beta": self.beta} if "loss" in logs else logs, *args, **kwargs)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(name, text):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return tmp_path / name
+
+    return write_file
+
+
+def test_trls_own_trainer(make_trainer, tmp_path):
+    """Its trainer_state.json, found below its output folder; the rows without β are those of its end."""
+    trainer = make_trainer(
+        trainer=DPOTrainerThatLogsBeta,
+        config=DPOConfig,
+        max_steps=4,
+        save_strategy="steps",
+        save_steps=2,
+        save_only_model=True,
+        logging_steps=2,
+    )
+    trainer.train()
+    assert find_log(tmp_path / "run") == tmp_path / "run" / "checkpoint-4" / "trainer_state.json"
+    log = read_log(find_log(tmp_path / "run" / "checkpoint-2"))
+    assert log.steps["step"].tolist() == [2]
+    log = read_log(find_log(tmp_path / "run"))
+    logged = trainer.state.log_history
+    assert log.steps["step"].tolist() == [2, 4] and log.steps["beta_before"].tolist() == [0.1, 0.1]
+    assert log.steps["loss"].tolist() == [row["loss"] for row in logged[:2]]
+    assert log.steps["reward_margin"].tolist() == [row["rewards/margins"] for row in logged[:2]]
+    assert log.steps["relaxed"].isna().all() and (log.without_beta, log.repeated) == (0, 0)
+
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    assert read_log(tmp_path / "trainer_state.json").without_beta == 1  # the line with the training time
+
+
+def test_a_log_of_plain_dpo_is_refused_with_what_it_has(make_trainer, tmp_path):
+    trainer = make_trainer(trainer=TokenisedDPOTrainer, config=DPOConfig, max_steps=1)
+    trainer.train()
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    with pytest.raises(ConfigError, match=r"no column holds β; looked for kl/beta or beta.*rewards/margins"):
+        find_runs([str(tmp_path)])
+
+
+def test_the_log_of_epsilon_dpo_is_its_record(make_trainer, tmp_path):
+    """Read twice: as the record of this kit, and from what the trainer logged, as the released code does."""
+    trainer = make_trainer(max_steps=6, epsilon=0.2)
+    trainer.train()
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    record, log = read_steps(tmp_path / "run"), read_log(tmp_path / "trainer_state.json").steps
+    for column in ("step", "beta_before", "relaxed", "tied", "tightened", "mean_step", "loss", "reward_margin"):
+        np.testing.assert_allclose(log[column], record[column], rtol=1e-4, atol=1e-5, err_msg=column)
+    np.testing.assert_allclose(log["beta_after"][:5], record["beta_after"][:5], rtol=1e-6)
+    assert math.isnan(log["beta_after"][5])  # the log ends before that update shows
+    assert summarise_steps(log)["beta_first"] == pytest.approx(summarise_steps(record)["beta_first"], rel=1e-6)
+
+
+def test_an_export_of_a_tracker_by_hand(write):
+    """Evaluation rows, a resumed run, steps out of order and left out, numbers as strings, and NaN."""
+    path = write(
+        "wandb.csv",
+        "_step,train/global_step,train/kl/beta,train/kl/p_epsilon_steps,train/kl/n_epsilon_steps,train/loss,eval/loss\n"
+        "0,10,0.1,0.75,0.25,0.69,\n"
+        "1,20,0.09,0.5,0.25,0.68,\n"
+        "2,20,,,,,0.7\n"
+        "3,30,0.5,1.0,0.0,0.1,NaN\n"
+        "4,21,0.08,0.25,0.5,NaN,\n"
+        '5,30,"0.07",,,0.66,\n',
+    )
+    log = read_log(path)
+    assert (log.without_beta, log.repeated) == (1, 1)
+    steps = log.steps
+    assert list(steps.columns) == list(STEP_COLUMNS)
+    assert steps["step"].tolist() == [10, 20, 21, 30]
+    assert steps["beta_before"].tolist() == [0.1, 0.09, 0.08, 0.07]
+    assert steps["beta_after"].fillna(-1).tolist() == [-1, 0.08, -1, -1]  # only 21 follows on 20
+    assert steps["tied"].fillna(-1).tolist() == [0.0, 0.25, 0.25, -1]
+    assert steps["mean_step"].fillna(-9).tolist() == [0.5, 0.25, -0.25, -9]
+    assert steps["loss"].fillna(-1).tolist() == [0.69, 0.68, -1, 0.66]
+    summary = summarise_steps(steps)
+    assert (summary["rows"], summary["last_step"], summary["beta_last"]) == (4, 30, 0.07)
+    relative = relative_steps(steps)
+    assert relative["share_of_run"].tolist() == [0.0, 0.5, 0.55, 1.0]
+    assert relative["beta_ratio"].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])
+
+
+def test_a_chart_exported_by_its_run_name(write):
+    path = write("chart.csv", '"Step","a - b - kl/beta","a - b - kl/beta__MIN","a - b - kl/beta__MAX"\n1,0.1,0.1,0.1\n')
+    assert read_log(path).steps["beta_before"].tolist() == [0.1]
+    two = write("two.csv", '"Step","a - kl/beta","b - kl/beta"\n1,0.1,0.2\n')
+    with pytest.raises(ConfigError, match=r"β of several runs \('b - kl/beta' is the second\)"):
+        read_log(two)
+
+
+def test_lines_of_json(write):
+    rows = [{"step": 1, "beta": 0.1, "loss": "0.5"}, {"step": 1, "eval_loss": 0.6}, {"step": 2, "beta": "NaN"}]
+    path = write("log.jsonl", "\n".join([*map(json.dumps, rows), '{"step": 3, "beta": 0.05, "loss": NaN}', ""]))
+    log = read_log(path)
+    assert log.steps["step"].tolist() == [1, 3] and log.without_beta == 2
+    assert log.steps["loss"].iloc[0] == 0.5 and math.isnan(log.steps["loss"].iloc[1])
+    assert read_log(write("log.json", json.dumps(rows))).steps["step"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "step,beta\n1,0.1\n2,high\n", r"a\.csv, line 3: beta is 'high', which is no number"),
+        ("a.csv", "step,beta\n1,0.1\n,0.1\n", r"a\.csv, line 3: β was logged without a whole optimiser step"),
+        ("a.csv", "epoch,beta\n1,0.1\n", r"no column holds the optimiser step; looked for global_step or step"),
+        ("a.csv", "step,beta\n1,\n", "no row holds a value of beta"),
+        ("a.csv", "", "no column holds β.*found none"),
+        ("a.jsonl", '{"step": 1, "beta": 0.1}\n{"step": 2, "be', r"a\.jsonl, line 2: is no JSON.*half written"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl, line 1: is list, and not a row"),
+        ("a.json", '{"loss": 1}', "holds neither log_history nor a list of rows"),
+        ("a.tfevents", "", "no log that is known here"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_by_file_and_line(write, name, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_log(write(name, text))
+
+
+def test_runs_of_any_origin_side_by_side(write, tmp_path):
+    log = write("theirs.csv", "step,beta\n10,0.2\n20,0.1\n")
+    other = write("again.jsonl", '{"step": 1, "beta": 0.1}\n')
+    runs = find_runs([str(log), str(other)])
+    assert [(run.title, run.family) for run in runs] == [("theirs", "other"), ("again", "other")]
+    assert [run.title for run in find_runs([str(log), str(log)], ["one", "two"])] == ["one", "two"]
+    for paths, titles, message in (
+        ([str(log), str(log)], [], "several runs are called theirs"),
+        ([str(log)], ["one", "two"], "2 titles for 1 runs; give one for each of: theirs"),
+        ([], [], "no runs to compare"),
+        ([str(tmp_path)], [], "holds no run"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            find_runs(paths, titles)
+
+
+def test_rows_that_were_not_logged_each_step_all_have_markers():
+    often = pd.DataFrame({"step": range(1, 121), "beta_before": 0.1})
+    seldom = pd.DataFrame({"step": range(10, 121, 10), "beta_before": 0.2})
+    figure = beta_trajectory({"a": often, "b": seldom}, {"a": "dpo", "b": "other"}, "title")
+    marked = {line.get_label(): line.get_markevery() for line in figure.axes[0].lines}
+    assert marked["a"][1] == 10 and marked["b"] == (0, 1)
+
+
+def test_the_stage_compares_a_run_of_this_kit_with_a_log(make_trainer, write, tmp_path):
+    make_trainer(max_steps=4, epsilon=0.2).train()
+    log = write("theirs <b>.csv", "step,kl/beta,kl/avg_steps,loss\n2,0.1,0.5,0.7\n4,0.08,0.5,0.6\n")
+    output = tmp_path / "compare"
+    run_stage("compare", {"runs": [str(tmp_path / "run"), str(log)], "publication": True}, output)
+    assert {path.name for path in output.glob("*.pdf")} == {"beta.pdf", "beta_relative.pdf", "training.pdf"}
+    summary = pd.read_csv(output / "summary.csv").set_index("run")
+    assert summary.loc["theirs <b>", ["rows", "beta_first", "beta_last", "mean_step"]].tolist() == [2, 0.1, 0.08, 0.5]
+    assert summary.loc["run", "rows"] == 4
+    page = (output / "notebook.html").read_text(encoding="utf-8")
+    assert "theirs &lt;b&gt;" in page and "theirs <b>" not in page
+    inputs = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["inputs"]
+    assert str(log) in inputs
