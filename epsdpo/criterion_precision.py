@@ -1,8 +1,8 @@
-"""What the criterion decides in float32 and in bfloat16 on given models and pairs, beside what `epsdpo.rounding` predicts.
+"""What the criterion decides in float32 and in bfloat16 on given models and pairs, beside what rounding should lead to.
 
-Each pair is looked at in three arithmetics: exact; with its sums rounded and nothing else; and with everything rounded as
-`criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums). This module runs the models and counts.
-What the numbers should be is `epsdpo.rounding`'s, which runs are compared `epsdpo.precision_runs`'.
+Each pair is looked at in three arithmetics: exact; with its sums rounded and nothing else; and with everything rounded
+as `criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums). This module runs the models and
+counts. What the numbers should be is `epsdpo.rounding`'s, which runs are compared `epsdpo.precision_runs`'.
 """
 
 from collections.abc import Sequence
@@ -82,8 +82,8 @@ def token_noise(sums: CriterionSums) -> float:
 
     Shifts from the current sum are compared, whose two errors are taken to be independent and alike.
     """
-    errors = np.diff(sums.rounded_tokens - sums.exact, axis=0, prepend=0.0)[1:]
-    return float(np.sqrt(np.mean(errors**2 / sums.tokens) / 2.0))
+    errors = sums.rounded_tokens - sums.exact
+    return float(np.sqrt(np.mean((errors[1:] - errors[0]) ** 2 / sums.tokens) / 2.0))
 
 
 def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -> pd.DataFrame:
@@ -93,7 +93,7 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
         pair_id, epsilon; the decision (+1, 0, -1) under float32, sums_rounded and bfloat16; the chances of the model of
         rounded sums, chance_relaxed, chance_tied and chance_tightened, and with the tokens' measured noise
         noisy_relaxed, …; size (of the larger sum, nats), spacing (its grid, nats), slope_chosen and slope_rejected
-        (d log π̂/dε, nats), tokens (of both completions).
+        (d log π̂/dε, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of both completions).
     """
     count = len(pairs)
     size = np.abs(sums.exact[0]).reshape(2, count).max(axis=0)
@@ -108,6 +108,7 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
         "spacing": rounding.grid_spacing(size),
         "slope_chosen": slopes[0],
         "slope_rejected": slopes[1],
+        "grid_shift": epsilon * np.abs(slopes).max(axis=0) / rounding.grid_spacing(size),
         "tokens": sums.tokens.reshape(2, count).sum(axis=0),
     }
     noise = token_noise(sums) * np.sqrt(sums.tokens)
@@ -142,9 +143,9 @@ def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
         table: rows of `decisions_table`.
 
     Returns:
-        One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, share, low, high (95 % Wilson
-        interval over pairs), predicted (mean chance by the model of rounded sums) and predicted_noisy (with the tokens'
-        noise); both are NaN for float32.
+        One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, share, low, high (95 %
+        Wilson interval over pairs), predicted (mean chance by the model of rounded sums) and predicted_noisy (with the
+        tokens' noise); both are NaN for float32.
     """
     rows = []
     for value, alike in table.groupby(by):

@@ -211,7 +211,9 @@ def _load_policy(experiment: Experiment, folder: Path, device: torch.device) -> 
     return policy
 
 
-def load_frozen(experiment: Experiment, source: str, device: torch.device, revision: str | None = None) -> PreTrainedModel:
+def load_frozen(
+    experiment: Experiment, source: str, device: torch.device, revision: str | None = None
+) -> PreTrainedModel:
     """A model of the experiment on `device`, ready for `decisions_at`."""
     model = AutoModelForCausalLM.from_pretrained(
         source,

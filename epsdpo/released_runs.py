@@ -58,7 +58,5 @@ def released_decisions(folder: Path) -> pd.DataFrame:
         run = json.loads(file.read_text(encoding="utf-8"))
         steps = [int(step) for row in run["rows"] for step in row["steps"]]
         identifiers = [f"pair-{number}" for number in range(len(steps))]
-        tables.append(
-            pd.DataFrame({"pair_id": identifiers, "epsilon": run["args"]["epsilon"], "released": steps})
-        )
+        tables.append(pd.DataFrame({"pair_id": identifiers, "epsilon": run["args"]["epsilon"], "released": steps}))
     return pd.concat(tables, ignore_index=True)

@@ -9,8 +9,8 @@ multiple of q = 2^(k-7): with S the size, q lies between S/256 and S/128. To fir
 
     g = d log π̂/dε = log-ratio of the response - Σ_t KL(π‖π_ref) at its tokens,
 
-so that a = ε|g|/q is the shift in units of the grid. Let the place of C in its grid cell be uniform. A shift of a < ½ to
-the one side and to the other crosses a cell's edge on at most one of the two sides, with chance a each. So
+so that a = ε|g|/q is the shift in units of the grid. Let the place of C in its grid cell be uniform. A shift of a < ½
+to the one side and to the other crosses a cell's edge on at most one of the two sides, with chance a each. So
 
 - one moving sum alone never steps below half a grid step: the chance is clip(2a - 1, 0, 1);
 - two sums that move in the same direction never step either while both shifts are below half a grid step;
@@ -30,6 +30,7 @@ sums and moves each of them by a noise that does not shrink with ε. `noisy_step
 """
 
 import numpy as np
+import pandas as pd
 
 SIGNIFICANT_BITS = 8  # of bfloat16, the leading one included
 
@@ -51,7 +52,7 @@ def rounded(values: np.ndarray) -> np.ndarray:
 
 
 def decisions(sums: np.ndarray) -> np.ndarray:
-    """The decisions of Eq. 5 in exact arithmetic, from sums (3, 2·pairs) as `kernels.pair_steps` takes them: (pairs,)."""
+    """The decisions (pairs,) of Eq. 5 in exact arithmetic, from sums (3, 2·pairs) as for `rounded_decisions`."""
     return _strict_steps(*np.subtract(*np.split(np.asarray(sums, dtype=np.float64), 2, axis=1)))
 
 
@@ -119,6 +120,31 @@ def chances_of_shifts(
     chance = chosen_chance[:, None] * rejected_chance
     steps = _strict_steps(0.0, chosen_lowered[:, None] - rejected_lowered, chosen_raised[:, None] - rejected_raised)
     return np.stack([np.where(steps == step, chance, 0.0).sum(axis=(0, 1)) for step in (1, 0, -1)], axis=1)
+
+
+def simulated_cases(shifts: np.ndarray, pairs: int = 4000, seed: int = 0) -> pd.DataFrame:
+    """The three cases of the derivation: the chance of β⁻, and how often sums of 64 to 128 nats give it when rounded.
+
+    Args:
+        shifts: of the sum that moves more, in grid steps of ½ nat.
+        pairs: how many are drawn for each shift.
+        seed: of the draws.
+
+    Returns:
+        One row per case and shift: case, shift, chance, simulated.
+    """
+    cases = {"apart, by as much each": -1.0, "one sum alone": 0.0, "together, one by half as much": 0.5}
+    random = np.random.default_rng(seed)
+    rows = []
+    for case, of_rejected in cases.items():
+        for shift in shifts:
+            moves = np.repeat([shift, shift * of_rejected], pairs)
+            chosen, rejected = np.split(np.stack([moves, -moves]), 2, axis=1)
+            current = random.uniform(-126.0, -66.0, 2 * pairs)
+            steps = rounded_decisions(np.stack([current, current + moves / 2, current - moves / 2]))
+            chance = chances_of_shifts(chosen[:, :1], rejected[:, :1])[0, 0]
+            rows.append({"case": case, "shift": shift, "chance": chance, "simulated": (steps == 1).mean()})
+    return pd.DataFrame(rows)
 
 
 def _grid_moves(shifts: np.ndarray, spacing: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ STAGES = {
     "trajectory": "03_beta_trajectory.ipynb",
     "evaluate": "04_evaluate.ipynb",
     "report": "05_report.ipynb",
+    "precision": "07_precision.ipynb",
 }
 
 # Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
