@@ -104,10 +104,10 @@ def in_words(population: SlopePopulation) -> str:
         for spacing in (0.25, 1.0)
     )
     return (
-        f"Fitted: μ = {population.mean:.0f}, σ = {population.deviation:.0f} grid steps. For sums of 32 to 64 nats (q = ¼) "
-        f"the slope of a pair's log-ratio is then {fine} nats (mean ± deviation over pairs), for sums of 128 to 256 nats "
-        f"(q = 1) {coarse} nats. The four pairs of the paper's Tables 9 to 12 have margins of 88.0, 30.4, −43.2 and −12.0, "
-        "if those are in nats: values of this order, though hardly a sample. The fit implies what the paper does not "
-        f"print: {rates}. In exact arithmetic the same pairs would have an average step of "
+        f"Fitted: μ = {population.mean:.0f}, σ = {population.deviation:.0f} grid steps. The slope of a log-ratio "
+        f"is then, as mean ± deviation over pairs, {fine} nats for sums of 32 to 64 nats (q = ¼) and {coarse} nats for "
+        "sums of 128 to 256 nats (q = 1). The four pairs of the paper's Tables 9 to 12 have margins of 88.0, 30.4, "
+        "−43.2 and −12.0, if those are in nats: values of this order, though hardly a sample. The fit implies what the "
+        f"paper does not print: {rates}. In exact arithmetic the same pairs would have an average step of "
         f"{population.exact_average_step():.2f} at every ε_c, and β would fall accordingly."
     )
