@@ -21,7 +21,7 @@ from epsdpo.trajectory import DECISIONS
 def run(tmp_path, name, world=0, method="epsilon_dpo", beta_final=0.1, win_rate=None, relaxed=0.5, **train):
     values = {"name": name, "title": name, "method": method, "data": {"source": "world", "world": {"seed": world}}}
     values["model"] = {"name_or_path": "world"}
-    values["train"] = {"beta": 0.2, "learning_rate": 1.0e-3, "max_length": 64, "global_batch_size": 4, **train}
+    values["train"] = {"beta": 0.2, "learning_rate": 1.0e-3, "max_length": 64, "bf16": False, "use_cpu": True, **train}
     trajectory = {"beta_final": beta_final, "relaxed": relaxed, "tied": 0.9 - relaxed, "tightened": 0.1}
     trajectory["mean_step"] = relaxed - 0.1
     return Run(
