@@ -8,8 +8,8 @@
 A step is forward and backward (and AdamW's update, where the setting says so) of one pair. Each contender has a process
 of its own, and they take turns for `--rounds` rounds, so that a busy spell of the machine meets all of them. Memory is
 the peak above what the process held with both models loaded, gradients included: resident memory on the CPU, allocated
-memory on a GPU. Results go to benchmarks/results, or to `--output`, as <setting>.json, .csv and .png; the JSON keeps the
-median step of each round as well, so that two contenders can be compared round by round.
+memory on a GPU. Results go to benchmarks/results, or to `--output`, as <setting>.json, .csv and .png; the JSON keeps
+the median step of each round as well, so that two contenders can be compared round by round.
 """
 
 from __future__ import annotations

@@ -71,6 +71,29 @@ def decisions_at(
         batch: input_ids, attention_mask and completion_mask, (2·pairs, sequence): chosen first, then rejected.
         criterion_dtype: arithmetic of the criterion, as in training.
     """
+    hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
+    heads = head_of(policy), head_of(reference)
+    steps = []
+    for epsilon in epsilons:
+        scores = score_tokens(hidden, heads[0], ref_hidden, heads[1], labels, epsilon, criterion_dtype)
+        per_token = scores.criterion.new_zeros(3, *completion_mask.shape)
+        per_token.masked_scatter_(completion_mask.expand_as(per_token), scores.criterion)
+        steps.append(pair_steps(per_token.sum(dim=2), criterion_dtype))
+    return torch.stack(steps).cpu().numpy()
+
+
+@torch.no_grad()
+def completion_states(
+    policy: PreTrainedModel, reference: PreTrainedModel, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Both models' last hidden states where completion tokens are predicted, these tokens, and where they stand.
+
+    Args:
+        policy, reference, batch: as for `decisions_at`.
+
+    Returns:
+        (tokens, hidden) of policy and of reference, (tokens,) labels, (2·pairs, sequence - 1) mask of the tokens.
+    """
     inputs = {key: batch[key].to(policy.device) for key in ("input_ids", "attention_mask")}
     completion_mask = batch["completion_mask"][:, 1:].bool().to(policy.device)
     labels = inputs["input_ids"][:, 1:][completion_mask]
@@ -80,14 +103,7 @@ def decisions_at(
 
     hidden = policy(**inputs, on_hidden_states=completion_tokens)
     ref_hidden = reference(**inputs, on_hidden_states=completion_tokens)
-    heads = head_of(policy), head_of(reference)
-    steps = []
-    for epsilon in epsilons:
-        scores = score_tokens(hidden, heads[0], ref_hidden, heads[1], labels, epsilon, criterion_dtype)
-        per_token = scores.criterion.new_zeros(3, *completion_mask.shape)
-        per_token.masked_scatter_(completion_mask.expand_as(per_token), scores.criterion)
-        steps.append(pair_steps(per_token.sum(dim=2), criterion_dtype))
-    return torch.stack(steps).cpu().numpy()
+    return hidden, ref_hidden, labels, completion_mask
 
 
 def upper_bounds(decisions: np.ndarray, epsilons: Sequence[float]) -> np.ndarray:
@@ -150,7 +166,7 @@ def measure(
         One row per step and pair: step, pair_id, decision (at the smallest ε), bound (NaN where tied).
     """
     source, revision = reference_source(experiment.model, experiment.data)
-    reference = _load(experiment, source, arguments.device, revision=revision)
+    reference = load_frozen(experiment, source, arguments.device, revision=revision)
     collate = DataCollatorForPreference(
         pad_token_id=0,  # padding is masked: any token will do
         max_length=arguments.max_length,
@@ -165,7 +181,7 @@ def measure(
         require_same_vocabulary(policy, reference)
         for start in range(0, len(pairs), arguments.per_device_eval_batch_size):
             rows = pairs.select(range(start, min(start + arguments.per_device_eval_batch_size, len(pairs)))).to_list()
-            with _precision_of(arguments):
+            with precision_of(arguments):
                 decisions = decisions_at(
                     policy, reference, collate(rows), epsilons, getattr(torch, arguments.criterion_dtype)
                 )
@@ -187,15 +203,18 @@ def _policies(train_dir: Path) -> dict[int, Path]:
 def _load_policy(experiment: Experiment, folder: Path, device: torch.device) -> PreTrainedModel:
     shards = folder / f"{FSDP_MODEL_NAME}_0"
     if not shards.is_dir():
-        return _load(experiment, str(folder), device)
+        return load_frozen(experiment, str(folder), device)
     # FSDP2 wrote the weights in shards and nothing else; the model around them is the reference's.
     source, revision = reference_source(experiment.model, experiment.data)
-    policy = _load(experiment, source, device, revision=revision)
+    policy = load_frozen(experiment, source, device, revision=revision)
     sharded.load({"model": policy.state_dict()}, checkpoint_id=shards, no_dist=True)
     return policy
 
 
-def _load(experiment: Experiment, source: str, device: torch.device, revision: str | None = None) -> PreTrainedModel:
+def load_frozen(
+    experiment: Experiment, source: str, device: torch.device, revision: str | None = None
+) -> PreTrainedModel:
+    """A model of the experiment on `device`, ready for `decisions_at`."""
     model = AutoModelForCausalLM.from_pretrained(
         source,
         revision=revision,
@@ -206,7 +225,7 @@ def _load(experiment: Experiment, source: str, device: torch.device, revision: s
     return model.to(device).eval()
 
 
-def _precision_of(arguments: EpsilonDPOConfig) -> torch.autocast:
+def precision_of(arguments: EpsilonDPOConfig) -> torch.autocast:
     """The mixed precision of the run, so that hidden states are rounded as in training."""
     dtype = torch.float16 if arguments.fp16 else torch.bfloat16
     return torch.autocast(arguments.device.type, dtype, enabled=arguments.fp16 or arguments.bf16)

@@ -26,6 +26,7 @@ STAGES = {
     "evaluate": "04_evaluate.ipynb",
     "report": "05_report.ipynb",
     "claims": "06_claims.ipynb",
+    "precision": "07_precision.ipynb",
     "compare": "03b_compare_trajectories.ipynb",
 }
 

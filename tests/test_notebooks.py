@@ -18,6 +18,7 @@ from epsdpo.record import read_pairs, read_steps
 from epsdpo.report import collect, links_table
 from epsdpo.run_folder import NOTEBOOKS
 from epsdpo.runner import run_batch
+from epsdpo.stages import run_stage
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
 
@@ -125,6 +126,24 @@ def test_unfinished_experiment_is_named_not_dropped(batch, tmp_path):
     (killed / "experiment.yaml").write_text((run_dir / "dpo" / "experiment.yaml").read_text(encoding="utf-8"))
     runs, unfinished = collect(tmp_path)
     assert len(runs) == 2 and unfinished == ["killed"]
+
+
+def test_precision_study_of_a_batch(batch, tmp_path):
+    """Its three sentences, its figures and, of what this batch cannot show, that it says so."""
+    run_dir, _ = batch
+    reference_dir = str(Path(__file__).parent / "data")
+    manifest = run_stage("precision", {"run_dir": str(run_dir), "reference_dir": reference_dir}, tmp_path / "precision")
+    text = manifest.with_name("notebook.html").read_text(encoding="utf-8")
+    assert "Warning" not in text and "<script>alert" not in text
+    assert "it holds no two ε-DPO runs that differ" in text
+    pictures = {path.stem for path in manifest.parent.glob("*.png")}
+    assert pictures == {"chances", "shares_by_epsilon", "shares_by_length", "table_5"}
+    shares = pd.read_csv(manifest.with_name("shares_by_epsilon.csv"))
+    of_batch = shares[shares["what"].str.startswith("this folder") & (shares["decision"] == "tied")]
+    ties = of_batch.pivot(index="epsilon", columns="arithmetic", values="share")
+    assert (ties["float32"] < 0.05).all() and ties.loc[0.005, "bfloat16"] > 0.2
+    coarse = shares[shares["arithmetic"] == "sums_rounded"]
+    assert (coarse["share"] - coarse["predicted"]).abs().max() < 0.06
 
 
 def test_live_chart_is_redrawn_in_place(batch, tmp_path):

@@ -1,0 +1,172 @@
+"""What the criterion decides in float32 and in bfloat16 on given models and pairs, beside what rounding should lead to.
+
+Each pair is looked at in three arithmetics: exact; with its sums rounded and nothing else; and with everything rounded
+as `criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums). This module runs the models and
+counts. What the numbers should be is `epsdpo.rounding`'s, which runs are compared `epsdpo.precision_runs`'.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from scipy import stats
+from transformers import PreTrainedModel
+from trl.trainer.dpo_trainer import DataCollatorForPreference
+
+from epsdpo import rounding
+from epsdpo.epsilon_bound import completion_states
+from epsdpo.heads import head_of
+from epsdpo.kernels import pair_steps, score_tokens
+from epsdpo.trajectory import DECISIONS
+
+ARITHMETICS = ("float32", "sums_rounded", "bfloat16")
+# The paper's values and, beyond them, up to where rounding no longer matters in small models.
+EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+
+
+@dataclass(frozen=True)
+class CriterionSums:
+    """Log-probabilities of one batch of pairs, summed over completion tokens, in nats; chosen first, then rejected.
+
+    Attributes:
+        exact: (3, 2·pairs) float64, at 0, +ε and -ε, from float32 arithmetic.
+        rounded_tokens: likewise, from tokens whose logits, perturbed logits and log-softmax were rounded to bfloat16.
+        bfloat16_steps: (pairs,) decisions of the kernel when the sums are rounded too.
+        tokens: (2·pairs,) length of each completion.
+    """
+
+    exact: np.ndarray
+    rounded_tokens: np.ndarray
+    bfloat16_steps: np.ndarray
+    tokens: np.ndarray
+
+
+def criterion_sums(
+    policy: PreTrainedModel, reference: PreTrainedModel, batch: dict[str, torch.Tensor], epsilons: Sequence[float]
+) -> list[CriterionSums]:
+    """The sums behind the criterion at each ε; both models run once.
+
+    Args:
+        policy, reference, batch: as for `epsilon_bound.decisions_at`.
+    """
+    hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
+
+    def summed(per_token: torch.Tensor) -> torch.Tensor:
+        placed = per_token.new_zeros(3, *completion_mask.shape)
+        placed.masked_scatter_(completion_mask.expand_as(placed), per_token)
+        return placed.sum(dim=2)
+
+    results = []
+    with torch.no_grad():
+        for epsilon in epsilons:
+            arguments = (hidden, head_of(policy), ref_hidden, head_of(reference), labels, epsilon)
+            exact = score_tokens(*arguments, torch.float32)
+            rounded = summed(score_tokens(*arguments, torch.bfloat16).criterion)
+            results.append(
+                CriterionSums(
+                    # The exact criterion is known up to the current log-probability, which the rounding needs.
+                    exact=summed(exact.criterion.double() + exact.logps.double()).cpu().numpy(),
+                    rounded_tokens=rounded.double().cpu().numpy(),
+                    bfloat16_steps=pair_steps(rounded, torch.bfloat16).cpu().numpy(),
+                    tokens=completion_mask.sum(dim=1).cpu().numpy(),
+                )
+            )
+    return results
+
+
+def token_noise(sums: CriterionSums) -> float:
+    """How far rounding before the sums moves one of them, as a standard deviation in nats per square root of a token.
+
+    Shifts from the current sum are compared, whose two errors are taken to be independent and alike.
+    """
+    errors = sums.rounded_tokens - sums.exact
+    return float(np.sqrt(np.mean((errors[1:] - errors[0]) ** 2 / sums.tokens) / 2.0))
+
+
+def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -> pd.DataFrame:
+    """One row per pair: what each arithmetic decides and what rounding should lead to.
+
+    Returns:
+        pair_id, epsilon; the decision (+1, 0, -1) under float32, sums_rounded and bfloat16; the chances of the model of
+        rounded sums, chance_relaxed, chance_tied and chance_tightened, and with the tokens' measured noise
+        noisy_relaxed, …; size (of the larger sum, nats), spacing (its grid, nats), slope_chosen and slope_rejected
+        (d log π̂/dε, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of both completions).
+    """
+    count = len(pairs)
+    size = np.abs(sums.exact[0]).reshape(2, count).max(axis=0)
+    slopes = ((sums.exact[1] - sums.exact[2]) / (2.0 * epsilon)).reshape(2, count)
+    table = {
+        "pair_id": list(pairs),
+        "epsilon": epsilon,
+        "float32": rounding.decisions(sums.exact),
+        "sums_rounded": rounding.rounded_decisions(sums.exact),
+        "bfloat16": sums.bfloat16_steps,
+        "size": size,
+        "spacing": rounding.grid_spacing(size),
+        "slope_chosen": slopes[0],
+        "slope_rejected": slopes[1],
+        "grid_shift": epsilon * np.abs(slopes).max(axis=0) / rounding.grid_spacing(size),
+        "tokens": sums.tokens.reshape(2, count).sum(axis=0),
+    }
+    noise = token_noise(sums) * np.sqrt(sums.tokens)
+    chances = {
+        "chance": rounding.step_chances(sums.exact),
+        "noisy": rounding.noisy_step_chances(sums.exact, noise),
+    }
+    for model, of_pairs in chances.items():
+        table |= {f"{model}_{name}": of_pairs[:, place] for place, name in enumerate(DECISIONS)}
+    return pd.DataFrame(table)
+
+
+def measure_pairs(
+    policy: PreTrainedModel, reference: PreTrainedModel, pairs: Dataset, max_length: int, epsilons: Sequence[float]
+) -> pd.DataFrame:
+    """`decisions_table` of prepared pairs, in one batch, at each ε."""
+    rows = pairs.to_list()
+    # Padding is masked: any token will do.
+    batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(rows)
+    sums = criterion_sums(policy, reference, batch, epsilons)
+    identifiers = [row["pair_id"] for row in rows]
+    return pd.concat(
+        [decisions_table(identifiers, epsilon, of_epsilon) for epsilon, of_epsilon in zip(epsilons, sums, strict=True)],
+        ignore_index=True,
+    )
+
+
+def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
+    """Shares of each decision in each arithmetic among rows alike in `by`, measured and predicted.
+
+    Args:
+        table: rows of `decisions_table`.
+
+    Returns:
+        One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, share, low, high (95 %
+        Wilson interval over pairs), predicted (mean chance by the model of rounded sums) and predicted_noisy (with the
+        tokens' noise); both are NaN for float32.
+    """
+    rows = []
+    for value, alike in table.groupby(by):
+        for arithmetic in ARITHMETICS:
+            for name, decision in DECISIONS.items():
+                count = int((alike[arithmetic] == decision).sum())
+                low, high = stats.binomtest(count, len(alike)).proportion_ci(method="wilson")
+                row = {by: value, "arithmetic": arithmetic, "decision": name, "pairs": len(alike)}
+                row |= {"share": count / len(alike), "low": low, "high": high}
+                exact = arithmetic == "float32"
+                row["predicted"] = np.nan if exact else alike[f"chance_{name}"].mean()
+                row["predicted_noisy"] = np.nan if exact else alike[f"noisy_{name}"].mean()
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def in_bins(table: pd.DataFrame, quantity: str, bins: int = 6) -> pd.DataFrame:
+    """The table with `bin`, the median of `quantity` among the rows that are alike in it; bins hold about equally many.
+
+    Bins that coincide because many values are equal are merged.
+    """
+    values = table[quantity]
+    edges = np.unique(values.quantile(np.linspace(0, 1, bins + 1)))
+    return table.assign(bin=values.groupby(np.digitize(values, edges[1:-1], right=True)).transform("median"))

@@ -1,0 +1,259 @@
+"""Runs of a batch folder that show what the precision of the criterion does.
+
+Which final policies to measure, and which runs differ in `criterion_dtype` alone. The measurement of a policy is
+`epsdpo.criterion_precision`'s.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from epsdpo.config import EpsilonDPOConfig
+from epsdpo.criterion_precision import measure_pairs
+from epsdpo.data import load_prepared
+from epsdpo.epsilon_bound import load_frozen, precision_of
+from epsdpo.experiment import Experiment
+from epsdpo.manifest import read_manifest
+from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
+from epsdpo.paths import resolve_path
+from epsdpo.report import Run
+from epsdpo.train import trainer_arguments
+from epsdpo.trajectory import DECISIONS
+
+METHODS = ("dpo", "epsilon_dpo")
+MEASURES = ("mean_step", "beta_final", "win_rate")
+PAIRS = 256  # of each run
+
+
+def typical_runs(runs: Sequence[Run]) -> list[Run]:
+    """For each of DPO and ε-DPO the runs of one recipe, one per world: the recipe most like the others of the batch.
+
+    A recipe is what remains of an experiment without names, seeds and the criterion's precision, which the measurement
+    sets itself. It is the more typical, the more runs of the batch share each of its training settings.
+    """
+    common = Counter(item for run in runs for item in _training_settings(run.experiment))
+    found = []
+    for method in METHODS:
+        recipes: dict[str, list[Run]] = {}
+        for run in runs:
+            if run.experiment.method == method and run.experiment.model.lora is None:
+                recipes.setdefault(_recipe(run.experiment), []).append(run)
+        if recipes:
+            best = max(
+                recipes.values(), key=lambda alike: sum(common[i] for i in _training_settings(alike[0].experiment))
+            )
+            found += {_world_seed(run.experiment): run for run in reversed(best)}.values()
+    return found
+
+
+def measure_runs(runs: Sequence[Run], epsilons: Sequence[float]) -> pd.DataFrame:
+    """`measure_pairs` of each run's final policy on its held-out pairs, with a line of progress for each run.
+
+    Returns:
+        Its columns and, before them, run (title) and method.
+    """
+    tables = []
+    for number, run in enumerate(runs, start=1):
+        table = _measure_run(run, epsilons)
+        tables.append(table.assign(run=run.experiment.title, method=run.experiment.method))
+        print(f"policy {number}/{len(runs)}: {run.experiment.title}, {table['pair_id'].nunique()} pairs", flush=True)
+    return pd.concat(tables, ignore_index=True)
+
+
+def _measure_run(run: Run, epsilons: Sequence[float]) -> pd.DataFrame:
+    train_dir = run.directory / "train"
+    parameters = read_manifest(train_dir)["parameters"]
+    # A batch folder may have been moved as a whole since.
+    beside = run.directory.parent / Path(parameters["data_dir"]).name
+    data = load_prepared(beside if beside.is_dir() else resolve_path(parameters["data_dir"]))
+    experiment = after_sft(run.experiment, parameters.get("sft_dir", ""))
+    arguments = trainer_arguments(experiment, data, train_dir)
+    source, revision = reference_source(experiment.model, experiment.data)
+    policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device)
+    reference = load_frozen(experiment, source, arguments.device, revision=revision)
+    pairs = data.train if data.eval is None else data.eval
+    rows = np.unique(np.linspace(0, len(pairs) - 1, PAIRS).round().astype(int))
+    with precision_of(arguments):
+        return measure_pairs(policy, reference, pairs.select(rows), arguments.max_length, epsilons)
+
+
+def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
+    """ε-DPO runs that have a twin which differs in the criterion's precision alone.
+
+    Returns:
+        One row per run: setting (what tells it from the other twins, but for seeds, as text), epsilon, seed (of the
+        world and of training), precision, run (title), mean_step, beta_final, win_rate (percent; NaN if not judged).
+    """
+    rows = []
+    for run in runs:
+        experiment = run.experiment
+        if experiment.method != "epsilon_dpo":
+            continue
+        rows.append(
+            {
+                "recipe": _recipe(experiment),
+                "epsilon": experiment.training_arguments()["epsilon"],
+                "seed": f"{_world_seed(experiment)}/{experiment.seed}",
+                "precision": _precision(experiment),
+                "run": experiment.title,
+                "mean_step": run.trajectory["mean_step"],
+                "beta_final": run.trajectory["beta_final"],
+                "win_rate": (run.evaluation or {}).get("win_rate", np.nan),
+            }
+        )
+    table = pd.DataFrame(rows, columns=["recipe", "epsilon", "seed", "precision", "run", *MEASURES])
+    twins = table[table.groupby(["recipe", "seed"])["precision"].transform("nunique") == 2]
+    twins = twins.assign(setting=_told_apart(twins["recipe"])).drop(columns="recipe")
+    return twins.sort_values(["epsilon", "setting", "seed", "precision"], ignore_index=True)
+
+
+def differences(twins: pd.DataFrame) -> pd.DataFrame:
+    """What bfloat16 changes, over the twins of each setting that differ in their seeds.
+
+    Args:
+        twins: from `runs_by_precision`.
+
+    Returns:
+        One row per setting and measure (mean_step, beta_final, win_rate): setting, measure, twins, float32, bfloat16
+        (means), difference (bfloat16 - float32), low, high (95 % t-interval over twins; NaN for one).
+    """
+    rows = []
+    for setting, alike in twins.groupby("setting", sort=False):
+        for measure in MEASURES:
+            by_seed = alike.pivot(index="seed", columns="precision", values=measure).dropna()
+            change = by_seed["bfloat16"] - by_seed["float32"]
+            low, high = _t_interval(change)
+            row = {"setting": setting, "measure": measure, "twins": len(change), **by_seed.mean()}
+            rows.append(row | {"difference": change.mean(), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def steps_of_twins(runs: Sequence[Run], twins: pd.DataFrame) -> pd.DataFrame:
+    """The β records of the runs in `twins`: setting, precision, run, and the columns of `record.read_steps`."""
+    steps = {run.experiment.title: run.steps for run in runs}
+    return pd.concat(
+        [
+            steps[row.run].assign(setting=row.setting, precision=row.precision, run=row.run)
+            for row in twins.itertuples()
+        ],
+        ignore_index=True,
+    )
+
+
+def shares_in_training(runs: Sequence[Run]) -> pd.DataFrame:
+    """Mean shares of the decisions over whole runs of ε-DPO, by ε and precision of the criterion.
+
+    Returns:
+        One row per precision and ε: precision, epsilon, runs, relaxed, tied, tightened, mean_step.
+    """
+    rows = [
+        {"precision": _precision(run.experiment), "epsilon": run.experiment.training_arguments()["epsilon"]}
+        | {name: run.trajectory[name] for name in (*DECISIONS, "mean_step")}
+        for run in runs
+        if run.experiment.method == "epsilon_dpo"
+    ]
+    table = pd.DataFrame(rows, columns=["precision", "epsilon", *DECISIONS, "mean_step"])
+    grouped = table.groupby(["precision", "epsilon"])
+    return grouped.mean().assign(runs=grouped.size()).reset_index()
+
+
+def answer(released: pd.DataFrame, miniature: pd.DataFrame, changes: pd.DataFrame) -> str:
+    """The study's answer in three sentences, from its numbers.
+
+    Args:
+        released, miniature: shares by ε of the released reference runs and of the batch's policies.
+        changes: from `differences`; empty if the batch has no twins.
+    """
+    steps = {
+        precision: 1.0 - _shares_of(miniature, precision, "tied").set_index("epsilon")["share"]
+        for precision in ("float32", "bfloat16")
+    }
+    low, high = miniature["epsilon"].min(), miniature["epsilon"].max()
+    occurrence = (
+        f"On held-out pairs of this batch's policies, {steps['float32'][low]:.0%} step in float32 at ε = {low:g} and "
+        f"{steps['float32'][high]:.0%} at ε = {high:g}; in bfloat16 {steps['bfloat16'][low]:.0%} and "
+        f"{steps['bfloat16'][high]:.0%}."
+    )
+    misses = [
+        (
+            table.loc[table["arithmetic"] == "bfloat16", "share"]
+            - table.loc[table["arithmetic"] == "bfloat16", "predicted"]
+        )
+        .abs()
+        .max()
+        for table in (miniature, released)
+    ]
+    model = (
+        "The model that rounds the sums alone, without a free parameter, misses no share by more than "
+        f"{100 * misses[0]:.0f} points there, and by more than {100 * misses[1]:.0f} points on the released code's "
+        "reference runs."
+    )
+    if changes.empty:
+        consequence = (
+            "What it does to β and to the win rate this folder cannot show: it holds no two ε-DPO runs that differ in "
+            "`criterion_dtype` alone."
+        )
+    else:
+        parts = [_change_in_words(rows.set_index("measure")) for _, rows in changes.groupby("setting", sort=False)]
+        consequence = f"With bfloat16 in place of float32, {'; '.join(parts)}."
+    return "\n\n".join((occurrence, model, consequence))
+
+
+def _change_in_words(of_setting: pd.DataFrame) -> str:
+    beta, win_rate = of_setting.loc["beta_final"], of_setting.loc["win_rate"]
+    text = f"at {beta['setting']} β ends at {beta['bfloat16']:.3g} in place of {beta['float32']:.3g}"
+    if not win_rate["twins"]:
+        return f"{text} (win rates were not judged)"
+    text += f" and the win rate moves by {win_rate['difference']:+.1f} points"
+    if np.isnan(win_rate["low"]):
+        return f"{text} (one pair of runs, no interval)"
+    chance = ", which may be chance" if win_rate["low"] <= 0.0 <= win_rate["high"] else ""
+    return f"{text} [{win_rate['low']:+.1f}, {win_rate['high']:+.1f}]{chance}"
+
+
+def _shares_of(table: pd.DataFrame, arithmetic: str, decision: str) -> pd.DataFrame:
+    return table[(table["arithmetic"] == arithmetic) & (table["decision"] == decision)]
+
+
+def _t_interval(values: pd.Series) -> tuple[float, float]:
+    if len(values) < 2:
+        return np.nan, np.nan
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std() / np.sqrt(len(values))
+    return values.mean() - half, values.mean() + half
+
+
+def _recipe(experiment: Experiment) -> str:
+    values = experiment.model_dump(exclude={"name", "title", "seed"})
+    values["train"].pop("criterion_dtype", None)
+    values["data"]["world"].pop("seed")
+    return json.dumps(values, sort_keys=True, default=str)
+
+
+def _told_apart(recipes: pd.Series) -> list[str]:
+    """Each recipe as the settings in which the recipes differ, ε always among them."""
+    flat = {recipe: pd.json_normalize(json.loads(recipe)).iloc[0].astype(str).to_dict() for recipe in recipes.unique()}
+    keys = sorted({key for settings in flat.values() for key in settings})
+    differing = [key for key in keys if len({settings.get(key) for settings in flat.values()}) > 1]
+    names = {"train.epsilon": "ε", "train.beta": "β"}
+    shown = dict.fromkeys(["train.epsilon", *differing])
+    return [
+        ", ".join(f"{names.get(key, key.split('.')[-1])} = {flat[recipe].get(key, '–')}" for key in shown)
+        for recipe in recipes
+    ]
+
+
+def _precision(experiment: Experiment) -> str:
+    return experiment.train.get("criterion_dtype", EpsilonDPOConfig.criterion_dtype)
+
+
+def _training_settings(experiment: Experiment) -> list[tuple[str, str]]:
+    return [(key, str(value)) for key, value in experiment.train.items() if key != "criterion_dtype"]
+
+
+def _world_seed(experiment: Experiment) -> int | None:
+    return experiment.data.world.seed if experiment.data.speaks_world else None
