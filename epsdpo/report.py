@@ -215,20 +215,21 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
 
 def provenance(runs: list[Run]) -> pd.DataFrame:
     """What each run came from: git commit, seed, package versions, machine and time, read from its manifest."""
-    rows = []
-    for run in runs:
-        manifest = json.loads((run.directory / "train" / MANIFEST).read_text(encoding="utf-8"))
-        git = manifest["git"]
-        commit = "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
-        packages = manifest["packages"]
-        rows.append(
-            {
-                "run": run.experiment.title,
-                "commit": commit,
-                "seed": run.experiment.seed,
-                **{name: packages[name] for name in ("torch", "transformers", "trl")},
-                "machine": ", ".join(manifest["gpus"]) or f"{manifest['cpus']} CPUs",
-                "finished (UTC)": manifest["finished"][:16].replace("T", " "),
-            }
-        )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(
+        [
+            {"run": run.experiment.title, "seed": run.experiment.seed, **origin_of(run.directory / "train")}
+            for run in runs
+        ]
+    )
+
+
+def origin_of(train_dir: Path) -> dict[str, str]:
+    """Git commit, package versions, machine and time of one training, read from its manifest."""
+    manifest = json.loads((train_dir / MANIFEST).read_text(encoding="utf-8"))
+    git, packages = manifest["git"], manifest["packages"]
+    return {
+        "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+        **{name: packages[name] for name in ("torch", "transformers", "trl")},
+        "machine": ", ".join(manifest["gpus"]) or f"{manifest['cpus']} CPUs",
+        "finished (UTC)": manifest["finished"][:16].replace("T", " "),
+    }

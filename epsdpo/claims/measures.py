@@ -8,7 +8,7 @@ bounds of ε, which need models, are computed by `epsdpo.claims.bounds`, the tim
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs
+from epsdpo.report import origin_of
 from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import DECISIONS, summarise
 
@@ -72,6 +73,17 @@ def measure_runs(runs: dict[str, tuple[Path, Experiment]], tell: Callable[[str],
 def first_training(runs: dict[str, tuple[Path, Experiment]]) -> str:
     """When the first training of these runs began (UTC), by its manifest; "" without runs."""
     return min((read_manifest(folder / "train")["started"] for folder, _ in runs.values()), default="")
+
+
+def provenance(runs: Mapping[str, tuple[Path, Experiment]]) -> pd.DataFrame:
+    """What the trainings came from, one row per commit, package versions and machine: how many runs, and the last."""
+    origins = pd.DataFrame([origin_of(folder / "train") for folder, _ in runs.values()])
+    if origins.empty:
+        return origins
+    alike = [column for column in origins if column != "finished (UTC)"]
+    return origins.groupby(alike, as_index=False).agg(
+        **{"runs": ("commit", "size"), "last finished (UTC)": ("finished (UTC)", "max")}
+    )
 
 
 def _settings(name: str, experiment: Experiment) -> dict[str, Any]:

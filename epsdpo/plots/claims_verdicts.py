@@ -1,0 +1,64 @@
+"""The figure of all verdicts: each claim's effect with its interval, against the range that is claimed."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS
+from epsdpo.plots.style import NEUTRAL
+
+# Told apart by shape as well as by colour.
+_LOOKS = {HOLDS: ("o", "#009E73"), DOES_NOT_HOLD: ("X", "#D55E00"), CANNOT_BE_TOLD: ("D", "#999999")}
+_ROW_INCHES = 0.27
+
+
+def verdicts(table: pd.DataFrame, title: str) -> Figure:
+    """Effects with their intervals, a row per claim and a panel per unit; the claimed range is shaded.
+
+    Args:
+        table: of `epsdpo.claims.verdicts.as_table`; claims without an effect keep an empty row.
+        title: what to see.
+    """
+    units = table.groupby("unit", sort=False)
+    rows = units.size().to_list()
+    # A panel's axis takes about as much room as three rows.
+    figure = Figure(figsize=(10.5, 1.2 + _ROW_INCHES * (sum(rows) + 3.0 * len(rows))), layout="constrained")
+    panels = figure.subplots(len(rows), 1, height_ratios=[count + 0.5 for count in rows], squeeze=False).ravel()
+    for axes, (unit, claims) in zip(panels, units, strict=True):
+        _panel(axes, claims.reset_index(drop=True))
+        axes.set_xlabel(unit)
+    handles = [
+        panels[0].plot([], [], linestyle="none", marker=marker, color=colour, label=verdict)[0]
+        for verdict, (marker, colour) in _LOOKS.items()
+    ]
+    handles.append(panels[0].fill_between([], [], [], color=NEUTRAL, alpha=0.12, linewidth=0, label="claimed range"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _panel(axes: Axes, claims: pd.DataFrame) -> None:
+    heights = np.arange(len(claims))[::-1]
+    ends = claims[["effect", "low", "high", "above", "below"]].to_numpy(dtype=float)
+    least, most = np.nanmin(ends, initial=0.0), np.nanmax(ends, initial=0.0)
+    margin = 0.08 * (most - least) or 1.0
+    left, right = least - margin, most + margin
+    for height, claim in zip(heights, claims.to_dict("records"), strict=True):
+        above = left if pd.isna(claim["above"]) else claim["above"]
+        below = right if pd.isna(claim["below"]) else claim["below"]
+        axes.fill_between([above, below], height - 0.42, height + 0.42, color=NEUTRAL, alpha=0.12, linewidth=0)
+        if pd.isna(claim["effect"]):
+            axes.annotate(claim["why"], (least, height), va="center", fontsize="small", color=NEUTRAL)
+            continue
+        marker, colour = _LOOKS[claim["verdict"]]
+        axes.plot([claim["low"], claim["high"]], [height, height], color=colour, linewidth=1.8)
+        axes.plot(claim["effect"], height, marker=marker, color=colour, markersize=6.5, linestyle="none")
+    axes.axvline(0.0, color=NEUTRAL, linewidth=0.8, linestyle=":")
+    axes.set_xlim(left, right)
+    axes.set_ylim(-0.7, len(claims) - 0.3)
+    axes.set_yticks(heights, claims["name"], fontsize="small")
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25, linewidth=0.6)
