@@ -245,7 +245,12 @@ def parts_of(stage, sources):
     [
         ("epsdpo/kernels.py", "import torch\n", "# A comment.\nimport torch  # and another\n\n\n", set()),
         ("epsdpo/kernels.py", "The mathematics of", "In other words, the mathematics of", set()),
-        ("epsdpo/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513", {"train", "evaluate", "report"}),
+        (
+            "epsdpo/kernels.py",
+            "TOKENS_PER_TILE = 512",
+            "TOKENS_PER_TILE = 513",
+            {"train", "evaluate", "report", "precision"},
+        ),
         ("epsdpo/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/plots/trajectory.py", "import ", "import math\nimport ", {"trajectory", "report"}),
