@@ -26,8 +26,8 @@ takes its place.
 
 **What the model leaves out**: second roundings that fall half-way between two values; grids that change because a shift
 carries a sum over a power of two; and the rounding of logits, perturbed logits and log-softmax, which comes before the
-sums. That last error is a fixed function of each logit and does not shrink with ε. It can make and unmake steps, and it
-need not favour both directions alike.
+sums. That last error is a fixed function of each logit, other at each ε, and does not shrink with ε. It can make and
+unmake steps, and it need not favour both directions alike.
 """
 
 import numpy as np
