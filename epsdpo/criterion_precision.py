@@ -77,23 +77,14 @@ def criterion_sums(
     return results
 
 
-def token_noise(sums: CriterionSums) -> float:
-    """How far rounding before the sums moves one of them, as a standard deviation in nats per square root of a token.
-
-    Shifts from the current sum are compared, whose two errors are taken to be independent and alike.
-    """
-    errors = sums.rounded_tokens - sums.exact
-    return float(np.sqrt(np.mean((errors[1:] - errors[0]) ** 2 / sums.tokens) / 2.0))
-
-
 def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -> pd.DataFrame:
     """One row per pair: what each arithmetic decides and what rounding should lead to.
 
     Returns:
         pair_id, epsilon; the decision (+1, 0, -1) under float32, sums_rounded and bfloat16; the chances of the model of
-        rounded sums, chance_relaxed, chance_tied and chance_tightened, and with the tokens' measured noise
-        noisy_relaxed, …; size (of the larger sum, nats), spacing (its grid, nats), slope_chosen and slope_rejected
-        (d log π̂/dε, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of both completions).
+        rounded sums, chance_relaxed, chance_tied and chance_tightened; size (of the larger sum, nats), spacing (its
+        grid, nats), slope_chosen and slope_rejected (d log π̂/dε, nats), grid_shift (ε times the larger slope, in steps
+        of that grid), tokens (of both completions).
     """
     count = len(pairs)
     size = np.abs(sums.exact[0]).reshape(2, count).max(axis=0)
@@ -111,13 +102,8 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
         "grid_shift": epsilon * np.abs(slopes).max(axis=0) / rounding.grid_spacing(size),
         "tokens": sums.tokens.reshape(2, count).sum(axis=0),
     }
-    noise = token_noise(sums) * np.sqrt(sums.tokens)
-    chances = {
-        "chance": rounding.step_chances(sums.exact),
-        "noisy": rounding.noisy_step_chances(sums.exact, noise),
-    }
-    for model, of_pairs in chances.items():
-        table |= {f"{model}_{name}": of_pairs[:, place] for place, name in enumerate(DECISIONS)}
+    chances = rounding.step_chances(sums.exact)
+    table |= {f"chance_{name}": chances[:, place] for place, name in enumerate(DECISIONS)}
     return pd.DataFrame(table)
 
 
@@ -144,8 +130,7 @@ def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
 
     Returns:
         One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, share, low, high (95 %
-        Wilson interval over pairs), predicted (mean chance by the model of rounded sums) and predicted_noisy (with the
-        tokens' noise); both are NaN for float32.
+        Wilson interval over pairs) and predicted (mean chance by the model of rounded sums; NaN for float32).
     """
     rows = []
     for value, alike in table.groupby(by):
@@ -155,9 +140,7 @@ def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
                 low, high = stats.binomtest(count, len(alike)).proportion_ci(method="wilson")
                 row = {by: value, "arithmetic": arithmetic, "decision": name, "pairs": len(alike)}
                 row |= {"share": count / len(alike), "low": low, "high": high}
-                exact = arithmetic == "float32"
-                row["predicted"] = np.nan if exact else alike[f"chance_{name}"].mean()
-                row["predicted_noisy"] = np.nan if exact else alike[f"noisy_{name}"].mean()
+                row["predicted"] = np.nan if arithmetic == "float32" else alike[f"chance_{name}"].mean()
                 rows.append(row)
     return pd.DataFrame(rows)
 

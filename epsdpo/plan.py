@@ -1,7 +1,7 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A batch that tests claims ends in `claims` in place of `report`, which is made for a few runs.
+config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, which is for few runs.
 A stage is due unless its manifest says that just this was computed already, and unless a judge left comparisons out,
 which are asked for again. This module reads manifests and decides; what a single stage is it leaves to
 `epsdpo.planned`, what a key covers to `epsdpo.keys`, and running to `epsdpo.runner`.
@@ -20,6 +20,7 @@ from epsdpo.keys import code_digests, differences, key_of, key_parts
 from epsdpo.manifest import read_manifest, read_stage_file
 from epsdpo.planned import (
     CLAIMS,
+    PRECISION,
     REPORT,
     Place,
     PlannedStage,
@@ -27,6 +28,7 @@ from epsdpo.planned import (
     data_folder,
     evaluate_stage,
     pairs_folder,
+    precision_stage,
     prepare_stage,
     report_stage,
     sample_stage,
@@ -94,6 +96,7 @@ def plan_stages(
     if claims is not None:
         evaluated = [stage.name for stage in planned.values() if stage.stage == "evaluate"]
         add(claims_stage(run_dir, evaluated, claims.model_dump()))
+        add(precision_stage(run_dir, evaluated))
     elif shown:
         add(report_stage(run_dir, shown, {experiment.name: experiment.title for experiment in experiments}))
     return planned
@@ -112,7 +115,7 @@ def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
             run_dir = stage.folder.parent
             settings = {"titles": {**titles_in(run_dir), **settings["titles"]}}
             inputs = {**finished_analyses(run_dir), **inputs}
-        if stage.stage == "claims":
+        if stage.stage in ("claims", "precision"):
             inputs = {**tested_on(stage.folder.parent), **inputs}
         parts = key_parts(settings, code[stage.stage], inputs)
         due_needs = [need for need in stage.needs.values() if verdicts[need].due]
@@ -144,7 +147,7 @@ def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
     shared = (pairs_folder, data_folder, sft_folder)
-    taken = {REPORT, CLAIMS, *(folder(experiment) for experiment in experiments for folder in shared)}
+    taken = {REPORT, CLAIMS, PRECISION, *(folder(experiment) for experiment in experiments for folder in shared)}
     for experiment in experiments:
         if experiment.name in taken:
             raise ConfigError(f"name: {experiment.name!r} is a folder of the run itself; name the experiment otherwise")

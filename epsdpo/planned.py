@@ -15,7 +15,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.keys import settings_of
 from epsdpo.run_folder import ANSWERS
 
-REPORT, CLAIMS = "report", "claims"
+REPORT, CLAIMS, PRECISION = "report", "claims", "precision"
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,19 @@ def claims_stage(run_dir: Path, tested: list[str], decisive: dict[str, Any]) -> 
         parameters={"run_dir": str(run_dir)},
         settings=decisive,
         needs={name: name for name in tested},
+    )
+
+
+def precision_stage(run_dir: Path, compared: list[str]) -> PlannedStage:
+    """What the precision of the criterion did in the runs `compared`."""
+    return PlannedStage(
+        name=f"{PRECISION}/precision",
+        stage="precision",
+        folder=run_dir / PRECISION,
+        experiment=None,
+        parameters={"run_dir": str(run_dir)},
+        settings={},
+        needs={name: name for name in compared},
     )
 
 

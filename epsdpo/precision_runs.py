@@ -65,7 +65,16 @@ def measure_runs(runs: Sequence[Run], epsilons: Sequence[float]) -> pd.DataFrame
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_run(run: Run, epsilons: Sequence[float]) -> pd.DataFrame:
+def measure_untrained(runs: Sequence[Run], epsilons: Sequence[float]) -> pd.DataFrame:
+    """`measure_pairs` with the reference as its own policy, once per world: what the criterion decides about nothing.
+
+    Exact arithmetic has no step there; whatever steps is made by rounding.
+    """
+    one_per_world = {_world_seed(run.experiment): run for run in runs}
+    return pd.concat([_measure_run(run, epsilons, trained=False) for run in one_per_world.values()], ignore_index=True)
+
+
+def _measure_run(run: Run, epsilons: Sequence[float], trained: bool = True) -> pd.DataFrame:
     train_dir = run.directory / "train"
     parameters = read_manifest(train_dir)["parameters"]
     # A batch folder may have been moved as a whole since.
@@ -74,8 +83,8 @@ def _measure_run(run: Run, epsilons: Sequence[float]) -> pd.DataFrame:
     experiment = after_sft(run.experiment, parameters.get("sft_dir", ""))
     arguments = trainer_arguments(experiment, data, train_dir)
     source, revision = reference_source(experiment.model, experiment.data)
-    policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
+    policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device) if trained else reference
     pairs = data.train if data.eval is None else data.eval
     rows = np.unique(np.linspace(0, len(pairs) - 1, PAIRS).round().astype(int))
     with precision_of(arguments):
@@ -179,19 +188,11 @@ def answer(released: pd.DataFrame, miniature: pd.DataFrame, changes: pd.DataFram
         f"{steps['float32'][high]:.0%} at ε = {high:g}; in bfloat16 {steps['bfloat16'][low]:.0%} and "
         f"{steps['bfloat16'][high]:.0%}."
     )
-    misses = [
-        (
-            table.loc[table["arithmetic"] == "bfloat16", "share"]
-            - table.loc[table["arithmetic"] == "bfloat16", "predicted"]
-        )
-        .abs()
-        .max()
-        for table in (miniature, released)
-    ]
     model = (
-        "The model that rounds the sums alone, without a free parameter, misses no share by more than "
-        f"{100 * misses[0]:.0f} points there, and by more than {100 * misses[1]:.0f} points on the released code's "
-        "reference runs."
+        "Where the sums alone are rounded, the model, which has no free parameter, misses no share by more than "
+        f"{_largest_miss(miniature):.0f} points there and {_largest_miss(released):.0f} on the released code's "
+        f"reference runs; rounding the tokens as well moves shares by up to {_effect_of_tokens(miniature):.0f} and "
+        f"{_effect_of_tokens(released):.0f} points."
     )
     if changes.empty:
         consequence = (
@@ -214,6 +215,16 @@ def _change_in_words(of_setting: pd.DataFrame) -> str:
         return f"{text} (one pair of runs, no interval)"
     chance = ", which may be chance" if win_rate["low"] <= 0.0 <= win_rate["high"] else ""
     return f"{text} [{win_rate['low']:+.1f}, {win_rate['high']:+.1f}]{chance}"
+
+
+def _largest_miss(table: pd.DataFrame) -> float:
+    rounded = table[table["arithmetic"] == "sums_rounded"]
+    return 100.0 * (rounded["share"] - rounded["predicted"]).abs().max()
+
+
+def _effect_of_tokens(table: pd.DataFrame) -> float:
+    by_arithmetic = table.pivot(index=["epsilon", "decision"], columns="arithmetic", values="share")
+    return 100.0 * (by_arithmetic["bfloat16"] - by_arithmetic["sums_rounded"]).abs().max()
 
 
 def _shares_of(table: pd.DataFrame, arithmetic: str, decision: str) -> pd.DataFrame:

@@ -26,7 +26,8 @@ takes its place.
 
 **What the model leaves out**: second roundings that fall half-way between two values; grids that change because a shift
 carries a sum over a power of two; and the rounding of logits, perturbed logits and log-softmax, which comes before the
-sums and moves each of them by a noise that does not shrink with ε. `noisy_step_chances` takes such noise as given.
+sums. That last error is a fixed function of each logit, other at each ε, and does not shrink with ε. It can make and
+unmake steps, and it need not favour both directions alike.
 """
 
 import numpy as np
@@ -85,19 +86,6 @@ def step_chances(sums: np.ndarray) -> np.ndarray:
         np.maximum(grid_spacing(chosen[0]), of_difference),
         np.maximum(grid_spacing(rejected[0]), of_difference),
     )
-
-
-def noisy_step_chances(sums: np.ndarray, deviation: np.ndarray, draws: int = 64, seed: int = 0) -> np.ndarray:
-    """`step_chances` when each of the three sums also has an independent normal error before it is rounded.
-
-    Args:
-        sums: as for `rounded_decisions`.
-        deviation: (2·pairs,) standard deviation of the error, in nats.
-        draws: over how many draws of all errors the chances are averaged.
-        seed: of the draws.
-    """
-    errors = np.random.default_rng(seed).normal(size=(draws, *np.shape(sums))) * deviation
-    return np.mean([step_chances(sums + error) for error in errors], axis=0)
 
 
 def chances_of_shifts(

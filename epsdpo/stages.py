@@ -227,6 +227,8 @@ def _settings_and_inputs(
     if stage == "claims":
         run_dir = resolve_path(parameters["run_dir"])
         return {**fixed_claims(run_dir)[1].model_dump(), **figures}, tested_on(run_dir)
+    if stage == "precision":
+        return figures, tested_on(resolve_path(parameters["run_dir"]))
     roles = {
         "pairs": "pairs_dir",
         "data": "data_dir",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.criterion_precision import criterion_sums, decisions_table, in_bins, measure_pairs, shares, token_noise
+from epsdpo.criterion_precision import criterion_sums, decisions_table, in_bins, measure_pairs, shares
 from epsdpo.epsilon_bound import decisions_at
 from epsdpo.released_runs import MAX_LENGTH, load_models, load_pairs, released_decisions
 from epsdpo.rounding import decisions, rounded_decisions
@@ -70,7 +70,6 @@ def test_sums_are_those_of_the_kernel(official, pairs):
     assert sums.tokens.tolist() == [
         len(row[f"{part}_ids"]) for part in ("chosen", "rejected") for row in pairs.select(range(32)).to_list()
     ]
-    assert 0.001 < token_noise(sums) < 0.1
     table = decisions_table([row["pair_id"] for row in pairs.select(range(32)).to_list()], 0.1, sums)
     assert (table["size"] >= np.abs(sums.exact[0]).reshape(2, 32).min(axis=0)).all()
 

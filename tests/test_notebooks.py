@@ -143,7 +143,7 @@ def test_precision_study_of_a_batch(batch, tmp_path):
     ties = of_batch.pivot(index="epsilon", columns="arithmetic", values="share")
     assert (ties["float32"] < 0.05).all() and ties.loc[0.005, "bfloat16"] > 0.2
     coarse = shares[shares["arithmetic"] == "sums_rounded"]
-    assert (coarse["share"] - coarse["predicted"]).abs().max() < 0.06
+    assert (coarse["share"] - coarse["predicted"]).abs().max() < 0.08
 
 
 def test_live_chart_is_redrawn_in_place(batch, tmp_path):

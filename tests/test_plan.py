@@ -250,7 +250,7 @@ def parts_of(stage, sources):
             "epsdpo/kernels.py",
             "TOKENS_PER_TILE = 512",
             "TOKENS_PER_TILE = 513",
-            {"train", "evaluate", "report", "claims"},
+            {"train", "evaluate", "report", "claims", "precision"},
         ),
         ("epsdpo/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
@@ -360,20 +360,21 @@ def test_a_batch_that_tests_claims_ends_in_them(tmp_path):
         for world in (1, 2)
     ]
     planned = plan_stages(experiments, tmp_path, claims=claims)
-    assert {stage.stage for stage in planned.values()} == {"prepare", "train", "evaluate", "claims"}
+    assert {stage.stage for stage in planned.values()} == {"prepare", "train", "evaluate", "claims", "precision"}
     tested = set(planned["claims/claims"].needs)
     assert tested == {f"{name}-seed{world}/evaluate" for name in ("dpo", "eps") for world in (1, 2)}
 
     verdicts = judge(planned)
     for name, stage in planned.items():
-        if stage.stage != "claims":
+        if stage.stage not in ("claims", "precision"):
             finish(stage, verdicts[name])
-    finish(planned["claims/claims"], judge(planned)["claims/claims"])
+    for last in ("claims/claims", "precision/precision"):
+        finish(planned[last], judge(planned)[last])
     assert due(planned) == []
     # The time of a step is measured apart, and tested with the rest.
     (tmp_path / STEP_COST).parent.mkdir()
     (tmp_path / STEP_COST).write_text("{}")
-    assert due(planned) == ["claims/claims"]
+    assert due(planned) == ["claims/claims", "precision/precision"]
     # A run that failed is not waited for.
     rest = plan_stages(experiments, tmp_path, failed=["eps-seed2/train"], claims=claims)
     assert set(rest["claims/claims"].needs) == tested - {"eps-seed2/evaluate"}

@@ -11,7 +11,6 @@ from epsdpo.published_steps import PRINTED_TO, SlopePopulation, fit_rounded_sums
 from epsdpo.rounding import (
     chances_of_shifts,
     grid_spacing,
-    noisy_step_chances,
     rounded,
     rounded_decisions,
     step_chances,
@@ -123,15 +122,6 @@ def test_chances_are_frequencies_of_rounded_numbers(chosen, rejected, chosen_shi
     observed = [(steps == step).mean() for step in (1, 0, -1)]
     np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / count))
     assert 0.0 < expected[1] < 1.0
-
-
-def test_noise_makes_steps_where_there_was_no_shift():
-    """A policy that is the reference: no shift, no step; with noise far above the grid they come in any order."""
-    still = np.tile(pair(-90.0, -80.0, 0.0, 0.0), (1, 50))
-    assert step_chances(still)[:, 1] == pytest.approx(1.0)
-    np.testing.assert_allclose(noisy_step_chances(still, np.zeros(100)), step_chances(still))
-    noisy = noisy_step_chances(still, np.full(100, 50.0), draws=400).mean(axis=0)
-    np.testing.assert_allclose(noisy, [1 / 6, 2 / 3, 1 / 6], atol=0.03)
 
 
 # ------------------------------------------------------------------------------------------------- the paper's table

@@ -161,13 +161,12 @@ def table_5(fits: pd.DataFrame, shares: pd.DataFrame, title: str) -> Figure:
 
 
 def _draw_measured(axes: Axes, table: pd.DataFrame, position: str) -> None:
-    """Shares of bfloat16: points with their intervals, the model of rounded sums solid, with tokens' noise dashed."""
+    """Shares of bfloat16: points with their intervals, and the model of rounded sums as lines."""
     for decision, rows in table[table["arithmetic"] == "bfloat16"].groupby("decision", sort=False):
         colour = DECISION_COLOURS[decision]
         errors = np.clip([rows["share"] - rows["low"], rows["high"] - rows["share"]], 0.0, None)
         axes.errorbar(rows[position], rows["share"], yerr=errors, fmt="o", color=colour, markersize=4, capsize=2)
         axes.plot(rows[position], rows["predicted"], color=colour, linewidth=1.6)
-        axes.plot(rows[position], rows["predicted_noisy"], "--", color=colour, linewidth=1.2)
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylabel("share of pairs")
@@ -180,9 +179,7 @@ def _legend_below(figure: Figure, exact: bool) -> None:
         axes.plot([], [], "o", color=colour, label=DECISION_LABELS[decision])[0]
         for decision, colour in DECISION_COLOURS.items()
     ]
-    lines = {"-": "model: sums rounded", "--": "model: and tokens' noise"} | (
-        {":": "measured, float32"} if exact else {}
-    )
+    lines = {"-": "model: sums rounded"} | ({":": "measured, float32"} if exact else {})
     handles += [axes.plot([], [], line, color=NEUTRAL, label=label)[0] for line, label in lines.items()]
     handles[0].set_label(f"{handles[0].get_label()}, measured, bfloat16")
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
