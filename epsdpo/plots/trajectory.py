@@ -11,7 +11,7 @@ from epsdpo.plots.runs import line_of, run_looks
 from epsdpo.plots.style import ACCENT, DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS_PER_LINE = 12
-_LONGEST_LIST = 30  # letters of the names of runs in a panel; of more only the number is given
+_LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
 _MOST_THIN_LINES = 4  # runs whose single steps are drawn; those of more hide one another
 _WIDE = 10.0  # a ratio of levels from which a logarithmic axis is needed to see them all
 
@@ -28,8 +28,8 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
     _draw_runs(axes, runs, families, "step", "beta_before")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")
-    axes.set_ylim(bottom=0.0)
-    _fit_scale(axes, [steps["beta_before"].iloc[0] for steps in runs.values()])
+    if not _fit_scale(axes, [steps["beta_before"].iloc[0] for steps in runs.values()]):
+        axes.set_ylim(bottom=0.0)
     axes.set_title(title)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -120,10 +120,13 @@ def _not_defined(names: Sequence[str]) -> str:
     return f"not defined for {listed if len(listed) <= _LONGEST_LIST else f'{len(names)} of the runs'}"
 
 
-def _fit_scale(axes: Axes, levels: Sequence[float]) -> None:
-    """A logarithmic axis where the levels of the runs lie far apart, such as SimPO's β and DPO's."""
-    if min(levels) > 0 and max(levels) / min(levels) > _WIDE:
+def _fit_scale(axes: Axes, levels: Sequence[float]) -> bool:
+    """A logarithmic axis where the levels of the runs lie far apart, such as SimPO's β and DPO's; whether it is one."""
+    wide = min(levels) > 0 and max(levels) / min(levels) > _WIDE
+    if wide:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    return wide
 
 
 def decision_fractions(fractions: pd.DataFrame, title: str) -> Figure:
