@@ -87,6 +87,11 @@ def test_figures_stand_beside_their_numbers(batch):
     assert len(pictures) >= 1 + 2 * (1 + 4 + 3) + 4
     for picture in pictures:
         assert len(pd.read_csv(picture.with_suffix(".csv"))) > 0, picture
+        assert picture.with_suffix(".pdf").exists() and picture.with_suffix(".txt").read_text(encoding="utf-8")
+    for folder in run_dir.glob("*/trajectory"):
+        steps = [pd.read_csv(folder / f"{name}.csv") for name in ("beta", "training")]
+        pd.testing.assert_frame_equal(*steps)
+        assert len(pd.read_csv(folder / "beta_steps.csv")) > 0 and (folder / "beta_steps.html").exists()
 
 
 def test_report_joins_what_the_stages_wrote(batch):

@@ -111,4 +111,4 @@ def test_a_method_has_one_look_and_its_runs_stay_apart():
         assert len({looks[other].marker for other in families if families[other] == family}) == 5
         if family != "dpo":  # grey has no hue
             assert hue(looks[title].colour) == pytest.approx(hue(FAMILIES[family].colour), abs=0.02)
-    assert looks["ipo 0"].line == FAMILIES["ipo"].line and looks["ipo 0"].marker == FAMILIES["ipo"].marker
+    assert looks["ipo 0"] == FAMILIES["ipo"]

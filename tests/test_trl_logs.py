@@ -176,6 +176,15 @@ def test_rows_that_were_not_logged_each_step_all_have_markers():
     assert marked["a"][1] == 10 and marked["b"] == (0, 1)
 
 
+def test_levels_that_lie_far_apart_are_drawn_on_a_logarithmic_axis():
+    steps = {name: pd.DataFrame({"step": [1, 2], "beta_before": beta}) for name, beta in (("a", 0.1), ("b", 2.5))}
+    families = {"a": "dpo", "b": "simpo"}
+    (axes,) = beta_trajectory(steps, families, "title").axes
+    assert axes.get_yscale() == "log" and 0.01 < axes.get_ylim()[0] < 0.1
+    (axes,) = beta_trajectory({"a": steps["a"]}, {"a": "dpo"}, "title").axes
+    assert axes.get_yscale() == "linear" and axes.get_ylim()[0] == 0.0
+
+
 def test_the_stage_compares_a_run_of_this_kit_with_a_log(make_trainer, write, tmp_path):
     make_trainer(max_steps=4, epsilon=0.2).train()
     log = write("theirs <b>.csv", "step,kl/beta,kl/avg_steps,loss\n2,0.1,0.5,0.7\n4,0.08,0.5,0.6\n")

@@ -10,7 +10,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from epsdpo.plots.style import legend_below
+from epsdpo.plots.style import LEGEND_LETTERS, legend_below, legend_layout
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.75  # inches, as in ICML's and ACL's two-column pages; NeurIPS' text is 5.5
 _LETTERS, _SMALL_LETTERS = 8.0, 7.0  # points
@@ -33,7 +33,7 @@ def fit_for_print(figure: Figure) -> None:
     width = DOUBLE_COLUMN if wide else SINGLE_COLUMN
     panels_height = rows * _PANEL_SHAPE * min(width / columns, SINGLE_COLUMN)
     # Many bars need the height that they had, less what the letters beside them have shrunk by.
-    figure.set_size_inches(width, max(panels_height, figure.get_figheight() * _SHRINKAGE))
+    figure.set_size_inches(width, max(panels_height, _height_without_legends(figure) * _SHRINKAGE))
 
     figure.suptitle("")
     if len(figure.axes) == 1:
@@ -54,13 +54,26 @@ def fit_for_print(figure: Figure) -> None:
         legend_below(figure, list(entries.values()), list(entries), fontsize=_SMALL_LETTERS)
 
 
+def _height_without_legends(figure: Figure) -> float:
+    """In inches, less what `legend_below` added."""
+    names = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
+    return figure.get_figheight() - sum(
+        legend_layout(figure.get_figwidth(), labels, LEGEND_LETTERS).height for labels in names
+    )
+
+
 def _take_legends(figure: Figure) -> dict[str, Artist | Container]:
     """Remove every legend of the figure, and return what they named: label -> what was drawn under it."""
     legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
-    named = {text.get_text() for legend in legends for text in legend.get_texts()}
+    named = {_on_one_line(text.get_text()) for legend in legends for text in legend.get_texts()}
     for legend in legends:
         legend.remove()
     entries = {}
     for axes in figure.axes:
         entries |= {label: drawn for drawn, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    return {label: drawn for label, drawn in entries.items() if label in named}
+    return {label: drawn for label, drawn in entries.items() if _on_one_line(label) in named}
+
+
+def _on_one_line(label: str) -> str:
+    """A label as it is compared: a legend may have broken it."""
+    return " ".join(label.split())

@@ -39,7 +39,8 @@ FAMILIES = {
     OTHER: Look("#000000", "-", "*"),
 }
 _LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
-_DARKEST, _LIGHTEST = -0.45, 0.5  # of the shades of one colour: towards black, towards white
+# Of the shades of one colour, towards white. None is darker: a dark sky blue would pass for ε-DPO's blue.
+_LIGHTEST = 0.6
 
 
 def family_of(experiment: Experiment) -> str:
@@ -69,12 +70,11 @@ def run_looks(families: Mapping[str, str]) -> dict[str, Look]:
 
 
 def _variant(look: Look, place: int, count: int) -> Look:
-    """The look of the `place`-th of `count` runs of a family; the first keeps the family's line and marker."""
-    if count == 1:
+    """The look of the `place`-th of `count` runs of a family; the first has the family's own."""
+    if place == 0:
         return look
-    shade = _DARKEST + (_LIGHTEST - _DARKEST) * place / (count - 1)
-    target = 0.0 if shade < 0 else 1.0
-    colour = to_hex([(1 - abs(shade)) * part + abs(shade) * target for part in to_rgb(look.colour)])
+    shade = _LIGHTEST * place / (count - 1)
+    colour = to_hex([(1 - shade) * part + shade for part in to_rgb(look.colour)])
     line = _LINES[(_LINES.index(look.line) + place) % len(_LINES)]
     marker = _MARKERS[(_MARKERS.index(look.marker) + place) % len(_MARKERS)]
     return Look(colour, line, marker)

@@ -8,6 +8,7 @@ JupyterLab, headless, and whatever backend a user has set. How the lines of seve
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ DECISION_LABELS = {"relaxed": "relaxed (β⁻)", "tied": "tied (β)", "tightened
 CHOSEN, REJECTED = "#009E73", "#CC79A7"
 ACCENT = "#0072B2"  # of a figure that shows one run or one thing
 NEUTRAL = "#555555"
+
+LEGEND_LETTERS = 9.0  # points, of a legend under a figure
 
 _POINTS_PER_LETTER = 0.56  # width of a letter over the size of its font, on average and rounded up
 _KEY_POINTS = 42.0  # the line before a name in a legend, and the space after it
@@ -36,20 +39,30 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
     return figure, panels
 
 
-def legend_below(
-    figure: Figure, handles: Sequence[Artist | Container], labels: Sequence[str], fontsize: float = 9.0
-) -> None:
-    """One legend for the whole figure, under its panels, in as many columns as fit; the figure grows by its height.
+class LegendLayout(NamedTuple):
+    """How names are set under a figure: broken into lines where need be, in so many columns, so many inches high."""
 
-    A label that is longer than the figure is wide is broken into lines.
-    """
-    points = figure.get_figwidth() * 72
-    letter = _POINTS_PER_LETTER * fontsize
+    labels: list[str]
+    columns: int
+    height: float
+
+
+def legend_layout(width: float, labels: Sequence[str], fontsize: float) -> LegendLayout:
+    """The layout of a legend under a figure that is `width` inches wide."""
+    points, letter = width * 72, _POINTS_PER_LETTER * fontsize
     labels = [textwrap.fill(label, int((points - _KEY_POINTS) / letter)) for label in labels]
-    parts = [part for label in labels for part in label.split("\n")]
-    columns = max(1, min(len(labels), int(points / (max(map(len, parts)) * letter + _KEY_POINTS))))
+    longest = max(len(part) for label in labels for part in label.split("\n"))
+    columns = max(1, min(len(labels), int(points / (longest * letter + _KEY_POINTS))))
     lines = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
-    figure.set_figheight(figure.get_figheight() + (lines * _LINES_PER_ENTRY * fontsize + 6.0) / 72)
+    return LegendLayout(labels, columns, (lines * _LINES_PER_ENTRY * fontsize + 6.0) / 72)
+
+
+def legend_below(
+    figure: Figure, handles: Sequence[Artist | Container], labels: Sequence[str], fontsize: float = LEGEND_LETTERS
+) -> None:
+    """One legend for the whole figure, under its panels; the figure grows by its height."""
+    names, columns, height = legend_layout(figure.get_figwidth(), labels, fontsize)
+    figure.set_figheight(figure.get_figheight() + height)
     figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=fontsize, columnspacing=1.4
+        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=fontsize, columnspacing=1.4
     )

@@ -11,7 +11,9 @@ from epsdpo.plots.runs import line_of, run_looks
 from epsdpo.plots.style import ACCENT, DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS_PER_LINE = 12
-_SPELLED_OUT = 2  # runs that are named; of more only the number is given
+_LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
+_MOST_THIN_LINES = 4  # runs whose single steps are drawn; those of more hide one another
+_WIDE = 10.0  # a ratio of levels from which a logarithmic axis is needed to see them all
 
 
 def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
@@ -26,7 +28,8 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
     _draw_runs(axes, runs, families, "step", "beta_before")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")
-    axes.set_ylim(bottom=0.0)
+    if not _fit_scale(axes, [steps["beta_before"].iloc[0] for steps in runs.values()]):
+        axes.set_ylim(bottom=0.0)
     axes.set_title(title)
     legend_below(figure, *axes.get_legend_handles_labels())
     return figure
@@ -65,7 +68,8 @@ def _every_step(steps: pd.DataFrame) -> bool:
 def training_curves(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str]) -> Figure:
     """Loss, log-ratio margin and accuracy over steps; thin lines are steps, thick ones a running mean over a tenth.
 
-    A panel says which runs do not have its quantity, such as the margin of a method without a reference.
+    Of more than a few runs only the means are drawn. A panel says which runs do not have its quantity, such as the
+    margin of a method without a reference.
     """
     quantities = {
         "loss": "loss (nats)",
@@ -98,9 +102,12 @@ def _curves(
             axes.annotate(_not_defined(missing), (0.03, 0.03), xycoords="axes fraction", fontsize="small")
         for name, look in run_looks(families).items():
             steps = runs[name]
-            axes.plot(steps["step"], steps[column], color=look.colour, alpha=0.25, linewidth=0.8)
+            if len(runs) <= _MOST_THIN_LINES:
+                axes.plot(steps["step"], steps[column], color=look.colour, alpha=0.25, linewidth=0.8)
             smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()
             axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **line_of(look))
+        if column == "loss":
+            _fit_scale(axes, [steps[column].median() for steps in runs.values()])
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)
@@ -109,8 +116,17 @@ def _curves(
 
 
 def _not_defined(names: Sequence[str]) -> str:
-    named = len(names) <= _SPELLED_OUT and sum(map(len, names)) <= 40
-    return f"not defined for {', '.join(names) if named else f'{len(names)} of the runs'}"
+    listed = ", ".join(names)
+    return f"not defined for {listed if len(listed) <= _LONGEST_LIST else f'{len(names)} of the runs'}"
+
+
+def _fit_scale(axes: Axes, levels: Sequence[float]) -> bool:
+    """A logarithmic axis where the levels of the runs lie far apart, such as SimPO's β and DPO's; whether it is one."""
+    wide = min(levels) > 0 and max(levels) / min(levels) > _WIDE
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+    return wide
 
 
 def decision_fractions(fractions: pd.DataFrame, title: str) -> Figure:
