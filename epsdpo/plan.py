@@ -1,7 +1,7 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, which is for few runs.
+config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs.
 A stage is due unless its manifest says that just this was computed already, and unless a judge left comparisons out,
 which are asked for again. This module reads manifests and decides; what a single stage is it leaves to
 `epsdpo.planned`, what a key covers to `epsdpo.keys`, and running to `epsdpo.runner`.

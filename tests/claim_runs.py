@@ -1,10 +1,12 @@
-"""Runs as a batch leaves them, written by hand: an experiment, its β record and its evaluation."""
+"""Runs as a batch that tests claims leaves them: written by hand, or real ones that stand for several worlds."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 
+from epsdpo.claims.settings import Claims, fix_claims
 from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
 from epsdpo.manifest import MANIFEST
 from epsdpo.record import BetaRecord
@@ -81,3 +83,29 @@ def _write_record(train_dir: Path, steps: int, decide, margin: float, beta: floa
         )
         record.append({"step": step, "beta_before": beta, "beta_after": beta, "loss": 0.7, "seconds": 0.5}, pairs)
     record.close()
+
+
+def as_two_worlds(batch: Path, recipes: dict[str, str], target: Path) -> None:
+    """A batch of real runs as one that tests claims: each experiment stands for the runs of a recipe in two worlds.
+
+    Args:
+        batch: folder of finished runs.
+        recipes: name of an experiment there -> recipe.
+    """
+    for data in batch.glob("data-*"):
+        shutil.copytree(data, target / data.name)
+    for name, recipe in recipes.items():
+        for world in (1, 2):
+            shutil.copytree(batch / name, target / f"{recipe}-seed{world}")
+    claim = {"place": "Table 1", "says": "<script>alert('claim')</script> wins more often", "measure": "win_rate"}
+    first, *others = recipes.values()
+    content = {
+        "worlds": 2,
+        "figures": {"main": {"compared": list(recipes.values())}, "bound": {"all": others}},
+        "claims": [
+            {**claim, "name": "wins", "of": others or [first], "above": 10.0},
+            {**claim, "name": "wins_far_more", "of": others or [first], "minus": [first], "above": 30.0},
+            {**claim, "name": "costs_less", "measure": "step_cost", "of": ["one"], "minus": ["other"], "below": 0.0},
+        ],
+    }
+    fix_claims(Claims.model_validate(content), target)

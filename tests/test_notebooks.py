@@ -8,6 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from claim_runs import as_two_worlds
 from nbclient import NotebookClient
 
 from epsdpo.between_runs import head_to_head
@@ -21,6 +22,7 @@ from epsdpo.runner import run_batch
 from epsdpo.stages import run_stage
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
+RUNS = ("dpo", "epsilon_dpo_bf16")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def batch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batch")
     configs = folder / "configs"
     configs.mkdir()
-    for name in ("dpo", "epsilon_dpo_bf16"):
+    for name in RUNS:
         values = load_experiment(DEMO / f"{name}.yaml").model_dump()
         values["title"] += " <script>alert('title')</script>"
         (configs / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -149,6 +151,32 @@ def test_precision_study_of_a_batch(batch, tmp_path):
     assert (ties["float32"] < 0.05).all() and ties.loc[0.005, "bfloat16"] > 0.2
     coarse = shares[shares["arithmetic"] == "sums_rounded"]
     assert (coarse["share"] - coarse["predicted"]).abs().max() < 0.08
+
+
+def test_claims_on_a_batch(batch, tmp_path):
+    """Verdicts that follow from the runs, a figure each, and of what was not run, that it was not."""
+    run_dir, _ = batch
+    claimed = tmp_path / "runs"
+    as_two_worlds(run_dir, {"dpo": "dpo", "epsilon_dpo_bf16": "eps"}, claimed)
+    manifest = run_stage("claims", {"run_dir": str(claimed)}, claimed / "claims")
+    text = manifest.with_name("notebook.html").read_text(encoding="utf-8")
+    assert "Traceback" not in text and "Warning" not in text
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+    verdicts = pd.read_csv(manifest.with_name("verdicts.csv")).set_index("name")
+    assert verdicts["verdict"].to_dict() == {
+        "wins": "holds",
+        "wins_far_more": "does not hold",
+        "costs_less": "cannot be told",
+    }
+    rates = [json.loads((run_dir / name / "evaluate" / "summary.json").read_text())["win_rate"] for name in RUNS]
+    assert verdicts.loc["wins", "effect"] == pytest.approx(rates[1])
+    assert verdicts.loc["wins_far_more", "effect"] == pytest.approx(rates[1] - rates[0])
+    assert verdicts.loc["costs_less", "why"] == "0 of 2 rounds of the benchmark have an effect"
+    for picture in manifest.parent.glob("*.png"):
+        assert picture.with_suffix(".pdf").exists() and picture.with_suffix(".csv").exists()
+    # The bounds of ε are measured in both precisions and kept.
+    kept = sorted(path.name for path in (manifest.parent / "bounds").glob("*.csv"))
+    assert kept == [f"eps-seed{world}-{precision}.csv" for world in (1, 2) for precision in ("bfloat16", "float32")]
 
 
 def test_live_chart_is_redrawn_in_place(batch, tmp_path):

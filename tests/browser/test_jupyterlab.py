@@ -13,7 +13,18 @@ from lab import make_lab, run_all_cells, scroll_to
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.run_folder import STAGES
 
-FIGURES = {"sample": 1, "prepare": 1, "sft": 2, "train": 2, "trajectory": 4, "evaluate": 5, "report": 4, "compare": 3}
+FIGURES = {
+    "sample": 1,
+    "prepare": 1,
+    "sft": 2,
+    "train": 2,
+    "trajectory": 4,
+    "evaluate": 5,
+    "report": 4,
+    "claims": 10,
+    "precision": 4,
+    "compare": 3,
+}
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text
 
 
@@ -57,6 +68,7 @@ def headless(checkout):
     folders = {stage: checkout.demo / stage for stage in ("train", "trajectory", "evaluate")}
     run_dir = checkout.demo.parent
     folders["compare"] = checkout.folder / "runs" / "compare"
+    folders |= {stage: checkout.claimed / stage for stage in ("claims", "precision")}
     folders |= {"prepare": checkout.data_of(checkout.demo), "report": run_dir / "report"}
     folders |= {stage: next(run_dir.glob(f"{shared}-*")) for stage, shared in (("sample", "pairs"), ("sft", "sft"))}
     return {stage: folder / "notebook.ipynb" for stage, folder in folders.items()}
