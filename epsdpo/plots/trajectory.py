@@ -115,7 +115,8 @@ def _curves(
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)
-    legend_below(figure, list(drawn.values()), list(drawn))
+    if drawn:
+        legend_below(figure, list(drawn.values()), list(drawn))
     return figure
 
 
