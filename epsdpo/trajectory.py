@@ -120,19 +120,18 @@ def compare(train_dirs: Sequence[str | Path], titles: Sequence[str]) -> pd.DataF
 def summarise_steps(steps: pd.DataFrame) -> dict[str, float]:
     """One run in numbers that its steps alone give, as logs from elsewhere have no pairs.
 
-    Shares and loss are means over the logged rows. `beta_last` is the last β that was logged, after its step's update
+    Shares are means over the logged rows. `beta_last` is the last β that was logged, after its step's update
     where that is known.
     """
     last = steps.iloc[-1]
     return {
         "rows": len(steps),
-        "first_step": int(steps["step"].iloc[0]),
         "last_step": int(last["step"]),
         "beta_first": float(steps["beta_before"].iloc[0]),
         "beta_last": float(last["beta_before"] if pd.isna(last["beta_after"]) else last["beta_after"]),
         "beta_min": float(steps[["beta_before", "beta_after"]].min().min()),
         "beta_max": float(steps[["beta_before", "beta_after"]].max().max()),
-        **{name: float(steps[name].mean()) for name in (*DECISIONS, "mean_step", "loss")},
+        **{name: float(steps[name].mean()) for name in (*DECISIONS, "mean_step")},
     }
 
 

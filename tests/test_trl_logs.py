@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 
 from epsdpo.compared_runs import find_runs
 from epsdpo.experiment import ConfigError
-from epsdpo.plots.trajectory import beta_trajectory
+from epsdpo.plots.trajectory import beta_trajectory, logged_curves
 from epsdpo.record import STEP_COLUMNS, read_steps
 from epsdpo.stages import run_stage
 from epsdpo.trajectory import relative_steps, summarise_steps
@@ -174,6 +174,18 @@ def test_rows_that_were_not_logged_each_step_all_have_markers():
     figure = beta_trajectory({"a": often, "b": seldom}, {"a": "dpo", "b": "other"}, "title")
     marked = {line.get_label(): line.get_markevery() for line in figure.axes[0].lines}
     assert marked["a"][1] == 10 and marked["b"] == (0, 1)
+
+
+def test_a_log_of_nothing_but_beta_is_drawn_as_far_as_it_goes(write):
+    """Alone and beside a log that has a loss; nothing fails, and each panel says what it lacks."""
+    bare, fuller = (
+        read_log(write(name, text)).steps
+        for name, text in (("bare.csv", "step,beta\n1,0.1\n"), ("fuller.csv", "step,beta,loss\n1,0.1,0.5\n"))
+    )
+    alone = logged_curves({"bare": bare}, {"bare": "other"})
+    assert [axes.texts[0].get_text() for axes in alone.axes] == ["not defined for bare"] * 3
+    loss, margin, _ = logged_curves({"bare": bare, "fuller": fuller}, {"bare": "other", "fuller": "dpo"}).axes
+    assert loss.texts[0].get_text() == "not defined for bare" and len(loss.lines) == 2 and not margin.lines
 
 
 def test_levels_that_lie_far_apart_are_drawn_on_a_logarithmic_axis():

@@ -96,22 +96,27 @@ def _curves(
 ) -> Figure:
     """A panel per quantity: a column of the steps -> its label."""
     figure, panels = new_figure(height=3.4, width=10.5, columns=len(quantities))
+    drawn = {}  # a run that lacks one panel's quantity may have another's
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
         missing = [name for name, steps in runs.items() if steps[column].isna().all()]
         if missing:
-            axes.annotate(_not_defined(missing), (0.03, 0.03), xycoords="axes fraction", fontsize="small")
+            paper = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.0}
+            axes.annotate(_not_defined(missing), (0.03, 0.03), xycoords="axes fraction", fontsize="small", bbox=paper)
         for name, look in run_looks(families).items():
+            if name in missing:
+                continue
             steps = runs[name]
             if len(runs) <= _MOST_THIN_LINES:
                 axes.plot(steps["step"], steps[column], color=look.colour, alpha=0.25, linewidth=0.8)
             smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()
-            axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **line_of(look))
+            (drawn[name],) = axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **line_of(look))
         if column == "loss":
             _fit_scale(axes, [steps[column].median() for steps in runs.values()])
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)
-    legend_below(figure, *panels[0].get_legend_handles_labels())
+    if drawn:
+        legend_below(figure, list(drawn.values()), list(drawn))
     return figure
 
 
