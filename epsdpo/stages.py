@@ -246,7 +246,7 @@ def _settings_and_inputs(
         return {"title": experiment.title, "baseline": baseline or None, **figures}, inputs
     if experiment is None:
         return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
-    return settings_of(stage, experiment), inputs
+    return {**settings_of(stage, experiment), **figures}, inputs
 
 
 class _OwnKernelManager(AsyncKernelManager):

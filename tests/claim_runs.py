@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from epsdpo.claims.measures import WITHIN_TRAINING
 from epsdpo.claims.settings import Claims, fix_claims
 from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
 from epsdpo.manifest import MANIFEST
@@ -54,7 +55,7 @@ def write_run(
     (folder / "evaluate" / "summary.json").write_text(json.dumps(SUMMARY), encoding="utf-8")
     if checkpoints:
         table = pd.DataFrame(checkpoints, columns=["step", "win_rate", "forward_kl_per_response"])
-        table.to_csv(folder / "evaluate" / "within_training.csv", index=False)
+        table.to_csv(folder / "evaluate" / WITHIN_TRAINING, index=False)
     for stage, started in (("train", f"2026-01-0{world}T00:00:00+00:00"), ("evaluate", "later")):
         (folder / stage / MANIFEST).write_text(json.dumps({"key": stage, "started": started}), encoding="utf-8")
     return folder

@@ -263,3 +263,8 @@ def test_the_margin_of_tightened_pairs_is_of_the_second_half():
     assert tightened_margin(pairs) == 1.0 - 4.0
     assert np.isnan(tightened_margin(pairs[pairs["decision"] >= 0]))
     assert np.isnan(tightened_margin(pairs.iloc[:0]))
+
+
+def test_checkpoints_are_read_where_04_leaves_them():
+    cells = nbformat.read(NOTEBOOKS / STAGES["evaluate"], as_version=4).cells
+    assert any(f'output / "{Path(WITHIN_TRAINING).stem}.png", data=within' in cell.source for cell in cells)

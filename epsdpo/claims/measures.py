@@ -23,7 +23,7 @@ from epsdpo.report import origin_of
 from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import DECISIONS, summarise
 
-WITHIN_TRAINING = "within_training.csv"  # of 04_evaluate, where checkpoints were evaluated
+WITHIN_TRAINING = "checkpoints.csv"  # of 04_evaluate, where checkpoints were evaluated
 
 _EVALUATED = (
     "win_rate",
