@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from claim_runs import write_run
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
 from epsdpo.claims import figures, tables
@@ -200,14 +201,14 @@ def batch(runs, worlds=3, shown=SHOWN):
 
 def texts_outside(figure):
     """The visible texts of a figure that its canvas cuts off."""
-    figure.canvas.draw()
-    renderer, canvas = figure.canvas.get_renderer(), figure.bbox
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer, grown = canvas.get_renderer(), figure.bbox.padded(1.0)
     boxes = {
         text.get_text(): text.get_window_extent(renderer)
         for text in figure.findobj(Text)
         if text.get_text() and text.get_visible() and (text.axes is None or text.axes.axison)
     }
-    grown = canvas.padded(1.0)
     return [name for name, box in boxes.items() if not (grown.contains(*box.min) and grown.contains(*box.max))]
 
 
