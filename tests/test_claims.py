@@ -1,5 +1,8 @@
 """Claims: what the file may say, what a run folder keeps of it, effects and verdicts by hand-made measures."""
 
+from pathlib import Path
+
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +11,13 @@ from claim_runs import write_run
 
 from epsdpo.claims.bounds import bound_measures
 from epsdpo.claims.effects import effects_of, extra_time, frontier_height
-from epsdpo.claims.measures import finished_runs, first_training, measure_runs, tightened_margin
+from epsdpo.claims.measures import (
+    WITHIN_TRAINING,
+    finished_runs,
+    first_training,
+    measure_runs,
+    tightened_margin,
+)
 from epsdpo.claims.settings import (
     Claim,
     Claims,
@@ -20,6 +29,7 @@ from epsdpo.claims.settings import (
 )
 from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, as_table, verdict_on, verdicts_on, where_lies
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.run_folder import NOTEBOOKS, STAGES
 
 NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 
