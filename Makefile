@@ -19,12 +19,14 @@ help:  ## list these targets
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo
 
-# The time of a step first, while nothing else runs. JOBS stages at once, which share out the cores.
-paper-mini: $(READY)  ## test the paper's claims in miniature, under 90 minutes on two cores; goes on where it was ended
-	test -f $(PAPER_MINI)/step_cost/mini.json || \
-		.venv/bin/python benchmarks/step_cost.py --setting mini --rounds 5 --output $(PAPER_MINI)/step_cost
+# JOBS stages at once, which share out the cores.
+paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's claims in miniature, about 90 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims.yaml \
 		--output $(PAPER_MINI) --jobs $(JOBS)
+
+# Before all else, while nothing else runs, and once.
+$(PAPER_MINI)/step_cost/mini.json: | $(READY)
+	.venv/bin/python benchmarks/step_cost.py --setting mini --rounds 5 --output $(@D)
 
 # Two at once, each with the tests of whole files and one thread: no test gains from a second.
 test: $(READY)  ## run the tests

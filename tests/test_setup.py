@@ -169,7 +169,7 @@ def test_a_missing_python_is_explained(checkout):
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     tests = ["test", "test-distributed", "test-deepspeed", "test-benchmarks", "test-browser", "test-load"]
-    targets = ["help", "demo", *tests, "lab", "lint", "lock", "clean"]
+    targets = ["help", "demo", "paper-mini", *tests, "lab", "lint", "lock", "clean"]
     assert [line.split()[1] for line in listed] == targets
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)
