@@ -29,6 +29,9 @@ METHODS = ("dpo", "epsilon_dpo")
 MEASURES = ("mean_step", "beta_final", "win_rate")
 PAIRS = 256  # of each run
 
+# Keys of `train` that say when a run is looked at or kept, and change nothing in it.
+_ONLY_LOOKING = ("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps")
+
 
 def typical_runs(runs: Sequence[Run]) -> list[Run]:
     """For each of DPO and ε-DPO the runs of one recipe, one per world: the recipe most like the others of the batch.
@@ -239,9 +242,12 @@ def _t_interval(values: pd.Series) -> tuple[float, float]:
 
 
 def _recipe(experiment: Experiment) -> str:
-    values = experiment.model_dump(exclude={"name", "title", "seed"})
-    values["train"].pop("criterion_dtype", None)
+    """What decides a run's outcome but for seeds and the criterion's precision; not how often it is looked at."""
+    values = experiment.model_dump(exclude={"name": True, "title": True, "seed": True, "trajectory": True})
+    for key in ("criterion_dtype", *_ONLY_LOOKING):
+        values["train"].pop(key, None)
     values["data"]["world"].pop("seed")
+    (values["evaluate"] or {}).pop("checkpoints", None)
     return json.dumps(values, sort_keys=True, default=str)
 
 
@@ -250,7 +256,7 @@ def _told_apart(recipes: pd.Series) -> list[str]:
     flat = {recipe: pd.json_normalize(json.loads(recipe)).iloc[0].astype(str).to_dict() for recipe in recipes.unique()}
     keys = sorted({key for settings in flat.values() for key in settings})
     differing = [key for key in keys if len({settings.get(key) for settings in flat.values()}) > 1]
-    names = {"train.epsilon": "ε", "train.beta": "β"}
+    names = {"train.epsilon": "ε", "train.beta": "β", "data.world.label_temperature": "label temperature"}
     shown = dict.fromkeys(["train.epsilon", *differing])
     return [
         ", ".join(f"{names.get(key, key.split('.')[-1])} = {flat[recipe].get(key, '–')}" for key in shown)
@@ -263,7 +269,9 @@ def _precision(experiment: Experiment) -> str:
 
 
 def _training_settings(experiment: Experiment) -> list[tuple[str, str]]:
-    return [(key, str(value)) for key, value in experiment.train.items() if key != "criterion_dtype"]
+    left_out = ("criterion_dtype", *_ONLY_LOOKING)
+    settings = [(key, str(value)) for key, value in experiment.train.items() if key not in left_out]
+    return [*settings, ("label_temperature", str(experiment.data.world.label_temperature))]
 
 
 def _world_seed(experiment: Experiment) -> int | None:

@@ -101,7 +101,6 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
         axes.set_title(setting, fontsize="medium")
         axes.set_xlabel("optimiser step")
         axes.set_ylim(bottom=0.0)
-        axes.sharey(panels[0])
     panels[0].set_ylabel("β (KL penalty)")
     panels[0].legend(frameon=False, title="criterion")
     figure.suptitle(title)
@@ -115,17 +114,20 @@ def by_precision(table: pd.DataFrame, title: str) -> Figure:
         table: from `precision_runs.differences`.
         title: what to see.
     """
-    figure, panels = new_figure(width=10.5, height=3.4, columns=len(_MEASURES))
+    settings = list(dict.fromkeys(table["setting"]))
+    figure, panels = new_figure(width=10.5, height=1.6 + 0.4 * len(settings), columns=len(_MEASURES))
     for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
         rows = table[table["measure"] == measure].reset_index(drop=True)
         errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["difference"].to_numpy())
         style = PRECISION_STYLES["bfloat16"]
-        axes.errorbar(rows.index, rows["difference"], yerr=errors, fmt=style["marker"], color=style["color"], capsize=3)
-        axes.axhline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
-        axes.set_xticks(rows.index, rows["setting"], fontsize="small")
-        axes.set_xlim(-0.5, len(rows) - 0.5)
+        heights = [len(settings) - 1 - settings.index(setting) for setting in rows["setting"]]
+        axes.errorbar(rows["difference"], heights, xerr=errors, fmt=style["marker"], color=style["color"], capsize=3)
+        axes.axvline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
+        labels = settings[::-1] if axes is panels[0] else [""] * len(settings)
+        axes.set_yticks(range(len(settings)), labels, fontsize="small")
+        axes.set_ylim(-0.6, len(settings) - 0.4)
         axes.set_title(label, fontsize="medium")
-    panels[0].set_ylabel("bfloat16 less float32, 95 % interval")
+        axes.set_xlabel("bfloat16 less float32")
     figure.suptitle(title)
     return figure
 
