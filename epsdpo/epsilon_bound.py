@@ -37,7 +37,7 @@ from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data import DataError, load_prepared
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
-from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary
+from epsdpo.heads import expose_hidden_states, head_of, require_same_arithmetic, require_same_vocabulary
 from epsdpo.kernels import pair_steps, score_tokens
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.plots.epsilon_bound import epsilon_bounds
@@ -93,7 +93,11 @@ def completion_states(
 
     Returns:
         (tokens, hidden) of policy and of reference, (tokens,) labels, (2·pairs, sequence - 1) mask of the tokens.
+
+    Raises:
+        ValueError: if the two are computed in different arithmetic.
     """
+    require_same_arithmetic(policy, reference)
     inputs = {key: batch[key].to(policy.device) for key in ("input_ids", "attention_mask")}
     completion_mask = batch["completion_mask"][:, 1:].bool().to(policy.device)
     labels = inputs["input_ids"][:, 1:][completion_mask]

@@ -84,6 +84,33 @@ def require_same_vocabulary(policy: PreTrainedModel, reference: PreTrainedModel 
         )
 
 
+def require_same_arithmetic(policy: PreTrainedModel, reference: PreTrainedModel, as_loaded: bool = True) -> None:
+    """Refuse to compare models that would differ though their weights are equal, by noise of rounding.
+
+    Args:
+        as_loaded: whether they are computed in the dtype they were loaded in.
+
+    Raises:
+        ValueError: naming what each has, and the remedy.
+    """
+    if as_loaded and policy.dtype != reference.dtype:
+        raise ValueError(
+            f"the policy's weights are in {_name(policy.dtype)} and the reference's in {_name(reference.dtype)}: what "
+            "rounding makes of the same weights would count as a difference between the models. Load both in the same "
+            "dtype"
+        )
+    kernels = [model.config._attn_implementation for model in (policy, reference)]
+    if type(policy) is type(reference) and kernels[0] != kernels[1]:
+        raise ValueError(
+            f"the policy's attention is {kernels[0]!r} and the reference's {kernels[1]!r}, which round differently. "
+            "Load both with the same attn_implementation"
+        )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def _unsharded(parameter: torch.Tensor) -> torch.Tensor:
     if not isinstance(parameter, DTensor):
         return parameter

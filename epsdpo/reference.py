@@ -1,21 +1,49 @@
-"""A reference that moves (TR-DPO, arXiv 2404.09656), through checkpoints.
+"""A reference that is to the policy what it should be: at the start, and where it moves, through checkpoints.
 
-TRL mixes the policy into the reference every `ref_model_sync_steps`, but keeps only the policy in its checkpoints: a
-run that is resumed would go back to the first reference. This module knows how a reference is written beside the
-policy and read back; when it moves is TRL's business.
+TRL mixes the policy into a moving reference (TR-DPO, arXiv 2404.09656) every `ref_model_sync_steps`, but keeps only the
+policy in its checkpoints: a run that is resumed would go back to the first reference. This module knows how a reference
+is written beside the policy and read back; when it moves is TRL's business.
 """
 
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel
+
+from epsdpo.heads import require_same_arithmetic
+from epsdpo.sharding import computes_as_loaded
 
 FILE = "reference.safetensors"
+
+
+def hold_to_policy(policy: PreTrainedModel | PeftModel, reference: nn.Module | None, accelerator: Accelerator) -> None:
+    """See to it that a policy that has not moved yet is equal to its reference, bit by bit, if its weights are.
+
+    Args:
+        policy: as it is before accelerate prepares it for training.
+        reference: as TRL has prepared it; None where there is none, or where it is the policy with other adapters.
+
+    Raises:
+        ValueError: if the two are computed in different arithmetic, with the remedy.
+    """
+    if reference is not None:
+        policy = policy.get_base_model() if is_peft_model(policy) else policy
+        require_same_arithmetic(policy, accelerator.unwrap_model(reference), as_loaded=computes_as_loaded(accelerator))
+    elif is_peft_model(policy) and "ref" in policy.peft_config:
+        # TRL's copy of the policy's adapter is in float32 whatever the adapter is in, and leaves out what an embedding
+        # has of it.
+        weights = dict(policy.named_parameters())
+        for name, weight in weights.items():
+            copy = weights.get(".".join("ref" if part == "default" else part for part in name.split(".")), weight)
+            if copy is not weight:
+                copy.data = weight.detach().clone()
 
 
 def require_keepable(accelerator: Accelerator, saves: bool) -> None:

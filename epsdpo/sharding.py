@@ -56,6 +56,24 @@ def share_out_reference(reference: PreTrainedModel, accelerator: Accelerator) ->
     return fsdp2_prepare_model(accelerator, reference.requires_grad_(False)).eval()
 
 
+def unshard_head_once(model: PreTrainedModel) -> None:
+    """Under FSDP2, make the head whole and a shard again, so that torch has a place for gradients that add up.
+
+    torch 2.13 looks for it under mixed precision after each micro-batch, and makes it when a layer runs. A head that is
+    no shard together with the last norm (under PEFT, say) never does: the loss takes its weight as it is.
+    """
+    head = model.get_output_embeddings()
+    if isinstance(head, FSDPModule):
+        head.unshard()
+        head.reshard()
+
+
+def computes_as_loaded(accelerator: Accelerator) -> bool:
+    """Whether a model is computed in the dtype it was loaded in; else it is cast to that of the mixed precision."""
+    cast = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    return not cast or accelerator.mixed_precision == "no"
+
+
 def warn_of_lost_updates(model: PreTrainedModel, accelerator: Accelerator, learning_rate: float) -> None:
     """Say so where half-precision weights are trained without float32 masters, as one process and DDP train them.
 

@@ -24,6 +24,7 @@ from trl.trainer.utils import get_config_model_id, use_adapter
 
 from epsdpo.beta_state import get_entry, put_entry, require_readable, require_same_run
 from epsdpo.config import EpsilonDPOConfig
+from epsdpo.evaluations import SeparateEvaluations
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
@@ -37,13 +38,14 @@ from epsdpo.pairs import (
     require_one_order,
 )
 from epsdpo.record import BetaRecord
-from epsdpo.reference import load_reference, require_keepable, reshard, save_reference
+from epsdpo.reference import hold_to_policy, load_reference, require_keepable, reshard, save_reference
 from epsdpo.sharding import (
     as_loaded,
     keep_results_in_float32,
     saved_whole,
     sharding_of,
     share_out_reference,
+    unshard_head_once,
     warn_of_lost_updates,
 )
 
@@ -52,7 +54,7 @@ logger = logging.getLogger(__name__)
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class EpsilonDPOTrainer(DPOTrainer):
+class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
     """Trainer for ε-DPO (arXiv 2502.13177); it is called as `trl.DPOTrainer` is, with an `EpsilonDPOConfig`.
 
     For each pair β̃ is β/(1+ε), β or β/(1-ε), by whether the pair's log-ratio is monotone under a perturbation of β
@@ -73,6 +75,7 @@ class EpsilonDPOTrainer(DPOTrainer):
         FloatingPointError: when a pair's loss is not finite; the message names step, β and pairs.
     """
 
+    _ref_model = None
     _tag_names = ["trl", "dpo", "epsilon-dpo"]
     _name = "ε-DPO"
     _paper = {
@@ -108,10 +111,12 @@ class EpsilonDPOTrainer(DPOTrainer):
                 "the model is a mixture of experts with a load-balancing loss, which ε-DPO does not add. "
                 "Set router_aux_loss_coef=0.0 to train without it"
             )
-        for causal_lm in self._causal_language_models():
-            require_separable_head(causal_lm)
-            expose_hidden_states(causal_lm)
-        require_same_vocabulary(*self._causal_language_models())
+        policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        require_separable_head(policy)
+        expose_hidden_states(policy)
+        if self.ref_model is not None:
+            require_same_vocabulary(policy, self.accelerator.unwrap_model(self.ref_model))
+        hold_to_policy(self.model, self.ref_model, self.accelerator)
         self.data_collator = KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
         self.add_callback(_Bookkeeping(self))
@@ -139,13 +144,12 @@ class EpsilonDPOTrainer(DPOTrainer):
 
     @ref_model.setter
     def ref_model(self, model):
-        # A property because TRL assigns the reference and shards it in one go; what is sharded already it leaves alone.
+        # A property because TRL assigns the reference and prepares it in one go. What is sharded already it leaves
+        # alone, and what is exposed already computes in the precision that accelerate prepares it for, as the policy.
+        if model is not None and self._ref_model is None:
+            require_separable_head(model)
+            expose_hidden_states(model)
         self._ref_model = None if model is None else share_out_reference(model, self.accelerator)
-
-    def _causal_language_models(self):
-        yield self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        if self.ref_model is not None:
-            yield self.accelerator.unwrap_model(self.ref_model)
 
     # ------------------------------------------------------------------------------------------------------------ data
 
@@ -306,14 +310,24 @@ class EpsilonDPOTrainer(DPOTrainer):
         for name, value in {**preference_metrics(pairs), **decision_metrics(pairs, self.beta)}.items():
             metrics[name].append(value)
 
-    def log(self, logs, start_time=None):
-        if self._evaluated and not self.model.training:
+    def trl_metrics(self, mode):
+        return self._metrics[mode]
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        if self._evaluated:
             pairs = pd.concat(self._evaluated, ignore_index=True)
             self._evaluated.clear()
             self._log_pairs(pairs, "eval")
             # transformers weighs the last, shorter batch as if it were whole.
-            logs |= {key: float(pairs["loss"].mean()) for key in logs if key.endswith("_loss")}
-        super().log(logs, start_time)
+            output.metrics[f"{metric_key_prefix}_loss"] = float(pairs["loss"].mean())
+        return output
+
+    def _forget_evaluation(self):
+        super()._forget_evaluation()
+        self._evaluated.clear()
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -397,8 +411,8 @@ class EpsilonDPOTrainer(DPOTrainer):
 
     def _restore_beta(self, state: TrainerState) -> None:
         """Take β from the checkpoint that `state` is of, or begin from the config at step 0."""
-        self._window.clear()
-        self._evaluated.clear()
+        self._window.clear()  # like TRL's metrics, of a training that was interrupted
+        self._metrics["train"].clear()
         self._set_beta_state(self._first_beta_state)
         if state.global_step:
             settings = self._beta_settings()
@@ -416,6 +430,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._restore_beta(state)
+        unshard_head_once(self.trainer.model)
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
             self.trainer.record.announce(state.max_steps)

@@ -61,7 +61,10 @@ def official_pairs(official_tokenizer):
 
 @pytest.fixture
 def make_trainer(tmp_path, official_tokenizer, official_pairs):
-    """Build a trainer, EpsilonDPOTrainer by default, on the reference models; keyword arguments go to its config."""
+    """Build a trainer, EpsilonDPOTrainer by default; keyword arguments go to its config.
+
+    Policy and reference are the reference models in `dtype`, or `models`, the trainer's own arguments for them.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -74,6 +77,7 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
         trainer=EpsilonDPOTrainer,
         config=EpsilonDPOConfig,
         callbacks=None,
+        models=None,
         **settings,
     ):
         defaults = {
@@ -94,9 +98,13 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
             "disable_tqdm": True,
             "use_cpu": True,
         }
+        if models is None:
+            names = {"model": "policy", "ref_model": "ref"}
+            models = {
+                key: AutoModelForCausalLM.from_pretrained(OFFICIAL / name, dtype=dtype) for key, name in names.items()
+            }
         return trainer(
-            model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy", dtype=dtype),
-            ref_model=AutoModelForCausalLM.from_pretrained(OFFICIAL / "ref", dtype=dtype),
+            **models,
             args=config(**{**defaults, **settings}),
             train_dataset=pairs,
             eval_dataset=eval_pairs,

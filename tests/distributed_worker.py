@@ -2,10 +2,11 @@
 
     accelerate launch --config_file FILE tests/distributed_worker.py FOLDER NAME...
 
-It knows how each run is set up. Every run leaves in FOLDER/NAME its record, `model/` and its log as `log.json`; some
-start from what `write_models` wrote to the folder `models` beside FOLDER. A name that ends in `-resumed` is that run
-stopped in its second epoch and continued by another trainer. Runs follow one another in one process because importing
-TRL takes longer than any of them.
+It knows how each run is set up. Every run leaves in FOLDER/NAME its record, `model/` and its log as `log.json`, and
+those of `EQUAL` an evaluation from before training as `before.json`, where the launch permits one; some start from what
+`write_models` wrote to the folder `models` beside FOLDER. A name that ends in `-resumed` is that run stopped in its
+second epoch and continued by another trainer. Runs follow one another in one process because importing TRL takes longer
+than any of them.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from conftest import OFFICIAL, tokenised_pairs
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTConfig, TrainerCallback
@@ -103,6 +105,23 @@ RUNS = {
 OTHER_METHODS = ("tr_dpo", "beta_dpo", "ipo")
 
 
+def equal(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        key: AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy", dtype=dtype) for key in ("model", "ref_model")
+    }
+
+
+# Likewise, of a policy that is equal to its reference and stays so.
+EQUAL = {
+    "equal_autocast": (lambda folder: equal(torch.float32), {"bf16": True}),
+    "equal_bfloat16": (lambda folder: equal(torch.bfloat16), {"bf16": True}),
+    "equal_float32": (lambda folder: equal(torch.float32), {}),
+    "equal_as_loaded": (lambda folder: equal(torch.bfloat16), {}),
+    "equal_adapters": (lambda folder: existing_adapter(), {"bf16": True}),
+}
+RESTING = {"learning_rate": 0.0, "eval_strategy": "epoch"}
+
+
 class BetasAgree(TrainerCallback):
     """Fails at the first step after which two processes hold a β that differs in any bit."""
 
@@ -120,7 +139,9 @@ class Stop(TrainerCallback):
 
 
 def make_trainer(folder: Path, name: str, *callbacks: TrainerCallback) -> EpsilonDPOTrainer:
-    models, settings = RUNS[name.removesuffix(RESUMED)]
+    models, settings = (RUNS | EQUAL)[name.removesuffix(RESUMED)]
+    if name in EQUAL:
+        settings = {**settings, **RESTING}
     if name.endswith(RESUMED):
         settings = {**settings, "save_strategy": "steps", "save_steps": 3}
     tokenizer = AutoTokenizer.from_pretrained(OFFICIAL / "tok")
@@ -145,10 +166,16 @@ def begin(folder: Path, name: str) -> None:
 def finish(folder: Path, name: str) -> None:
     trainer = make_trainer(folder, name)
     checkpoint = last_whole_checkpoint(folder / name)
+    before = None
+    # FSDP2 and DeepSpeed shard a policy together with its optimiser.
+    if name in EQUAL and trainer.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        before = trainer.evaluate()
     trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
     trainer.save_model(str(folder / name / "model"))
     if trainer.is_world_process_zero():
         (folder / name / "log.json").write_text(json.dumps(trainer.state.log_history), encoding="utf-8")
+        if before is not None:
+            (folder / name / "before.json").write_text(json.dumps([before]), encoding="utf-8")
 
 
 def main(folder: Path, names: list[str]) -> None:

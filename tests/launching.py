@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,6 +23,7 @@ from epsdpo.record import read_pairs, read_steps
 REPOSITORY = Path(__file__).parents[1]
 WORKER = "tests/distributed_worker.py"
 ON_CPU = "tests/sharded_on_cpu.py"
+LOG_2 = torch.tensor(2.0).log().item()  # as float32 has it
 
 
 def launcher(config: str | Path, *options: str) -> list[str]:
@@ -128,13 +130,36 @@ def assert_same_run(one: Path, other: Path, per_epoch: int, atol: float = 1e-5, 
 
 def assert_same_log(one: Path, other: Path) -> None:
     """All that was logged in training and evaluation, but for times."""
-    logs, other_logs = (json.loads((run / "log.json").read_text(encoding="utf-8")) for run in (one, other))
+    logs, other_logs = (read_json(run / "log.json") for run in (one, other))
     assert len(other_logs) == len(logs)
     for log, other_log in zip(logs, other_logs, strict=True):
         timed = {key for key in log if key.endswith(("_runtime", "_per_second")) or key in ("total_flos", "epoch")}
         assert {key: other_log[key] for key in log.keys() - timed} == pytest.approx(
             {key: log[key] for key in log.keys() - timed}, rel=1e-3, abs=1e-5
         )
+
+
+def assert_nothing_tells_apart(run: Path, evaluations: list[dict[str, float]]) -> None:
+    """That a policy equal to its reference had margins of exactly 0, losses of log 2 and ties, also where evaluated."""
+    pairs = read_pairs(run)
+    assert (pairs["decision"] == 0).all()
+    assert (pairs[["log_ratio_margin", "reward_margin"]] == 0.0).all(axis=None)
+    assert read_steps(run)["loss"].tolist() == [LOG_2] * pairs["step"].nunique()
+    assert evaluations
+    for log in evaluations:
+        assert log["eval_loss"] == LOG_2
+        for name in ("rewards/margins", "rewards/chosen", "kl/p_epsilon_steps", "kl/n_epsilon_steps"):
+            assert log[f"eval_{name}"] == 0.0, name
+
+
+def evaluations_of(run: Path) -> list[dict[str, float]]:
+    """What a run of the worker evaluated before training, where it did, and within."""
+    logs = [log for path in sorted(run.glob("*.json")) if path.stem in ("before", "log") for log in read_json(path)]
+    return [log for log in logs if "eval_loss" in log]
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def trained_weights(run: Path) -> dict[str, torch.Tensor]:

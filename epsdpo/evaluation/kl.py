@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from epsdpo.heads import head_of
+from epsdpo.heads import head_of, require_same_arithmetic
 from epsdpo.kernels import token_kl
 
 
@@ -46,8 +46,10 @@ def sequence_kl(
     Nothing of size tokens × vocabulary exists beyond one tile.
 
     Raises:
-        ValueError: if the vocabularies differ, or a prompt or response is empty.
+        ValueError: if the vocabularies differ, or a prompt or response is empty, or if the models are computed in
+            different arithmetic.
     """
+    require_same_arithmetic(model, other)
     model.eval()
     other.eval()
     head, other_head = head_of(model), head_of(other)

@@ -28,8 +28,8 @@ class KTOTrainer(RecordsSteps, TrlKTOTrainer):
             dataset = dataset.shuffle(seed=args.seed)
         return Dataset.from_list(list(unpaired(dataset, rows // 2)))
 
-    def training_metrics(self) -> dict[str, list[float]]:
-        return self._metrics["train"]
+    def trl_metrics(self, mode: str) -> dict[str, list[float]]:
+        return self._metrics[mode]
 
     def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
         margin = metrics["rewards/margins"]

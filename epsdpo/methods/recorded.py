@@ -11,27 +11,27 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from epsdpo.evaluations import SeparateEvaluations
 from epsdpo.record import BetaRecord, read_steps
+from epsdpo.reference import hold_to_policy
 
 logger = logging.getLogger(__name__)
 
 
-class RecordsSteps:
+class RecordsSteps(SeparateEvaluations):
     """Mixin before a trainer of TRL: logs `kl/beta`, and writes a row of `steps.jsonl` for every optimiser step.
 
     Raises:
+        ValueError: for a reference that is computed in other arithmetic than the policy.
         FloatingPointError: when the loss of a step is not finite; the message names step and β.
     """
 
     def __init__(self, *positional, **named):
         super().__init__(*positional, **named)
+        hold_to_policy(self.model, getattr(self, "ref_model", None), self.accelerator)
         self.record = BetaRecord(self.args.output_dir)
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches of the optimiser step under way
         self.add_callback(_StepRows(self))
-
-    def training_metrics(self) -> dict[str, list[float]]:
-        """TRL's metrics since the last log, a value per micro-batch."""
-        raise NotImplementedError
 
     def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
         """`reward_margin`, `log_ratio_margin` and `reward_accuracy` of a step, None for what the method has not."""
@@ -78,6 +78,9 @@ class _StepRows(TrainerCallback):
         self.logged_before: dict[str, int] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        # Of a training that was interrupted.
+        self.trainer._step_losses.clear()
+        self.trainer.trl_metrics("train").clear()
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
             self.trainer.record.announce(state.max_steps)
@@ -86,11 +89,11 @@ class _StepRows(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
-        self.logged_before = {name: len(values) for name, values in self.trainer.training_metrics().items()}
+        self.logged_before = {name: len(values) for name, values in self.trainer.trl_metrics("train").items()}
 
     def on_step_end(self, args, state, control, **kwargs):
         metrics = {}
-        for name, values in self.trainer.training_metrics().items():
+        for name, values in self.trainer.trl_metrics("train").items():
             new = values[self.logged_before.get(name, 0) :]
             if new:
                 metrics[name] = sum(new) / len(new)

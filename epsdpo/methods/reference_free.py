@@ -59,8 +59,8 @@ class _OnPreparedPairs(RecordsSteps):
             row[f"{side}_labels"] = [_NO_LABEL] * len(prompt) + completion
         return row
 
-    def training_metrics(self) -> dict[str, list[float]]:
-        return self._stored_metrics["train"]
+    def trl_metrics(self, mode: str) -> dict[str, list[float]]:
+        return self._stored_metrics[mode]
 
     def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
         return {

@@ -9,8 +9,10 @@ import torch
 from launching import (
     ON_CPU,
     WORKER,
+    assert_nothing_tells_apart,
     assert_same_log,
     assert_same_run,
+    evaluations_of,
     experiment,
     kill_after_checkpoint,
     launcher,
@@ -36,14 +38,14 @@ def ddp(runs):
     folder = runs / "ddp"
     for name in STOPPED:
         worker.begin(folder, name)
-    run(*launcher(CPU), WORKER, folder, *worker.RUNS, *STOPPED)
+    run(*launcher(CPU), WORKER, folder, *worker.RUNS, *worker.EQUAL, *STOPPED)
     return folder
 
 
 @pytest.fixture(scope="module")
 def fsdp2(runs):
     folder = runs / "fsdp2"
-    run(*launcher(on_cpu("fsdp2.yaml", runs)), ON_CPU, WORKER, folder, *worker.RUNS, *STOPPED)
+    run(*launcher(on_cpu("fsdp2.yaml", runs)), ON_CPU, WORKER, folder, *worker.RUNS, *worker.EQUAL, *STOPPED)
     return folder
 
 
@@ -56,6 +58,11 @@ def together(request):
 def test_two_processes_train_as_one(name, alone, together):
     assert_same_run(alone / name, together / name, PAIRS, beta_rtol=BETA_RTOL.get(name, 0.0))
     assert_same_log(alone / name, together / name)
+
+
+@pytest.mark.parametrize("name", worker.EQUAL)
+def test_equal_models_tie(name, together):
+    assert_nothing_tells_apart(together / name, evaluations_of(together / name))
 
 
 def test_the_runs_can_tell_right_from_wrong(alone):

@@ -9,8 +9,10 @@ import torch
 from launching import (
     ON_CPU,
     WORKER,
+    assert_nothing_tells_apart,
     assert_same_log,
     assert_same_run,
+    evaluations_of,
     experiment,
     kill_after_checkpoint,
     launcher,
@@ -26,6 +28,8 @@ from epsdpo.record import read_pairs
 
 PAIRS = len(worker.TRAIN_PAIRS)
 IN_FLOAT32 = [name for name in worker.RUNS if name not in ("bfloat16", *worker.OTHER_METHODS)]
+EQUAL_IN_BFLOAT16 = [name for name, (_, settings) in worker.EQUAL.items() if settings.get("bf16")]
+EQUAL_AS_LOADED = [name for name in worker.EQUAL if name not in EQUAL_IN_BFLOAT16]
 STOPPED = "plain-resumed"
 CPU_BACKEND = {"DS_ACCELERATOR": "cpu"}
 
@@ -44,7 +48,7 @@ def together(stage, runs):
     """Every run of the worker in two processes."""
     folder = runs / f"zero{stage}"
     # DeepSpeed keeps the precision of the first model that it sees for all models of a process.
-    for names in ([*IN_FLOAT32, STOPPED], ["bfloat16"]):
+    for names in ([*IN_FLOAT32, STOPPED, *EQUAL_AS_LOADED], ["bfloat16", *EQUAL_IN_BFLOAT16]):
         run(*zero(stage, runs), ON_CPU, WORKER, folder, *names, **CPU_BACKEND)
     return folder
 
@@ -53,6 +57,11 @@ def together(stage, runs):
 def test_two_processes_train_as_one(name, alone, together):
     assert_same_run(alone / name, together / name, PAIRS)
     assert_same_log(alone / name, together / name)
+
+
+@pytest.mark.parametrize("name", worker.EQUAL)
+def test_equal_models_tie(name, together):
+    assert_nothing_tells_apart(together / name, evaluations_of(together / name))
 
 
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(alone, together):
