@@ -45,8 +45,10 @@ class RecordsSteps(SeparateEvaluations):
         return result
 
     def log(self, logs, start_time=None):
-        if "loss" in logs or "eval_loss" in logs:
-            logs = {**logs, ("kl/beta" if "loss" in logs else "eval_kl/beta"): self.beta}
+        if "loss" in logs:
+            logs = {**logs, "kl/beta": self.beta}
+        elif any(key.startswith("eval_") and key.endswith("_loss") for key in logs):  # of a named set too
+            logs = {**logs, "eval_kl/beta": self.beta}
         super().log(logs, start_time)
 
     def step_row(self, metrics: dict[str, float]) -> dict[str, Any]:
