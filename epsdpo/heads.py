@@ -49,8 +49,8 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(
         weight=_unsharded(embedding.weight),
         bias=None if bias is None else _unsharded(bias),
-        scale=_logit_scale(config),
-        softcap=getattr(config, "final_logit_softcapping", None),
+        softcap=_first(config, "final_logit_softcapping", "logits_soft_cap"),
+        **_scaling(config),
         gathered=functools.partial(maybe_gather_lm_head_ctx, embedding.weight, bias),
     )
 
@@ -118,12 +118,19 @@ def _unsharded(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor(grad_placements=[Partial("avg")] * parameter.device_mesh.ndim)
 
 
-def _logit_scale(config: Any) -> float:
-    """The factor between head and logits, under each of the names that transformers' models give it."""
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
+def _scaling(config: Any) -> dict[str, float]:
+    """What stands between the head's product and the logits, under each of the names of transformers' models."""
+    scale = _first(config, "logit_scale", "output_multiplier", "lm_head_multiplier")
+    if scale is not None:
+        return {"scale": float(scale)}
     scaling = getattr(config, "logits_scaling", None)
     if scaling is None:
-        return 1.0
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling
+        return {}
+    if config.model_type == "hyperclovax":
+        return {"scale": float(scaling)}
+    return {"divisor": float(scaling), "divides_hidden": config.model_type == "minicpm3"}
+
+
+def _first(config: Any, *names: str) -> float | None:
+    """The first of these settings that a config has and that is not None."""
+    return next((value for value in (getattr(config, name, None) for name in names) if value is not None), None)

@@ -31,13 +31,15 @@ VOCABULARY_PER_TILE_ON_CPU = 2_048
 
 @dataclass(frozen=True)
 class Head:
-    """A language-model head: logits = softcap·tanh(scale·(hidden @ weightᵀ + bias) / softcap).
+    """A language-model head: logits = softcap·tanh(scale/divisor·(hidden @ weightᵀ + bias) / softcap).
 
     Attributes:
         weight: (vocabulary, hidden).
         bias: (vocabulary,) or None.
-        scale: factor on the logits (Cohere's `logit_scale`, Granite's `1 / logits_scaling`).
+        scale: factor on the logits (Cohere's `logit_scale`).
         softcap: bound of the logits (Gemma 2's `final_logit_softcapping`), or None.
+        divisor: what the logits are divided by (Granite's `logits_scaling`), which rounds otherwise than a factor.
+        divides_hidden: whether the model divides its hidden states in place of the logits, as MiniCPM3 does.
         gathered: makes the context in which a weight that is sharded between processes is whole.
     """
 
@@ -45,18 +47,29 @@ class Head:
     bias: torch.Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    divisor: float = 1.0
+    divides_hidden: bool = False
     gathered: Callable[[], AbstractContextManager] = nullcontext
 
     def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
         """Logits (tokens, columns) of `hidden` (tokens, hidden), accumulated and returned in float32 (or float64)."""
-        weight = self.weight[columns].to(hidden.dtype)
-        if hidden.dtype not in (torch.float16, torch.bfloat16):
-            logits = hidden @ weight.T
-        elif hidden.is_cuda:
-            logits = torch.mm(hidden, weight.T, out_dtype=torch.float32)
-        else:
-            logits = hidden.float() @ weight.float().T
-        return self._shaped(logits if self.bias is None else logits + self.bias[columns])
+        return self._shaped(self._products(hidden, columns))
+
+    def exact_and_rounded_logits(
+        self, hidden: torch.Tensor, columns: slice, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`logits`, and what a model makes of them that computes in `dtype`: rounded to it after each operation."""
+        products = self._products(hidden, columns)
+        rounded = products.to(dtype)
+        if self.divides_hidden:
+            rounded = self._products(hidden / self.divisor, columns).to(dtype)
+        elif self.divisor != 1.0:
+            rounded = rounded / self.divisor
+        if self.scale != 1.0:
+            rounded = rounded * self.scale
+        if self.softcap is not None:
+            rounded = torch.tanh(rounded / self.softcap) * self.softcap
+        return self._shaped(products), rounded
 
     def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The logit (tokens,) of each token's label alone, equal to `logits` up to the order of a sum."""
@@ -64,18 +77,32 @@ class Head:
         logits = (hidden.to(accumulate) * self.weight[labels].to(accumulate)).sum(dim=1)
         return self._shaped(logits if self.bias is None else logits + self.bias[labels])
 
+    def _products(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
+        weight = self.weight[columns].to(hidden.dtype)
+        if hidden.dtype not in (torch.float16, torch.bfloat16):
+            products = hidden @ weight.T
+        elif hidden.is_cuda:
+            products = torch.mm(hidden, weight.T, out_dtype=torch.float32)
+        else:
+            products = hidden.float() @ weight.float().T
+        return products if self.bias is None else products + self.bias[columns]
+
     def _shaped(self, logits: torch.Tensor) -> torch.Tensor:
-        if self.scale != 1.0:
-            logits = logits * self.scale
+        if self._factor != 1.0:
+            logits = logits * self._factor
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
+
+    @property
+    def _factor(self) -> float:
+        return self.scale / self.divisor
 
     def logits_gradient(self, gradient: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Carry a gradient with respect to the logits back through soft-capping and scale."""
         if self.softcap is not None:
             gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
-        return gradient if self.scale == 1.0 else gradient * self.scale
+        return gradient if self._factor == 1.0 else gradient * self._factor
 
 
 class TokenScores(NamedTuple):
@@ -163,8 +190,8 @@ def score_tokens(
         ref_head: the reference's head, over the same vocabulary.
         labels: (tokens,) int64.
         epsilon: size ε_c of the perturbation.
-        criterion_dtype: float32 evaluates the criterion exactly; bfloat16 rounds logits, perturbed logits and
-            log-softmax as a model does that computes in bfloat16 throughout. Only `criterion` depends on it.
+        criterion_dtype: float32 evaluates the criterion exactly; bfloat16 rounds every operation on the way from hidden
+            states to log-softmax as a model does that computes in bfloat16 throughout. Only `criterion` depends on it.
 
     Returns:
         TokenScores of `tokens` values. Gradients flow from `logps` to `hidden`, `head.weight` and `head.bias`.
@@ -301,9 +328,15 @@ def _fold_tile(
     policy, reference = _RunningSoftmax(hidden), _RunningSoftmax(hidden)
     plain = [] if exact else [_RunningSoftmax(hidden) for _ in range(3)]
     z_label = r_label = logits_sum = torch.zeros_like(policy.total)
+    plain_z_label = plain_r_label = torch.zeros_like(z_label, dtype=plain_dtype)
     centre = epsilon * (head.label_logits(hidden, labels) - ref_head.label_logits(ref_hidden, labels))
     for columns in _vocabulary_tiles(head):
-        z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
+        if plain_dtype in (None, policy.total.dtype):
+            z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
+            plain_z, plain_r = z, r
+        else:
+            z, plain_z = head.exact_and_rounded_logits(hidden, columns, plain_dtype)
+            r, plain_r = ref_head.exact_and_rounded_logits(ref_hidden, columns, plain_dtype)
         within, column = _label_columns(labels, columns)
         z_label = torch.where(within, z.gather(1, column).squeeze(1), z_label)
         r_label = torch.where(within, r.gather(1, column).squeeze(1), r_label)
@@ -311,7 +344,9 @@ def _fold_tile(
         if exact:
             shift = torch.sub(z, r).mul_(epsilon).sub_(centre.unsqueeze(1))
         else:
-            for softmax, logits in zip(plain, _perturbed_logits(z, r, epsilon, plain_dtype), strict=True):
+            plain_z_label = torch.where(within, plain_z.gather(1, column).squeeze(1), plain_z_label)
+            plain_r_label = torch.where(within, plain_r.gather(1, column).squeeze(1), plain_r_label)
+            for softmax, logits in zip(plain, _perturbed_logits(plain_z, plain_r, epsilon), strict=True):
                 softmax.fold(logits.to(z.dtype))
         # From here on the tiles are overwritten one after the other: new ones cost more than filling them.
         reference.fold(r, out=r)
@@ -327,7 +362,7 @@ def _fold_tile(
         raised = -shift - torch.log1p(policy.mean("raised"))
         criterion = torch.stack([torch.zeros_like(lowered), lowered, raised])
     else:
-        label_logits = _perturbed_logits(z_label, r_label, epsilon, plain_dtype)
+        label_logits = _perturbed_logits(plain_z_label, plain_r_label, epsilon)
         criterion = torch.stack(
             [softmax.rounded_log_prob(logits) for softmax, logits in zip(plain, label_logits, strict=True)]
         )
@@ -344,10 +379,9 @@ def _fold_tile(
 
 
 def _perturbed_logits(
-    z: torch.Tensor, r: torch.Tensor, epsilon: float, dtype: torch.dtype
+    z: torch.Tensor, r: torch.Tensor, epsilon: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """z, (1+ε)z - εr and (1-ε)z + εr (Eqs. 3, 4), each product and sum rounded to `dtype`."""
-    z, r = z.to(dtype), r.to(dtype)
+    """z, (1+ε)z - εr and (1-ε)z + εr (Eqs. 3, 4), each product and sum rounded to the dtype of z and r."""
     return z, (1.0 + epsilon) * z - epsilon * r, (1.0 - epsilon) * z + epsilon * r
 
 
