@@ -44,9 +44,10 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
     criterion_dtype: str = field(
         default="float32",
         metadata={
-            "help": "Arithmetic of the criterion. 'float32' is exact; 'bfloat16' rounds logits, perturbed logits, "
-            "log-softmax and sequence sums as the paper's DeepSpeed ZeRO-3 runs very probably did, where most pairs "
-            "tie. The loss is not affected. [K]",
+            "help": "Arithmetic of the criterion. 'float32' is exact; 'bfloat16' rounds every operation from logits to "
+            "sequence sums as the paper's DeepSpeed ZeRO-3 runs very probably did, where most pairs tie. It reproduces "
+            "the decisions of such a run and not its loss, which was made of bfloat16 sums too; here the loss is exact "
+            "under either. [K]",
             "choices": list(CRITERION_DTYPES),
         },
     )

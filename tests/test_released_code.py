@@ -72,3 +72,48 @@ def test_exact_criterion_steps_where_bfloat16_ties(official, make_trainer, name)
     exact_ties = (read_pairs(trainer.args.output_dir)["decision"] == 0).mean()
     released_ties = np.mean([step == 0 for row in run["rows"] for step in row["steps"]])
     assert exact_ties < 0.1 < released_ties
+
+
+def test_criterion_dtype_gives_the_released_decisions_and_not_the_released_loss(official, make_trainer, tmp_path):
+    """The released loss is made of bfloat16 sums. Here it is of exact ones, and the same bits under either."""
+    run = stored_run(official, "bf16_frozen_eps0.05")
+    pairs, steps = {}, {}
+    for criterion in ("float32", "bfloat16"):
+        folder = tmp_path / criterion
+        train(
+            make_trainer,
+            run,
+            dtype=torch.bfloat16,
+            criterion_dtype=criterion,
+            epsilon_step=0.0,  # decisions would move β, and β the loss
+            output_dir=str(folder),
+        )
+        pairs[criterion], steps[criterion] = read_pairs(folder), read_steps(folder)
+    exact, rounded = pairs["float32"], pairs["bfloat16"]
+    assert (exact["decision"] != rounded["decision"]).mean() > 0.5
+    assert steps["bfloat16"]["loss"].tolist() == steps["float32"]["loss"].tolist()
+    for column in ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "log_ratio_margin"):
+        assert rounded[column].tolist() == exact[column].tolist(), column
+
+    sums = {
+        name: np.concatenate([row[f"{name}_logps"] for row in run["rows"]])
+        for name in ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    }
+    released = (sums["chosen"] - sums["rejected"]) - (sums["ref_chosen"] - sums["ref_rejected"])
+    assert 0.2 < np.abs(released - exact["log_ratio_margin"]).mean() < 1.5
+    assert (np.sign(released) == -np.sign(exact["log_ratio_margin"])).any()
+
+
+def test_weights_do_not_depend_on_criterion_dtype(make_trainer, tmp_path):
+    weights = []
+    for criterion in ("float32", "bfloat16"):
+        trainer = make_trainer(
+            criterion_dtype=criterion,
+            epsilon_step=0.0,
+            max_steps=4,
+            output_dir=str(tmp_path / criterion),
+        )
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
