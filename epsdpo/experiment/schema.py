@@ -124,7 +124,9 @@ class LoraSection(Section):
         0.0, description="Share of the adapters' inputs that is left out in training. [K]"
     )
     target_modules: str | list[str] = Field(
-        "all-linear", description="Names of the layers that get one; 'all-linear' is all but the output head. [K]"
+        "all-linear",
+        description="Names of the layers that get one; 'all-linear' is all but the output head. That head, and an "
+        "embedding that shares its weight, are refused. [K]",
     )
 
 
