@@ -453,6 +453,27 @@ def test_check_names_what_is_not_used_and_what_is_refused(tmp_path, tokenizer, c
     assert "does not write something that it brings (tools in none of what it writes)" in capsys.readouterr().out
 
 
+def test_check_warns_of_prompts_that_would_be_refused_after_training(tmp_path, tokenizer, capsys):
+    tokenizer.save_pretrained(tmp_path / "model")
+    config = tmp_path / "run.yaml"
+    rows, prompts = tmp_path / "rows.jsonl", tmp_path / "prompts.jsonl"
+    values = {
+        "method": "dpo",
+        "train": {"beta": 0.1},
+        "data": {"source": str(rows)},
+        "model": {"name_or_path": str(tmp_path / "model")},
+        "evaluate": {"prompts": {"source": str(prompts)}, "judge": None},
+    }
+    config.write_text(yaml.safe_dump(values), encoding="utf-8")
+    for brought in ({}, {"system": "be brief"}, {"chat_template_kwargs": {"enable_thinking": False}}):
+        write_jsonl(rows, [{**ROW, **brought}])
+        for asked in ({}, brought):
+            write_jsonl(prompts, [{"prompt": "how", **asked}])
+            assert main(["check", str(config)]) == 0
+            warned = "evaluate.prompts, by the first rows of the data" in capsys.readouterr().out
+            assert warned == (asked != brought), (brought, asked)
+
+
 @pytest.mark.parametrize("name", ["system", "system_prompt", "documents", "videos", "audio"])
 def test_the_bare_trainer_refuses_what_trl_leaves_out(make_trainer, name):
     row = {"prompt": "tell me about the soup:", "chosen": " the chef cooks", "rejected": " a robot"}

@@ -6,6 +6,7 @@ Rows are the first ones of local data; of a hub data set, which is not fetched, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from epsdpo.data.rows import (
     Tokens,
     check_tokenizer,
     check_tokens,
+    cut_prompt,
     detect_format,
     read_pair,
     render,
@@ -27,6 +29,8 @@ from epsdpo.data.rows import (
 )
 from epsdpo.data.sources import DataError, Rows, find_source, read_split
 from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, DataSection, Experiment
+from epsdpo.generation.prompts import read_prompts
+from epsdpo.generation.rendering import TrainingPrompts, render_prompts
 from epsdpo.generation.server import require_ids_for_dates
 from epsdpo.models import read_chat_template
 
@@ -62,6 +66,43 @@ def check_texts(experiment: Experiment) -> Iterator[Finding]:
     if not_used := [name for name, count in rows.not_used.items() if count]:
         yield Finding(NOTE, f"data: columns that are not used: {', '.join(not_used)}")
     yield from _dates(experiment, tokenizer)
+    yield from _evaluation_prompts(experiment, rows, tokenizer)
+
+
+def _evaluation_prompts(experiment: Experiment, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Whether evaluation asks as the first rows of local data are trained, which it would refuse after training."""
+    section, data = experiment.evaluate and experiment.evaluate.prompts, experiment.data
+    data_format = detect_format(rows)
+    if section is None or section.source == WORLD or data.source == ON_POLICY or on_hub(data.source) or not data_format:
+        return
+    texts, token_ids = [], []
+    for row in rows.values:
+        try:
+            rendered = render(read_pair(row, data_format), tokenizer, data.template_date)
+        except Refused:
+            continue
+        [tokens] = tokenise([rendered], tokenizer, templated=data_format != STANDARD)
+        texts.append(rendered.parts()[0])
+        token_ids.append(tokens.prompt)
+    if not texts:
+        return
+    training = TrainingPrompts(
+        texts,
+        [cut_prompt(ids, data.max_prompt_length) for ids in token_ids],
+        templated=data_format != STANDARD,
+        bos=int(token_ids[0][:1] == [tokenizer.bos_token_id]),
+        max_prompt_length=data.max_prompt_length,
+        day=data.template_date,
+        where=f"the first rows of {rows.where}",
+    )
+    conversations, variables = [[{"role": "user", "content": _QUESTION}]], None
+    try:
+        if Path(section.source).expanduser().exists():
+            prompts = read_prompts(section.model_copy(update={"max_prompts": _LOOKED_AT}))
+            conversations, variables = list(prompts.table["messages"]), prompts.variables
+        render_prompts(conversations, tokenizer, training, variables)
+    except DataError as error:
+        yield Finding(WARNING, f"evaluate.prompts, by the first rows of the data: {' '.join(str(error).split())}")
 
 
 def _dates(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
