@@ -73,6 +73,7 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
             "on_policy": data["on_policy"],
             "model": start,
             "max_prompt_length": data["max_prompt_length"],
+            "template_date": data["template_date"],
             **world,
         }
     if stage == "prepare":

@@ -15,7 +15,7 @@ from epsdpo.hub import commit_of
 from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MODEL_FOLDER = "model"  # of a training's output
 
@@ -31,6 +31,19 @@ def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str |
 
         return str(reference_model_dir(data.world)), None
     return model.name_or_path, model.revision
+
+
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model that `config` describes, without its weights: on torch's meta device, of the class that TRL takes."""
+    import torch
+    import transformers
+
+    # A model that the trainer will refuse must get as far as that refusal.
+    architecture = getattr(
+        transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM.from_config
+    )
+    with torch.device("meta"):
+        return architecture(config)
 
 
 def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:

@@ -21,6 +21,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from epsdpo.adapters import require_mergeable
 from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
 from epsdpo.data import PreparedData, load_prepared
 from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experiment
@@ -57,8 +58,8 @@ def finetune(
         callbacks: how progress is shown; default: a plain line for each `logging_steps`.
 
     Raises:
-        ConfigError: if the experiment has no `model.sft`, its batch does not divide, or the folder holds the SFT of
-            other settings.
+        ConfigError: if the experiment has no `model.sft`, its batch does not divide, the folder holds the SFT of
+            other settings, or the layers of `model.lora` cannot be trained and merged.
     """
     section = experiment.model.sft
     if section is None:
@@ -73,6 +74,7 @@ def finetune(
         logger.info("fine-tuned already; delete %s to do it again", output_dir)
         return model_dir
 
+    require_mergeable(experiment)  # adapters are trained after this; better refused before it
     tokenizer = load_tokenizer(experiment.model, experiment.data)
     trainer = SFTTrainer(
         model=reference_source(experiment.model, experiment.data)[0],

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
 
-from epsdpo.adapters import lora_config, merge_adapter
+from epsdpo.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
@@ -52,7 +52,8 @@ def train(
         sft_dir: what `epsdpo.sft` wrote, for an experiment with `model.sft`.
 
     Raises:
-        ConfigError: if the folder holds a run of another config, or `sft_dir` is not what the experiment needs.
+        ConfigError: if the folder holds a run of another config, `sft_dir` is not what the experiment needs, or the
+            layers of `model.lora` cannot be trained and merged.
         OutOfMemory: if an allocation fails, with settings that need less.
     """
     output_dir = Path(output_dir)
@@ -65,6 +66,7 @@ def train(
         return model_dir
 
     experiment = after_sft(experiment, sft_dir)
+    require_mergeable(experiment)
     arguments = trainer_arguments(experiment, data, output_dir)
     outlook = memory_outlook(experiment, arguments, data)
     if processes.is_main_process:

@@ -18,12 +18,14 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, get_last_checkpoint
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
 from epsdpo.beta_state import get_entry, put_entry, require_readable, require_same_run
+from epsdpo.chat_template import writes_date
 from epsdpo.config import EpsilonDPOConfig
+from epsdpo.data.beside import require_written_by_trl
 from epsdpo.evaluations import SeparateEvaluations
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
@@ -158,6 +160,13 @@ class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
         if "pair_index" not in first_row:
             dataset = number_rows(dataset)
         if not all(column in first_row for column in TOKENISED_COLUMNS):
+            require_written_by_trl(dataset, first_row)
+            if is_conversational(first_row) and writes_date(processing_class):
+                logger.warning(
+                    "the chat template writes today's date: the same run on another day, or its continuation, reads "
+                    "other texts. Give rows chat_template_kwargs with the date (Llama 3: {'date_string': "
+                    "'26 Jul 2024'}), or prepare the data with epsdpo.data.prepare"
+                )
             rows = len(dataset) if isinstance(dataset, Dataset) else None
             dataset = super()._prepare_dataset(dataset, processing_class, args, dataset_name)
             if rows is not None and len(dataset) < rows:

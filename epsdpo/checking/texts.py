@@ -6,10 +6,12 @@ Rows are the first ones of local data; of a hub data set, which is not fetched, 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from epsdpo.chat_template import writes_date
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.checking.sources import on_hub
 from epsdpo.data.rows import (
@@ -19,13 +21,17 @@ from epsdpo.data.rows import (
     Tokens,
     check_tokenizer,
     check_tokens,
+    cut_prompt,
     detect_format,
     read_pair,
     render,
     tokenise,
 )
 from epsdpo.data.sources import DataError, Rows, find_source, read_split
-from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection, Experiment
+from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, DataSection, Experiment
+from epsdpo.generation.prompts import read_prompts
+from epsdpo.generation.rendering import TrainingPrompts, render_prompts
+from epsdpo.generation.server import require_ids_for_dates
 from epsdpo.models import read_chat_template
 
 _LOOKED_AT = 20  # rows of local data
@@ -56,10 +62,74 @@ def check_texts(experiment: Experiment) -> Iterator[Finding]:
         except ConfigError:
             yield Finding(NOTE, f"chat template: not tried, since {template} is neither a file nor in the hub's cache")
             return
-    yield check_rendering(rows, tokenizer)
+    yield check_rendering(rows, tokenizer, experiment.data.template_date)
+    if not_used := [name for name, count in rows.not_used.items() if count]:
+        yield Finding(NOTE, f"data: columns that are not used: {', '.join(not_used)}")
+    yield from _dates(experiment, tokenizer)
+    yield from _evaluation_prompts(experiment, rows, tokenizer)
 
 
-def check_rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Finding:
+def _evaluation_prompts(experiment: Experiment, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Whether evaluation asks as the first rows of local data are trained, which it would refuse after training."""
+    section, data = experiment.evaluate and experiment.evaluate.prompts, experiment.data
+    data_format = detect_format(rows)
+    if section is None or section.source == WORLD or data.source == ON_POLICY or on_hub(data.source) or not data_format:
+        return
+    texts, token_ids = [], []
+    for row in rows.values:
+        try:
+            rendered = render(read_pair(row, data_format), tokenizer, data.template_date)
+        except Refused:
+            continue
+        [tokens] = tokenise([rendered], tokenizer, templated=data_format != STANDARD)
+        texts.append(rendered.parts()[0])
+        token_ids.append(tokens.prompt)
+    if not texts:
+        return
+    training = TrainingPrompts(
+        texts,
+        [cut_prompt(ids, data.max_prompt_length) for ids in token_ids],
+        templated=data_format != STANDARD,
+        bos=int(token_ids[0][:1] == [tokenizer.bos_token_id]),
+        max_prompt_length=data.max_prompt_length,
+        day=data.template_date,
+        where=f"the first rows of {rows.where}",
+    )
+    conversations, variables = [[{"role": "user", "content": _QUESTION}]], None
+    try:
+        if Path(section.source).expanduser().exists():
+            prompts = read_prompts(section.model_copy(update={"max_prompts": _LOOKED_AT}))
+            conversations, variables = list(prompts.table["messages"]), prompts.variables
+        render_prompts(conversations, tokenizer, training, variables)
+    except DataError as error:
+        yield Finding(WARNING, f"evaluate.prompts, by the first rows of the data: {' '.join(str(error).split())}")
+
+
+def _dates(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """What chat templates that write today's date are told, in which days must not differ."""
+    evaluate, on_policy = experiment.evaluate, experiment.data.on_policy
+    if writes_date(tokenizer):
+        yield Finding(
+            NOTE,
+            f"chat template: it writes today's date, and is told {experiment.data.template_date} on any day "
+            "(data.template_date). The trained model's copy of it still asks the clock of whoever uses it",
+        )
+        if evaluate is not None and evaluate.server is not None:
+            try:
+                require_ids_for_dates(evaluate.server, tokenizer)
+            except ConfigError as error:
+                yield Finding(ERROR, str(error))
+    judge = None if evaluate is None or evaluate.judge is None else evaluate.judge
+    ranker = None if on_policy is None else on_policy.ranker
+    for place, section in (("evaluate.judge", judge), ("data.on_policy.ranker", ranker)):
+        if section is None or section.model in (None, WORLD) or getattr(section, "kind", "") == "chat":
+            continue
+        theirs = local_tokenizer(section.model, section.revision)
+        if theirs is not None and writes_date(theirs):
+            yield Finding(NOTE, f"{place}: its chat template writes today's date, and is told {TEMPLATE_DATE} always")
+
+
+def check_rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase, day: str = TEMPLATE_DATE) -> Finding:
     """The first usable row through tokenizer and chat template: refused, or shown as the model reads it."""
     data_format = detect_format(rows)
     if data_format is None:
@@ -69,17 +139,19 @@ def check_rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Finding:
     except ConfigError as error:
         return Finding(ERROR, str(error))
     refused: dict[str, int] = {}
+    said: dict[str, str] = {}
     for row in rows.values:
         try:
             [tokens] = tokenise(
-                [render(read_pair(row, data_format), tokenizer)], tokenizer, templated=data_format != STANDARD
+                [render(read_pair(row, data_format), tokenizer, day)], tokenizer, templated=data_format != STANDARD
             )
             check_tokens(tokens, tokenizer.bos_token_id)
         except Refused as refusal:
             refused[refusal.reason] = refused.get(refusal.reason, 0) + 1
+            said.setdefault(refusal.reason, refusal.message and f" ({refusal.message})")
             continue
         return _rendered(tokens, tokenizer)
-    reasons = "; ".join(f"{count} because {REFUSALS[reason]}" for reason, count in refused.items())
+    reasons = "; ".join(f"{count} because {REFUSALS[reason]}{said[reason]}" for reason, count in refused.items())
     return Finding(ERROR, f"{rows.where}: of the first {len(rows.values)} rows none can be used: {reasons}")
 
 

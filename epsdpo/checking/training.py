@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from transformers import AutoConfig, PretrainedConfig
 
-from epsdpo.adapters import lora_config
+from epsdpo.adapters import check_adapters, lora_config
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
-from epsdpo.experiment import WORLD, Experiment
+from epsdpo.experiment import WORLD, ConfigError, Experiment
 from epsdpo.experiment.ranges import arguments_for_no_machine
 from epsdpo.memory import ModelShape, Setting, Sharding, estimate_memory
 from epsdpo.method_config import MethodConfig, accumulation_steps
@@ -34,8 +34,15 @@ def check_training(experiment: Experiment, processes: int) -> Iterator[Finding]:
     batch = _batch(arguments, processes)
     yield batch
     yield from _precision(experiment, processes)
+    config = _model_config(experiment)
+    if config is not None and experiment.model.lora is not None:
+        try:
+            check_adapters(config, experiment.model.lora)
+        except ConfigError as error:
+            yield Finding(ERROR, str(error))
+            return
     if batch.level == OK:
-        yield from _memory(experiment, arguments, processes)
+        yield _memory(experiment, config, arguments, processes)
 
 
 def _batch(arguments: MethodConfig, processes: int) -> Finding:
@@ -60,15 +67,24 @@ def _precision(experiment: Experiment, processes: int) -> Iterator[Finding]:
         )
 
 
-def _memory(experiment: Experiment, arguments: MethodConfig, processes: int) -> Iterator[Finding]:
+def _model_config(experiment: Experiment) -> PretrainedConfig | None:
+    if experiment.model.name_or_path == WORLD:
+        # Private there because the world's sources decide what its cache is good for, names included.
+        from epsdpo.world_language import build_tokenizer
+        from epsdpo.world_model import SftSettings, _architecture
+
+        return _architecture(SftSettings(), build_tokenizer())
+    return local_config(experiment.model.name_or_path, experiment.model.revision)
+
+
+def _memory(
+    experiment: Experiment, config: PretrainedConfig | None, arguments: MethodConfig, processes: int
+) -> Finding:
     name = experiment.model.name_or_path
     if name == WORLD:
-        yield Finding(OK, "memory: the embedded model has a million weights and fits everywhere")
-        return
-    config = local_config(name, experiment.model.revision)
+        return Finding(OK, "memory: the embedded model has a million weights and fits everywhere")
     if config is None:
-        yield Finding(NOTE, f"memory: not estimated: config.json of {name} is neither a file nor in the hub's cache")
-        return
+        return Finding(NOTE, f"memory: not estimated: config.json of {name} is neither a file nor in the hub's cache")
     shape = ModelShape.of(config, lora_config(experiment.model.lora))
     kinds = _KINDS if processes > 1 else {"none": "one process"}
     if experiment.method == "tr_dpo":
@@ -84,7 +100,7 @@ def _memory(experiment: Experiment, arguments: MethodConfig, processes: int) -> 
             sharding=Sharding(kind, processes),
         )
         peaks.append(f"{estimate_memory(setting).peak / _GIB:.1f} GiB {words}")
-    yield Finding(
+    return Finding(
         OK,
         f"memory: with pairs of {arguments.max_length} tokens each process takes about {', '.join(peaks)}, by estimate",
     )

@@ -16,13 +16,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.data.rows import cut_prompt, render_prompt
+from epsdpo.chat_template import render_chat
+from epsdpo.data.rows import cut_prompt
 from epsdpo.data.sources import DataError, find_source, read_split
 from epsdpo.data.split import PARTS, SplitWriter, check_split, quantiles
 from epsdpo.experiment import DataSection
 from epsdpo.files import written_whole
 
-__all__ = ["DataError", "PreparedData", "counts_table", "load_prepared", "prepare", "refusals_table", "token_lengths"]
+__all__ = [
+    "DataError",
+    "PreparedData",
+    "columns_table",
+    "counts_table",
+    "load_prepared",
+    "prepare",
+    "refusals_table",
+    "token_lengths",
+]
 
 REPORT = "report.json"
 
@@ -72,12 +82,16 @@ def prepare(
     report: dict[str, Any] = {
         "source": {"kind": source.kind, "name": source.name, "revision": source.revision, "subset": section.subset},
         "tokenizer": {"name": tokenizer.name_or_path, "vocabulary": len(tokenizer)},
+        "template_date": section.template_date,
         "max_prompt_length": section.max_prompt_length,
         "max_length": max_length,
         "splits": {},
     }
     for part, rows in splits.items():
-        writer = SplitWriter(names[part], formats[part], tokenizer, section.max_prompt_length, max_length)
+        writer = SplitWriter(
+            *(names[part], formats[part], tokenizer),
+            *(section.max_prompt_length, max_length, section.template_date),
+        )
         report["splits"][part] = writer.write(rows, directory / f"{part}.parquet")
     if section.speaks_world:
         report["prompts"] = _write_world_prompts(section, tokenizer, directory / "prompts.parquet")
@@ -123,7 +137,7 @@ def _write_world_prompts(section: DataSection, tokenizer: PreTrainedTokenizerBas
     from epsdpo.world import evaluation_prompts
 
     frame = evaluation_prompts(section.world)
-    texts = [render_prompt(messages, tokenizer) for messages in frame["prompt"]]
+    texts = [render_chat(messages, tokenizer, section.template_date, answer_next=True) for messages in frame["prompt"]]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     columns = {
         "prompt_id": pa.array(frame["prompt_id"].astype(str), pa.string()),
@@ -164,6 +178,18 @@ def refusals_table(report: dict[str, Any]) -> pd.DataFrame:
         for reason, entry in split["refused"].items()
     ]
     return pd.DataFrame(rows, columns=["split", "reason", "rows", "meaning", "first rows"])
+
+
+def columns_table(report: dict[str, Any]) -> pd.DataFrame:
+    """What rows bring beside prompt and responses, one row per split and column, setting or field of messages: in how
+    many rows it has a value, and what is made of it."""
+    rows = [
+        (part, name, count, use)
+        for part, split in report["splits"].items()
+        for use, key in (("written by the chat template", "written_beside"), ("not used", "not_used"))
+        for name, count in split[key].items()
+    ]
+    return pd.DataFrame(rows, columns=["split", "column", "rows with a value", "use"])
 
 
 def token_lengths(prepared: PreparedData) -> pd.DataFrame:

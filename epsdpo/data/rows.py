@@ -6,13 +6,25 @@ It works on rows in memory and knows nothing of files. Reading is left to `epsdp
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.data.sources import DataError, Rows
+from epsdpo.chat_template import TEMPLATE_REFUSES, draws_at_random, render_chat
+from epsdpo.data import beside
+from epsdpo.data.beside import (
+    SETTINGS,
+    SHOWN,
+    Messages,
+    Refused,
+    left_out,
+    template_variables,
+    with_system,
+    without_empty,
+)
+from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
 
 STANDARD = "standard"
 CONVERSATIONAL = "conversational"
@@ -30,43 +42,41 @@ REFUSALS = {
     "empty_chosen": "the chosen response has no text",
     "empty_rejected": "the rejected response has no text",
     "identical_pair": "chosen and rejected are the same text or the same tokens",
+    **beside.REFUSALS,
     "template_refuses": "the chat template raises an error on these turns",
     "two_bos": "the tokens start with two BOS: the text or the chat template writes one where there is one already",
     "prompt_fills_max_length": "the prompt alone fills max_length, so that nothing of a completion would be left",
 }
-
-Messages = list[dict[str, Any]]
 
 _COMPLETIONS = ("chosen", "rejected")
 _HEADER = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
-class Refused(Exception):
-    """A row that cannot be used, with the reason (a key of `REFUSALS`) and, where there is one, a message on it."""
-
-    def __init__(self, reason: str, message: str = ""):
-        super().__init__(reason)
-        self.reason = reason
-        self.message = message
-
-
 @dataclass(frozen=True)
 class Pair:
-    """A prompt and its two completions: texts, or lists of messages with `role` and `content`."""
+    """A prompt and its two completions: texts, or lists of messages with `role` and `content`.
+
+    `variables` are the chat template's: tools, documents, settings of the row's own.
+    """
 
     prompt: str | Messages
     chosen: str | Messages
     rejected: str | Messages
+    variables: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """The texts that are tokenised: the prompt alone, and with either completion behind it."""
+    """The texts that are tokenised: the prompt alone, and with either completion behind it.
+
+    `unused` names settings and fields of messages that are of no use to the chat template.
+    """
 
     prompt: str
     with_chosen: str
     with_rejected: str
+    unused: tuple[str, ...] = ()
 
     def parts(self) -> tuple[str, str, str]:
         """Prompt, chosen and rejected as a reader would divide them: completions start where the three texts part."""
@@ -90,7 +100,8 @@ def detect_format(rows: Rows) -> str | None:
     Rows of another format than the first are refused later, one by one, as `wrong_type`.
     """
     has_prompt = "prompt" in rows.columns
-    first = next((row for row in rows.values if None not in row.values()), None)
+    columns = [column for column in PAIR_COLUMNS if column in rows.columns]
+    first = next((row for row in rows.values if all(row[column] is not None for column in columns)), None)
     if first is not None and isinstance(first["chosen"], list):
         return CONVERSATIONAL if has_prompt and isinstance(first["prompt"], list) else WHOLE_CONVERSATIONS
     if has_prompt:
@@ -111,6 +122,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str) -> Non
             raise DataError(
                 f"{name} has no chat template, but the data are conversations ({data_format}). Use an instruction-"
                 "tuned model, or put its chat_template.jinja into a local copy of the model's folder"
+            )
+        if draws_at_random(tokenizer):
+            raise DataError(
+                f"the chat template of {name} draws at random (`random` or `lipsum`), so that the same conversation "
+                "reads otherwise each time. Take that out in a copy of it, and name the copy in model.chat_template"
             )
     elif tokenizer.eos_token is None:
         raise DataError(f"{name} has no EOS token to end a completion with. Set eos_token in its tokenizer_config.json")
@@ -142,6 +158,7 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     else:
         turns = transcript_turns if data_format == TRANSCRIPTS else checked_messages
         pair = _split_conversations(turns(row["chosen"]), turns(row["rejected"]))
+    pair = _with_what_it_brings(pair, row)
     for part in ("prompt", *_COMPLETIONS):
         if _is_blank(getattr(pair, part)):
             raise Refused(f"empty_{part}")
@@ -152,6 +169,16 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     if pair.chosen == pair.rejected:
         raise Refused("identical_pair")
     return pair
+
+
+def _with_what_it_brings(pair: Pair, row: dict[str, Any]) -> Pair:
+    """The pair with the variables and the system turn that further columns of its row state."""
+    variables = template_variables(row)
+    if not isinstance(pair.prompt, str):
+        return replace(pair, prompt=with_system(pair.prompt, row), variables=variables)
+    if with_system([], row) or any(name in variables for name in SHOWN):
+        raise Refused("needs_template")
+    return replace(pair, variables=variables)
 
 
 def repeats_prompt(row: dict[str, Any], pair: Pair) -> bool:
@@ -178,15 +205,18 @@ def checked_text(value: Any) -> str:
 def checked_messages(value: Any) -> Messages:
     """Messages with role and content, without the nulls that Arrow adds for the keys of other messages.
 
+    A message may call tools in place of a content.
+
     Raises:
         Refused: as `wrong_type`.
     """
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise Refused("wrong_type")
-    for message in value:
+    messages = [without_empty(message) for message in value]
+    for message in messages:
         checked_text(message.get("role"))
-        checked_text(message.get("content"))
-    return [{key: part for key, part in message.items() if part is not None} for message in value]
+        checked_text(message.get("content", "" if "tool_calls" in message else None))
+    return messages
 
 
 def transcript_turns(value: Any) -> Messages:
@@ -214,40 +244,48 @@ def _split_conversations(chosen: Messages, rejected: Messages) -> Pair:
 
 
 def _is_blank(part: str | Messages) -> bool:
-    return not part.strip() if isinstance(part, str) else not any(message["content"].strip() for message in part)
+    if isinstance(part, str):
+        return not part.strip()
+    return not any(message.get("content", "").strip() or "tool_calls" in message for message in part)
 
 
 # ------------------------------------------------------------------------------------------------ pairs into tokens
 
 
-def render(pair: Pair, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+def render(pair: Pair, tokenizer: PreTrainedTokenizerBase, day: str) -> Rendered:
     """The texts to tokenise: through the chat template, or plain with EOS behind completions that lack it.
 
     After a template nothing is appended: it ends the turn itself, and the second EOS that trl 0.13 put there is a token
     no model sees when it answers.
 
+    Args:
+        day: what the template is told when it asks for today's date.
+
     Raises:
-        Refused: if the chat template raises an error.
+        Refused: if the chat template raises an error, or leaves out what the model should read.
     """
     if isinstance(pair.prompt, str):
         chosen, rejected = (
             text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
             for text in (pair.chosen, pair.rejected)
         )
-        return Rendered(pair.prompt, pair.prompt + chosen, pair.prompt + rejected)
+        unused = tuple(f"{SETTINGS}.{name}" for name in pair.variables)
+        return Rendered(pair.prompt, pair.prompt + chosen, pair.prompt + rejected, unused)
+
+    def write(messages: Messages, variables: Mapping[str, Any]) -> str:
+        return render_chat(messages, tokenizer, day, **variables)
+
     try:
-        return Rendered(
-            render_prompt(pair.prompt, tokenizer),
-            tokenizer.apply_chat_template(pair.prompt + pair.chosen, tokenize=False),
-            tokenizer.apply_chat_template(pair.prompt + pair.rejected, tokenize=False),
-        )
-    except TemplateError as error:
+        prompt = render_chat(pair.prompt, tokenizer, day, answer_next=True, **pair.variables)
+        texts = [write(pair.prompt + completion, pair.variables) for completion in (pair.chosen, pair.rejected)]
+    except TEMPLATE_REFUSES as error:
         raise Refused("template_refuses", str(error)) from error
-
-
-def render_prompt(messages: Messages, tokenizer: PreTrainedTokenizerBase) -> str:
-    """A conversation up to and including the header of the assistant's next turn."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    unused = [
+        name
+        for completion, text in zip((pair.chosen, pair.rejected), texts, strict=True)
+        for name in left_out(pair.prompt, completion, pair.variables, text, tokenizer, write)
+    ]
+    return Rendered(prompt, *texts, tuple(dict.fromkeys(unused)))
 
 
 def tokenise(batch: list[Rendered], tokenizer: PreTrainedTokenizerBase, *, templated: bool) -> list[Tokens]:

@@ -7,18 +7,21 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from epsdpo.data.beside import MEDIA, QUESTION, REST_OF_QUESTION, WRITTEN, has_value
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection
 from epsdpo.hub import commit_of
 
-COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
 GOLD_COLUMNS = ("chosen_gold", "rejected_gold")
 WORLD_SPLITS = ("train", "eval")
 
@@ -43,13 +46,24 @@ class Source:
 class Rows:
     """One split as read: plain Python values, each row with all of `columns`, which are our names.
 
-    `source_columns` are all columns of the source by its own names; `where` names source and split in messages.
+    `source_columns` are all columns of the source by its own names; `not_used` are those among them that are not read,
+    with the number of rows that have a value there; `where` names source and split in messages.
     """
 
     where: str
     source_columns: list[str]
     columns: tuple[str, ...]
     values: list[dict[str, Any]]
+    not_used: dict[str, int] = field(default_factory=dict)
+
+
+class Table(NamedTuple):
+    """A part of a source: the names of all columns, rows of the wanted ones, and for each row of the others whether it
+    has a value there."""
+
+    names: list[str]
+    rows: list[dict[str, Any]]
+    filled: dict[str, list[bool]]
 
 
 def find_source(section: DataSection) -> Source:
@@ -101,24 +115,33 @@ def read_split(source: Source, section: DataSection, split: str, limit: int | No
     Raises:
         DataError: for a missing split or column (naming those that exist), or a file that cannot be read.
     """
-    wanted = {ours: section.columns.get(ours, ours) for ours in (*COLUMNS, *GOLD_COLUMNS)}
+    # A column that the config gives another meaning has none of its own.
+    own = [name for name in WRITTEN if name in section.columns or name not in section.columns.values()]
+    wanted = {ours: section.columns.get(ours, ours) for ours in (*PAIR_COLUMNS, *GOLD_COLUMNS, *own)}
+    noticed = [*MEDIA, *(REST_OF_QUESTION if wanted["prompt"] == QUESTION else ())]
     theirs = list(wanted.values())
-    present, rows = [], []
-    for names, more in _tables(source, section, split, theirs):
+    present, rows, not_used = [], [], Counter()
+    for names, more, filled in _tables(source, section, split, theirs):
         present += [name for name in names if name not in present]
+        more = more[: None if limit is None else limit - len(rows)]
+        for name, values in filled.items():
+            if name not in noticed:
+                not_used[name] += sum(values[: len(more)])
+        for name in filter(filled.__contains__, noticed):
+            more = [{**row, name: value or None} for row, value in zip(more, filled[name], strict=False)]
         rows += more
     where = f"data.source {source.name!r}, split {split!r}"
     for ours in ("chosen", "rejected", *section.columns):
         if wanted[ours] not in present:
             raise DataError(missing_column(where, ours, wanted[ours], present))
+    wanted |= {name: name for name in noticed}
     columns = tuple(ours for ours in wanted if wanted[ours] in present)
-    return Rows(where, present, columns, [{ours: row.get(wanted[ours]) for ours in columns} for row in rows[:limit]])
+    values = [{ours: row.get(wanted[ours]) for ours in columns} for row in rows]
+    return Rows(where, present, columns, values, dict(not_used))
 
 
-def _tables(
-    source: Source, section: DataSection, split: str, wanted: list[str]
-) -> Iterator[tuple[list[str], list[dict[str, Any]]]]:
-    """The tables that a split consists of: names of all columns, and rows with the wanted ones."""
+def _tables(source: Source, section: DataSection, split: str, wanted: list[str]) -> Iterator[Table]:
+    """The tables that a split consists of."""
     if source.kind == "world":
         yield _read_world(section, split)
         return
@@ -144,13 +167,14 @@ def _looks_like_path(source: str) -> bool:
 # ------------------------------------------------------------------------------------------------------------- world
 
 
-def _read_world(section: DataSection, split: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_world(section: DataSection, split: str) -> Table:
     if split not in WORLD_SPLITS:
         raise DataError(f"data.source 'world' has no split {split!r}; it has {', '.join(WORLD_SPLITS)}")
     from epsdpo.world import preference_pairs
 
     pairs = preference_pairs(section.world, split)
-    return list(pairs.columns), pairs.to_dict("records")
+    filled = {name: [True] * len(pairs) for name in pairs.columns if name not in (*PAIR_COLUMNS, *GOLD_COLUMNS)}
+    return Table(list(pairs.columns), pairs.to_dict("records"), filled)
 
 
 # ------------------------------------------------------------------------------------------------------- local files
@@ -184,8 +208,8 @@ def _files_of(source: Source, subset: str | None, split: str) -> list[Path]:
     return files
 
 
-def read_file(path: Path, wanted: list[str]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The names of all columns of a file, and its rows reduced to the wanted columns; what a row lacks is None.
+def read_file(path: Path, wanted: list[str]) -> Table:
+    """A file, its rows reduced to the wanted columns; what a row lacks is None.
 
     Raises:
         DataError: if the file is of no kind that can be read, or is damaged.
@@ -195,12 +219,40 @@ def read_file(path: Path, wanted: list[str]) -> tuple[list[str], list[dict[str, 
     if path.name.endswith(_JSON_SUFFIXES):
         rows = _read_json(path)
         names = list(dict.fromkeys(name for row in rows for name in row))
-        return names, [{name: row.get(name) for name in wanted} for row in rows]
+        filled = {name: [has_value(row.get(name)) for row in rows] for name in names if name not in wanted}
+        return Table(names, [{name: row.get(name) for name in wanted} for row in rows], filled)
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_arrow(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
-    return table.column_names, table.select([name for name in wanted if name in table.column_names]).to_pylist()
+    rows = table.select([name for name in wanted if name in table.column_names]).to_pylist()
+    return _of_arrow(table, rows, wanted)
+
+
+def _of_arrow(table: pa.Table, rows: list[dict[str, Any]], wanted: list[str]) -> Table:
+    """A table whose wanted columns are `rows` already. Arrow gives every object the keys of all, null where they were
+    not: these are taken out again, since a template would write them."""
+    filled = {name: _filled(table.column(name)) for name in table.column_names if name not in wanted}
+    rows = [{name: _without_nulls(value) for name, value in row.items()} for row in rows]
+    return Table(table.column_names, rows, filled)
+
+
+def _filled(column: pa.ChunkedArray) -> list[bool]:
+    """For each row whether it has a value, as `has_value` says, without making it one of Python."""
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        filled = pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        filled = pc.greater(pc.list_value_length(column), 0)
+    else:
+        filled = pc.is_valid(column)
+    return pc.fill_null(filled, False).to_pylist()
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
 def _read_json(path: Path) -> list[dict[str, Any]]:
@@ -256,9 +308,7 @@ def _resolve_revision(section: DataSection) -> str:
         raise DataError(_unreachable(section.source, error)) from error
 
 
-def _read_hub(
-    source: Source, subset: str | None, split: str, wanted: list[str]
-) -> tuple[list[str], list[dict[str, Any]]]:
+def _read_hub(source: Source, subset: str | None, split: str, wanted: list[str]) -> Table:
     import datasets
 
     try:
@@ -267,7 +317,8 @@ def _read_hub(
         raise DataError(f"data.source {source.name!r}, split {split!r}: {error}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise DataError(_unreachable(source.name, error)) from error
-    return table.column_names, table.select_columns([name for name in wanted if name in table.column_names]).to_list()
+    rows = table.select_columns([name for name in wanted if name in table.column_names]).to_list()
+    return _of_arrow(table.data.table, rows, wanted)
 
 
 def _unreachable(name: str, error: Exception) -> str:

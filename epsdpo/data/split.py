@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.data.beside import brings
 from epsdpo.data.rows import (
     REFUSALS,
     STANDARD,
@@ -72,7 +73,8 @@ def check_split(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> str:
 class SplitWriter:
     """Prepares the rows of one split: `write` is to be called once.
 
-    `max_prompt_length` and `max_length` are in tokens; None cuts nothing.
+    `max_prompt_length` and `max_length` are in tokens; None cuts nothing. `day` is what the chat template is told when
+    it asks for today's date.
     """
 
     name: str
@@ -80,9 +82,12 @@ class SplitWriter:
     tokenizer: PreTrainedTokenizerBase
     max_prompt_length: int | None
     max_length: int | None
+    day: str
     refused: dict[str, list[int]] = field(default_factory=dict, init=False)
     messages: dict[str, str] = field(default_factory=dict, init=False)
     counts: Counter = field(default_factory=Counter, init=False)
+    written: Counter = field(default_factory=Counter, init=False)  # rows kept, by what they bring for the template
+    unused: Counter = field(default_factory=Counter, init=False)  # rows kept, by what the template has no use for
     lost_prompt: dict[str, Any] | None = field(default=None, init=False)
     first_row_with_bos: dict[bool, int] = field(default_factory=dict, init=False)
     lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS}, init=False)
@@ -108,7 +113,7 @@ class SplitWriter:
             self._check_result(total)
         kept = len(self.lengths["prompt"])
         logger.info("%s: kept %d of %d rows (%s)", self.name, kept, total, self.data_format)
-        return self._report(total, kept)
+        return self._report(total, kept, rows.not_used)
 
     def _prepare(self, start: int, rows: list[dict[str, Any]], gold: list[str]) -> list[dict[str, Any]]:
         """The usable ones of a batch of rows, of which the first has the number `start`."""
@@ -126,8 +131,10 @@ class SplitWriter:
             except Refused as refusal:
                 self._count_refusal(number, refusal)
                 continue
-            self._count_kept(number, tokens, prompt_ids)
             row = rows[number - start]
+            self._count_kept(number, tokens, prompt_ids)
+            self.written.update(brings(row))
+            self.unused.update(texts.unused)
             prepared.append(
                 {
                     "pair_id": str(row.get("pair_id", f"{self.name}-{number}")),
@@ -142,7 +149,7 @@ class SplitWriter:
 
     def _render(self, row: dict[str, Any]) -> Rendered:
         pair = read_pair(row, self.data_format)
-        rendered = render(pair, self.tokenizer)
+        rendered = render(pair, self.tokenizer, self.day)
         if self.data_format == WHOLE_CONVERSATIONS and "prompt" in row:
             self.counts["prompt_text_differs"] += not repeats_prompt(row, pair)
         return rendered
@@ -200,7 +207,7 @@ class SplitWriter:
                 table[reason]["message"] = self.messages[reason]
         return table
 
-    def _report(self, total: int, kept: int) -> dict[str, Any]:
+    def _report(self, total: int, kept: int, not_used: dict[str, int]) -> dict[str, Any]:
         return {
             "name": self.name,
             "format": self.data_format,
@@ -211,6 +218,8 @@ class SplitWriter:
             "bos_per_sequence": int(True in self.first_row_with_bos),
             "prompt_not_a_prefix": {"rows": self.counts["prompt_not_a_prefix"], "example": self.lost_prompt},
             "prompt_text_differs": self.counts["prompt_text_differs"],
+            "written_beside": dict(self.written),
+            "not_used": {**not_used, **self.unused},
             "tokens": {part: quantiles(self.lengths[part]) for part in PARTS},
         }
 

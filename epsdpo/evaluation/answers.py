@@ -74,7 +74,8 @@ def answer_prompts(
     """
     settings = experiment.evaluate
     tokenizer = load_tokenizer(experiment.model, experiment.data)
-    rendered = render_prompts(list(prompts.table["messages"]), tokenizer, read_training_prompts(data_dir))
+    training = read_training_prompts(data_dir)
+    rendered = render_prompts(list(prompts.table["messages"]), tokenizer, training, prompts.variables)
     reference_path, revision = reference_source(experiment.model, experiment.data)
     policy = _Side(POLICY, str(policy_dir), None, experiment.seed)
     reference = _Side(REFERENCE, reference_path, revision, experiment.seed + 1)

@@ -34,6 +34,8 @@ def what_was_asked(summary: dict[str, Any]) -> str:
         f"{summary['n_total']} prompts of {prompts['source']}, each starting with {prompts['bos_per_prompt']} BOS."
     ]
     sentences += [f"{entry['rows']} rows were left out: {entry['meaning']}." for entry in prompts["left_out"].values()]
+    if not_used := [name for name, count in prompts.get("not_used", {}).items() if count]:
+        sentences.append(f"Columns that were not used: {', '.join(not_used)}.")
     if prompts["duplicates"]:
         sentences.append(f"{prompts['duplicates']} prompts repeat an earlier one.")
     if summary["judge"] is not None:

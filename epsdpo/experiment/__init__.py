@@ -21,11 +21,13 @@ from epsdpo.experiment.schema import (
     ServerSection,
     WorldSection,
 )
+from epsdpo.experiment.section import TEMPLATE_DATE
 from epsdpo.experiment.sft import SftSection
 
 __all__ = [
     "EXPERIMENT_FILE",
     "ON_POLICY",
+    "TEMPLATE_DATE",
     "WORLD",
     "CalibrateSection",
     "ConfigError",

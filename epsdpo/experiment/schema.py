@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_by
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
-from epsdpo.experiment.section import WORLD, PositiveInt, Section
+from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section
 from epsdpo.experiment.sft import SftSection
 from epsdpo.judging.settings import JudgeSection
 
@@ -83,11 +83,16 @@ class DataSection(Section):
     eval_split: str | None = Field(
         None, description="Name of the held-out split; null for none. [K; R: the data set's test split]"
     )
-    columns: dict[Literal["prompt", "chosen", "rejected", "pair_id"], str] = Field(
+    columns: dict[Literal["prompt", "chosen", "rejected", "pair_id", "system", "tools"], str] = Field(
         default_factory=dict, description="Our column names with the source's, where they differ. [K]"
     )
     max_prompt_length: PositiveInt | None = Field(
         None, description="Tokens of the prompt to keep, cut from the left; null keeps all. [K; R: 1800]"
+    )
+    template_date: Day = Field(
+        TEMPLATE_DATE,
+        description="The day that a chat template is told which writes today's date, as those of Llama 3.1 and later "
+        "do, so that training and evaluation read the same texts on any day. [K; Llama's own without a clock]",
     )
     max_train_pairs: PositiveInt | None = Field(None, description="Take only the first so many training pairs. [K]")
     max_eval_pairs: PositiveInt | None = Field(None, description="Take only the first so many held-out pairs. [K]")
@@ -124,7 +129,9 @@ class LoraSection(Section):
         0.0, description="Share of the adapters' inputs that is left out in training. [K]"
     )
     target_modules: str | list[str] = Field(
-        "all-linear", description="Names of the layers that get one; 'all-linear' is all but the output head. [K]"
+        "all-linear",
+        description="Names of the layers that get one; 'all-linear' is all but the output head. That head, and an "
+        "embedding that shares its weight, are refused. [K]",
     )
 
 

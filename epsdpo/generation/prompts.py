@@ -7,14 +7,17 @@ makes of a conversation `epsdpo.generation.rendering`'s.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from epsdpo.data.rows import Messages, Refused, checked_messages, checked_text, transcript_turns
+from epsdpo.data import beside
+from epsdpo.data.beside import SHOWN, WRITTEN, Messages, Refused, template_variables, with_system
+from epsdpo.data.rows import checked_messages, checked_text, transcript_turns
 from epsdpo.data.sources import DataError, read_file
 from epsdpo.experiment import WORLD, PromptsSection
 from epsdpo.hub import commit_of
@@ -30,10 +33,11 @@ LEFT_OUT = {
     "no_user_turn": "the conversation does not end with the user",
     "empty_prompt": "the user's last turn has no text",
     "several_turns": "the prompt has more than one turn, and prompts.single_turn is set",
+    **beside.REFUSALS,
 }
 
-_COLUMNS = ("instruction", "messages", "prompt", "chosen", "output", "prompt_id", "dataset", "task")
-_BESIDE_THE_PROMPT = ("output", "prompt_id", "dataset", "task")
+_PROMPT_COLUMNS = ("messages", beside.QUESTION, "prompt", "chosen")
+_BESIDE_THE_PROMPT = ("output", "prompt_id", "dataset", "task", *WRITTEN)
 _EXAMPLES = 3
 
 
@@ -42,14 +46,20 @@ class Prompts:
     """What is asked, in the order of the source.
 
     Attributes:
-        table: prompt_id (unique), instruction (the text of a single turn, or all turns, labelled), messages, task, and
-            given_response (the source's own answer, None if it has none).
-        report: source, revision, rows_read, rows_kept, left_out (reason -> rows, examples, meaning) and duplicates
-            (how many prompts repeat an earlier one; they are kept).
+        table: prompt_id (unique), instruction (the text of a single turn, or all turns, labelled), messages, task,
+            given_response (the source's own answer, None if it has none), and where any prompt has some
+            template_variables (tools, documents and settings for the chat template).
+        report: source, revision, rows_read, rows_kept, left_out (reason -> rows, examples, meaning), not_used (column
+            -> rows that have a value in it) and duplicates (how many prompts repeat an earlier one; they are kept).
     """
 
     table: pd.DataFrame
     report: dict[str, Any]
+
+    @property
+    def variables(self) -> list[dict[str, Any]] | None:
+        """What each prompt hands to the chat template; None where none brings anything."""
+        return list(self.table["template_variables"]) if "template_variables" in self.table else None
 
 
 def read_prompts(section: PromptsSection, data_dir: Path | None = None) -> Prompts:
@@ -63,16 +73,19 @@ def read_prompts(section: PromptsSection, data_dir: Path | None = None) -> Promp
         DataError: for a source that is not there or cannot be read, two prompts with one id, or none that can be used.
         FileNotFoundError: if the world's prompts have not been prepared.
     """
-    revision = None
     if section.source == WORLD:
-        rows = _world_rows(data_dir)
-    else:
-        paths, revision = _find_files(section)
-        rows = _read_rows(paths, section)
-    return prompts_of(rows, section, revision)
+        return prompts_of(_world_rows(data_dir), section)
+    paths, revision = _find_files(section)
+    rows, not_used = _read_rows(paths, section)
+    return prompts_of(rows, section, revision, not_used)
 
 
-def prompts_of(rows: Sequence[dict[str, Any]], section: PromptsSection, revision: str | None = None) -> Prompts:
+def prompts_of(
+    rows: Sequence[dict[str, Any]],
+    section: PromptsSection,
+    revision: str | None = None,
+    not_used: Mapping[str, int] | None = None,
+) -> Prompts:
     """The prompts in rows that were read already, checked and counted as `section` says; as `read_prompts`."""
     kept: list[dict[str, Any]] = []
     left_out: dict[str, list[int]] = {}
@@ -83,7 +96,8 @@ def prompts_of(rows: Sequence[dict[str, Any]], section: PromptsSection, revision
             kept.append(_prompt(row, number, section.single_turn))
         except Refused as refusal:
             left_out.setdefault(refusal.reason, []).append(number)
-    return Prompts(_table(kept, section.source, left_out), _report(section, revision, len(rows), kept, left_out))
+    report = _report(section, revision, len(rows), kept, left_out, dict(not_used or {}))
+    return Prompts(_table(kept, section.source, left_out), report)
 
 
 def _prompt(row: dict[str, Any], number: int, single_turn: bool) -> dict[str, Any]:
@@ -91,17 +105,20 @@ def _prompt(row: dict[str, Any], number: int, single_turn: bool) -> dict[str, An
     messages, given_response = _conversation(row)
     if not messages or messages[-1]["role"] != "user":
         raise Refused("no_user_turn")
-    if not messages[-1]["content"].strip():
+    if not messages[-1].get("content", "").strip():
         raise Refused("empty_prompt")
+    variables = template_variables(row)
+    messages = with_system(messages, row)
     if single_turn and len(messages) > 1:
         raise Refused("several_turns")
     prompt_id, task = row.get("prompt_id"), row.get("task") or row.get("dataset")
     return {
         "prompt_id": f"prompt-{number}" if prompt_id is None else str(prompt_id),
-        "instruction": _as_text(messages),
+        "instruction": _as_text(messages, variables),
         "messages": messages,
         "task": "" if task is None else str(task),
         "given_response": given_response,
+        "template_variables": variables,
     }
 
 
@@ -122,14 +139,22 @@ def _conversation(row: dict[str, Any]) -> tuple[Messages, str | None]:
     turns = checked_messages(chosen) if isinstance(chosen, list) else transcript_turns(chosen)
     if not turns or turns[-1]["role"] != "assistant":
         raise Refused("no_assistant_turn")
-    return turns[:-1], turns[-1]["content"]
+    return turns[:-1], turns[-1].get("content")
 
 
-def _as_text(messages: Messages) -> str:
-    """What was asked, for judges and people."""
-    if len(messages) == 1:
+def _as_text(messages: Messages, variables: Mapping[str, Any]) -> str:
+    """What was asked, for judges and people: tools and documents too, and calls of tools."""
+    shown = [f"{name.capitalize()}: {_json(variables[name])}" for name in SHOWN if name in variables]
+    if len(messages) == 1 and not shown:
         return messages[0]["content"]
-    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+    for message in messages:
+        said = [message.get("content", ""), *(_json(message[name]) for name in ("tool_calls",) if name in message)]
+        shown.append(f"{message['role'].capitalize()}: {' '.join(filter(None, said))}")
+    return "\n\n".join(shown)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _table(kept: list[dict[str, Any]], source: str, left_out: dict[str, list[int]]) -> pd.DataFrame:
@@ -137,6 +162,8 @@ def _table(kept: list[dict[str, Any]], source: str, left_out: dict[str, list[int
         reasons = "; ".join(f"{reason} ({len(rows)} rows): {LEFT_OUT[reason]}" for reason, rows in left_out.items())
         raise DataError(f"prompts.source {source!r} has no prompt that can be used. {reasons or 'It is empty'}")
     table = pd.DataFrame(kept)
+    if not table["template_variables"].any():
+        table = table.drop(columns="template_variables")
     repeated = table["prompt_id"][table["prompt_id"].duplicated()]
     if len(repeated):
         raise DataError(
@@ -152,8 +179,10 @@ def _report(
     rows_read: int,
     kept: list[dict[str, Any]],
     left_out: dict[str, list[int]],
+    not_used: dict[str, int],
 ) -> dict[str, Any]:
-    duplicates = len(kept) - len({json.dumps(prompt["messages"], sort_keys=True) for prompt in kept})
+    asked = ([prompt["messages"], prompt["template_variables"]] for prompt in kept)
+    duplicates = len(kept) - len({json.dumps(each, sort_keys=True) for each in asked})
     report = {
         "source": section.source,
         "revision": revision,
@@ -164,6 +193,7 @@ def _report(
             reason: {"rows": len(rows), "examples": rows[:_EXAMPLES], "meaning": LEFT_OUT[reason]}
             for reason, rows in left_out.items()
         },
+        "not_used": not_used,
         "duplicates": duplicates,
     }
     logger.info("%s: %d prompts from %d rows", section.source, len(kept), rows_read)
@@ -182,21 +212,28 @@ def _report(
 # ----------------------------------------------------------------------------------------------------------- sources
 
 
-def _read_rows(paths: list[Path], section: PromptsSection) -> list[dict[str, Any]]:
-    """The rows of all files; of a source with a named column that one stands for the prompt, and no other is read."""
-    if section.column is None:
-        return [row for path in paths for row in read_file(path, list(_COLUMNS))[1]]
-    rows = []
+def _read_rows(paths: list[Path], section: PromptsSection) -> tuple[list[dict[str, Any]], Counter[str]]:
+    """The rows of all files, and in how many of them columns that are not read have a value.
+
+    Of a source with a named column that one stands for the prompt, and none of the others that may hold one is read.
+    """
+    column = section.column
+    rows: list[dict[str, Any]] = []
+    not_used: Counter[str] = Counter()
     for path in paths:
-        present, read = read_file(path, [section.column, *_BESIDE_THE_PROMPT])
-        if section.column not in present:
+        table = read_file(path, [*(_PROMPT_COLUMNS if column is None else [column]), *_BESIDE_THE_PROMPT])
+        if column is not None and column not in table.names:
             raise DataError(
-                f"prompts.column is {section.column!r}, and {path} has the columns {', '.join(present)}. Name one"
+                f"prompts.column is {column!r}, and {path} has the columns {', '.join(table.names)}. Name one"
             )
-        rows += [
-            {**{name: row.get(name) for name in _BESIDE_THE_PROMPT}, "prompt": row[section.column]} for row in read
-        ]
-    return rows
+        not_used.update({name: sum(filled) for name, filled in table.filled.items()})
+        for number, row in enumerate(table.rows):
+            if column not in (None, "prompt"):
+                row = {**{name: row.get(name) for name in _BESIDE_THE_PROMPT}, "prompt": row[column]}
+            asks = column == beside.QUESTION or (row.get("messages") is None and row.get(beside.QUESTION) is not None)
+            noticed = (*beside.MEDIA, *(beside.REST_OF_QUESTION if asks else ()))
+            rows.append(row | {name: True for name in noticed if name in table.filled and table.filled[name][number]})
+    return rows, not_used
 
 
 def _world_rows(data_dir: Path) -> list[dict[str, Any]]:

@@ -1,21 +1,28 @@
 """What a model reads for a prompt, and whether it is what the model was trained to read.
 
-This module knows chat templates, BOS, and the training prompts in a prepared folder. Which prompts there are is left to
-`epsdpo.generation.prompts`.
+This module knows BOS, the training prompts in a prepared folder, and what stands around a user's words. Which prompts
+there are is left to `epsdpo.generation.prompts`, writing them to `epsdpo.chat_template`.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.chat_template import TEMPLATE_REFUSES, render_chat
 from epsdpo.data import REPORT
-from epsdpo.data.rows import STANDARD, Messages, cut_prompt, render_prompt
+from epsdpo.data.beside import SETTINGS, SHOWN, Messages, Refused, left_out
+from epsdpo.data.rows import STANDARD, cut_prompt
 from epsdpo.data.sources import DataError
+from epsdpo.experiment import TEMPLATE_DATE
+
+logger = logging.getLogger(__name__)
 
 # Stands for the words of a turn, to see what the template puts around them.
 _WORDS = "x7words7x"
@@ -32,23 +39,27 @@ class RenderedPrompt:
         text: the conversation through the chat template, up to the header of the assistant's turn.
         token_ids: of `text`.
         bos: how many BOS the ids start with.
+        variables: what else the template was told: tools, documents and settings of the prompt's own.
     """
 
     messages: Messages
     text: str
     token_ids: list[int]
     bos: int
+    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TrainingPrompts:
-    """The first prompts of a prepared folder: texts, ids after the cut to `max_prompt_length`, and their BOS."""
+    """The first prompts of a prepared folder: texts, ids after the cut to `max_prompt_length`, their BOS, and the day
+    that the chat template was told."""
 
     texts: list[str]
     token_ids: list[list[int]]
     templated: bool
     bos: int
     max_prompt_length: int | None
+    day: str
     where: str
 
 
@@ -72,12 +83,16 @@ def read_training_prompts(data_dir: Path) -> TrainingPrompts:
         split["format"] != STANDARD,
         split["bos_per_sequence"],
         report["max_prompt_length"],
+        report.get("template_date", TEMPLATE_DATE),  # folders from before the day was kept do not say
         str(data_dir / "train.parquet"),
     )
 
 
 def render_prompts(
-    conversations: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, training: TrainingPrompts
+    conversations: Sequence[Messages],
+    tokenizer: PreTrainedTokenizerBase,
+    training: TrainingPrompts,
+    variables: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[RenderedPrompt]:
     """Conversations as the model reads them: through the chat template, or as plain text if training's pairs were.
 
@@ -85,11 +100,14 @@ def render_prompts(
     same tokens for the same text. A model that is asked in another form than it was trained in answers worse, and
     nothing in its answers says why.
 
+    Args:
+        variables: of each conversation what else the template is told; None where no prompt brings anything.
+
     Raises:
-        DataError: if the template refuses a conversation, plain text is asked for several turns, or a prompt is not
-            rendered as training's were; the message shows both.
+        DataError: if the template refuses a conversation or leaves a part of it out, plain text is asked for several
+            turns or tools, or a prompt is not rendered as training's were; the message shows both.
     """
-    prompts = render_untrained(conversations, tokenizer, templated=training.templated)
+    prompts = render_untrained(conversations, tokenizer, training.day, variables, templated=training.templated)
     for prompt in prompts:
         if prompt.bos != training.bos:
             raise _mismatch(f"starts with {prompt.bos} BOS, and training's with {training.bos}", prompt, training)
@@ -98,33 +116,67 @@ def render_prompts(
 
 
 def render_untrained(
-    conversations: Sequence[Messages], tokenizer: PreTrainedTokenizerBase, *, templated: bool = True
+    conversations: Sequence[Messages],
+    tokenizer: PreTrainedTokenizerBase,
+    day: str,
+    variables: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    templated: bool = True,
 ) -> list[RenderedPrompt]:
     """Conversations as `render_prompts` writes them, where there is no training yet that they could be held to.
 
+    Args:
+        day: what the chat template is told when it asks for today's date (`data.template_date`).
+        variables: as in `render_prompts`.
+
     Raises:
-        DataError: if the template refuses a conversation, or plain text is asked for several turns.
+        DataError: if the template refuses a conversation or leaves a part of it out, or plain text is asked for several
+            turns or tools.
     """
-    texts = [_render(messages, tokenizer, templated) for messages in conversations]
+    told = [{}] * len(conversations) if variables is None else variables
+    unused: Counter[str] = Counter()
+    texts = []
+    for messages, its in zip(conversations, told, strict=True):
+        text, useless = _render(messages, tokenizer, day, its, templated)
+        texts.append(text)
+        unused.update(useless)
+    for name, count in unused.items():
+        logger.warning("%d prompts bring %s, for which the chat template has no use", count, name)
+    token_ids = _tokenise(texts, tokenizer, templated)
     return [
-        RenderedPrompt(messages, text, tokens, _leading(tokens, tokenizer.bos_token_id))
-        for messages, text, tokens in zip(conversations, texts, _tokenise(texts, tokenizer, templated), strict=True)
+        RenderedPrompt(messages, text, tokens, _leading(tokens, tokenizer.bos_token_id), its)
+        for messages, text, tokens, its in zip(conversations, texts, token_ids, told, strict=True)
     ]
 
 
-def _render(messages: Messages, tokenizer: PreTrainedTokenizerBase, templated: bool) -> str:
+def _render(
+    messages: Messages, tokenizer: PreTrainedTokenizerBase, day: str, variables: Mapping[str, Any], templated: bool
+) -> tuple[str, list[str]]:
+    """The text, and names of what the template had no use for."""
     if not templated:
+        if shown := [name for name in SHOWN if name in variables]:
+            raise DataError(f"a prompt brings {' and '.join(shown)}, but the model was trained on plain text")
         if len(messages) > 1:
             raise DataError(
                 f"a prompt has {len(messages)} turns, but the model was trained on plain text, which has none. Set "
                 "evaluate.prompts.single_turn, or train on conversations"
             )
-        return messages[0]["content"]
+        return messages[0]["content"], [f"{SETTINGS}.{name}" for name in variables]
+
+    def write(turns: Messages, told: Mapping[str, Any]) -> str:
+        return render_chat(turns, tokenizer, day, answer_next=True, **told)
+
     try:
-        return render_prompt(messages, tokenizer)
-    except TemplateError as error:
+        text = write(messages, variables)
+        return text, left_out(messages, [], variables, text, tokenizer, write)
+    except TEMPLATE_REFUSES as error:
         turns = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template of {tokenizer.name_or_path} refuses the turns {turns}: {error}") from error
+    except Refused as refusal:
+        raise DataError(
+            f"the chat template of {tokenizer.name_or_path} leaves out of a prompt: {refusal.message}. Take the prompt "
+            f"out, or a template that writes it: {_shown(text)}"
+        ) from refusal
 
 
 def _tokenise(texts: list[str], tokenizer: PreTrainedTokenizerBase, templated: bool) -> list[list[int]]:
@@ -147,7 +199,7 @@ def _check_frames(prompts: list[RenderedPrompt], tokenizer: PreTrainedTokenizerB
         raise _mismatch("is tokenised by rules that give training's own prompts other tokens", prompts[0], training)
     known: set[tuple[str, str]] = set()
     for prompt in prompts:
-        opening, closing = _frame(prompt.messages, tokenizer, training.templated)
+        opening, closing = _frame(prompt, tokenizer, training)
         if (opening, closing) in known:
             continue
         if not any(text.startswith(opening) and text.endswith(closing) for text in training.texts):
@@ -155,13 +207,16 @@ def _check_frames(prompts: list[RenderedPrompt], tokenizer: PreTrainedTokenizerB
         known.add((opening, closing))
 
 
-def _frame(messages: Messages, tokenizer: PreTrainedTokenizerBase, templated: bool) -> tuple[str, str]:
+def _frame(prompt: RenderedPrompt, tokenizer: PreTrainedTokenizerBase, training: TrainingPrompts) -> tuple[str, str]:
     """The text before the first and after the last words of user or assistant."""
-    if not templated:
+    if not training.templated:
         return "", ""
+    messages = prompt.messages
     words = [message if message["role"] == "system" else {**message, "content": _WORDS} for message in messages]
-    text = render_prompt(words, tokenizer)
-    return text[: text.find(_WORDS)], text[text.rfind(_WORDS) + len(_WORDS) :]
+    text = render_chat(words, tokenizer, training.day, answer_next=True, **prompt.variables)
+    # Tools and documents stand before the words, and are each prompt's own.
+    opening = "" if any(name in prompt.variables for name in SHOWN) else text[: text.find(_WORDS)]
+    return opening, text[text.rfind(_WORDS) + len(_WORDS) :]
 
 
 def _mismatch(what: str, prompt: RenderedPrompt, training: TrainingPrompts) -> DataError:
@@ -170,8 +225,8 @@ def _mismatch(what: str, prompt: RenderedPrompt, training: TrainingPrompts) -> D
         f"evaluation: {_shown(prompt.text)}, tokens {prompt.token_ids[:8]} … {prompt.token_ids[-8:]}\n"
         f"training:   {_shown(training.texts[0])}, tokens {training.token_ids[0][:8]} … {training.token_ids[0][-8:]} "
         f"(first of {training.where})\n"
-        "Evaluate with the tokenizer and chat template that prepared the data. A system turn that training had goes "
-        "into the prompts' messages; a template that writes today's date needs the date fixed in a local copy"
+        "Evaluate with the tokenizer and chat template that prepared the data. A system turn, tools or "
+        "chat_template_kwargs that training had go into the prompts' rows"
     )
 
 

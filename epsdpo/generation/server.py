@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.chat_template import writes_date
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
 from epsdpo.generation.rendering import RenderedPrompt
 from epsdpo.generation.response import GenerationError, Response, own_seed
@@ -42,7 +43,7 @@ class ServerEngine:
     may differ from the tokens that were sampled where a text has several.
 
     Raises:
-        ConfigError: if the key's environment variable is not set.
+        ConfigError: if the key's environment variable is not set, or the server would write its own day into prompts.
     """
 
     def __init__(
@@ -58,15 +59,23 @@ class ServerEngine:
         self._server, self._model, self._tokenizer = server, model, tokenizer
         self._settings, self._seed = settings, seed
         self._key = _key(server.api_key_env)
+        require_ids_for_dates(server, tokenizer)
         self._stopped = threading.Event()
 
     def answers(self, prompts: Sequence[RenderedPrompt], missing: Sequence[bool]) -> Iterator[dict[int, Response]]:
         """Each as it comes.
 
         Raises:
+            ConfigError: at once if a prompt brings tools, documents or settings that the server would have to render.
             GenerationError: at once for a failure that will not pass (a wrong key, an unknown model); after all other
                 prompts were answered, for prompts that failed in every attempt.
         """
+        if self._server.endpoint == "chat" and any(prompt.variables for prompt in prompts):
+            brought = sorted({name for prompt in prompts for name in prompt.variables})
+            raise ConfigError(
+                f"evaluate.server.endpoint is 'chat', but prompts bring {', '.join(brought)} for the chat template, "
+                "and servers differ in what they make of that. Use endpoint: completions, which sends token ids"
+            )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         failures: dict[int, str] = {}
         self._stopped.clear()
@@ -172,6 +181,19 @@ class ServerEngine:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "…") if self._key else text
+
+
+def require_ids_for_dates(server: ServerSection, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse to leave to a server's clock what a chat template writes of the date.
+
+    Raises:
+        ConfigError: naming the endpoint that reads token ids.
+    """
+    if server.endpoint == "chat" and writes_date(tokenizer):
+        raise ConfigError(
+            "evaluate.server.endpoint is 'chat', but the chat template writes today's date: the server would write its "
+            "own, and not the day that the model was trained with. Use endpoint: completions, which sends token ids"
+        )
 
 
 def _key(variable: str | None) -> str | None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from epsdpo.judging.answers import second_wins_by_logprobs
 from epsdpo.judging.comparison import Answer, Deliver, Failure, Presentation
 from epsdpo.judging.prompt import load_template
-from epsdpo.judging.rendering import batches, padded, render
+from epsdpo.judging.rendering import batches, padded, render, told
 from epsdpo.judging.settings import JudgeSection
 from epsdpo.judging.weights import context_of
 
@@ -34,6 +34,7 @@ class CausalLMJudge:
             "judge": "causal_lm",
             "weights": self._weights,
             "dtype": self._settings.dtype,
+            **told(self._tokenizer),
             "top_logprobs": self._settings.top_logprobs,
             "messages": self._template.fill(presentation),
         }

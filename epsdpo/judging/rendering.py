@@ -4,14 +4,20 @@ This module knows chat templates and padding. What a conversation says is left t
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.chat_template import render_chat, writes_date
+from epsdpo.experiment import TEMPLATE_DATE
+
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool) -> list[int]:
     """Token ids by the model's chat template; one without a system role gets that text in the user's message.
+
+    A template that asks for today's date is told the same day always.
 
     Args:
         answer_next: whether the model's answer is to follow.
@@ -20,14 +26,19 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], a
         ValueError: if the tokenizer has no chat template.
     """
     try:
-        encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=answer_next, return_dict=True)
+        text = render_chat(messages, tokenizer, TEMPLATE_DATE, answer_next=answer_next)
     except TemplateError:
         if messages[0]["role"] != "system":
             raise
         system, user, *rest = messages
         user = {**user, "content": f"{system['content']}\n\n{user['content']}"}
-        encoded = tokenizer.apply_chat_template([user, *rest], add_generation_prompt=answer_next, return_dict=True)
-    return list(encoded["input_ids"])
+        text = render_chat([user, *rest], tokenizer, TEMPLATE_DATE, answer_next=answer_next)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def told(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What decides the ids beside the conversation and the tokenizer; empty for templates that ask for nothing."""
+    return {"template_date": TEMPLATE_DATE} if writes_date(tokenizer) else {}
 
 
 def batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:

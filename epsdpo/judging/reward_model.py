@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from epsdpo.judging.answers import second_wins_by_rewards
 from epsdpo.judging.comparison import Answer, Deliver, Failure, JudgeError, Presentation
-from epsdpo.judging.rendering import batches, padded, render
+from epsdpo.judging.rendering import batches, padded, render, told
 from epsdpo.judging.settings import JudgeSection
 from epsdpo.judging.weights import context_of
 
@@ -44,6 +44,7 @@ class RewardModelJudge:
             "judge": "reward_model",
             "weights": self._weights,
             "dtype": self._settings.dtype,
+            **told(self._tokenizer),
             "instruction": presentation.comparison.instruction,
             "outputs": [presentation.first, presentation.second],
         }

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from epsdpo.chat_template import draws_at_random
 from epsdpo.experiment import RankerSection
 from epsdpo.hub import commit_of
 from epsdpo.judging.comparison import JudgeError
@@ -29,7 +30,8 @@ def load_judge_model(
         section: where a config states them, for messages.
 
     Raises:
-        JudgeError: if it cannot be loaded, or the checkpoint lacks weights of this class, which would be random.
+        JudgeError: if it cannot be loaded, its chat template draws at random, or the checkpoint lacks weights of this
+            class, which would be random.
     """
     name = weights_name(settings.model, settings.revision, section)
     revision = None if Path(settings.model).is_dir() else name.rpartition("@")[2]
@@ -52,6 +54,11 @@ def load_judge_model(
             f"{section}.model: {settings.model!r} has no {', '.join(missing[:3])}, so as {model_class.__name__} "
             f"it would judge by random numbers. Name a model of this kind"
             f"{', or change evaluate.judge.kind' if section == 'evaluate.judge' else ''}"
+        )
+    if draws_at_random(tokenizer):
+        raise JudgeError(
+            f"{section}.model: the chat template of {settings.model!r} draws at random, so that it would judge the "
+            "same texts otherwise each time. Name a local copy without that"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval(), tokenizer, name
 

@@ -1,8 +1,11 @@
 """Which of a prompt's scored responses make a pair, and what a table of pairs is. Pure functions."""
 
+import json
 from collections.abc import Sequence
 
 import pandas as pd
+
+from epsdpo.data.beside import SETTINGS
 
 # Why a prompt may come to no pair. The first reason that applies is the one counted.
 REFUSED = {
@@ -33,16 +36,18 @@ def make_pairs(prompts: pd.DataFrame, responses: pd.DataFrame) -> tuple[pd.DataF
     """One pair for each prompt that has one, and the ids of the others by reason.
 
     Args:
-        prompts: prompt_id and messages.
+        prompts: prompt_id and messages, and where there are any the template_variables with which they were asked.
         responses: prompt_id, response and score (NaN for none), several rows for each prompt.
 
     Returns:
-        pair_id (the prompt's id), prompt, chosen and rejected (lists of messages), chosen_score and rejected_score; and
-        reason -> prompt ids, for `REFUSED`.
+        pair_id (the prompt's id), prompt, chosen and rejected (lists of messages), chosen_score and rejected_score, and
+        chat_template_kwargs (JSON) where prompts have any; and reason -> prompt ids, for `REFUSED`.
     """
     pairs, refused = [], {}
     by_prompt = dict(list(responses.groupby("prompt_id", sort=False)))
-    for prompt_id, messages in zip(prompts["prompt_id"], prompts["messages"], strict=True):
+    brings = "template_variables" in prompts
+    told = prompts["template_variables"] if brings else [{}] * len(prompts)
+    for prompt_id, messages, variables in zip(prompts["prompt_id"], prompts["messages"], told, strict=True):
         own = by_prompt[prompt_id]
         texts = own["response"].tolist()
         scores = [None if pd.isna(score) else score for score in own["score"]]
@@ -59,7 +64,9 @@ def make_pairs(prompts: pd.DataFrame, responses: pd.DataFrame) -> tuple[pd.DataF
                 "rejected": [{"role": "assistant", "content": texts[worst]}],
                 "chosen_score": scores[best],
                 "rejected_score": scores[worst],
+                SETTINGS: json.dumps(variables),
             }
         )
     columns = ["pair_id", "prompt", "chosen", "rejected", "chosen_score", "rejected_score"]
+    columns += [SETTINGS] if brings else []
     return pd.DataFrame(pairs, columns=columns), refused

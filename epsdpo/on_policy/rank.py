@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from epsdpo.data.rows import Messages
 from epsdpo.experiment import WORLD, ConfigError, RankerSection
 from epsdpo.judging.gold import gold_score
-from epsdpo.judging.rendering import batches, padded, render
+from epsdpo.judging.rendering import batches, padded, render, told
 from epsdpo.judging.weights import context_of, load_judge_model
 
 _SECTION = "data.on_policy.ranker"
@@ -74,7 +74,12 @@ class RewardModelRanker:
                 f"{_SECTION}.model: {section.model!r} has {self._model.config.num_labels} labels; a reward model "
                 "has one"
             )
-        self.made_by = {"ranker": "reward_model", "weights": weights, "dtype": section.dtype}
+        self.made_by = {
+            "ranker": "reward_model",
+            "weights": weights,
+            "dtype": section.dtype,
+            **told(self._tokenizer),
+        }
         self._batch_size = section.batch_size
         # The classifier finds the last token of each row of a batch by what is not padding.
         pad = self._tokenizer.pad_token_id
@@ -105,7 +110,7 @@ class RewardModelRanker:
     def _encode(self, item: Answered) -> list[int]:
         """The exchange by the model's chat template; one without a template reads prompt and response as a pair."""
         if self._tokenizer.chat_template is None:
-            prompt = "\n\n".join(message["content"] for message in item.messages)
+            prompt = "\n\n".join(message.get("content", "") for message in item.messages)
             return self._tokenizer(prompt, item.response)["input_ids"]
         messages = [*item.messages, {"role": "assistant", "content": item.response}]
         return render(self._tokenizer, messages, answer_next=False)

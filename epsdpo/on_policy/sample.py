@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
+from epsdpo.data.beside import SHOWN
 from epsdpo.data.rows import CONVERSATIONAL, check_tokenizer
 from epsdpo.data.sources import DataError
 from epsdpo.experiment import WORLD, ConfigError, Experiment
@@ -120,23 +121,36 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
 def _prompts(
     experiment: Experiment, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[pd.DataFrame, list[RenderedPrompt], dict[str, Any]]:
-    """What is asked: each prompt once, and none longer than `data.max_prompt_length`; and what was counted."""
+    """What is asked: each prompt once, none longer than `data.max_prompt_length`, and none with tools or documents,
+    which the ranker would not be shown; and what was counted."""
     section = experiment.data.on_policy.prompts
     prompts = prompts_of(_world_rows(experiment), section) if section.source == WORLD else read_prompts(section)
-    rendered = render_untrained(list(prompts.table["messages"]), tokenizer)
+    day = experiment.data.template_date
+    rendered = render_untrained(list(prompts.table["messages"]), tokenizer, day, prompts.variables)
     limit = experiment.data.max_prompt_length
     seen: set[tuple[int, ...]] = set()
-    kept, too_long = [], []
+    kept, too_long, unranked = [], [], 0
     for place, prompt in enumerate(rendered):
         ids = tuple(prompt.token_ids)
-        if limit is not None and len(ids) > limit:
+        if any(name in prompt.variables for name in SHOWN):
+            unranked += 1
+        elif limit is not None and len(ids) > limit:
             too_long.append(place)
         elif ids not in seen:
             seen.add(ids)
             kept.append(place)
-    report = {**prompts.report, "asked": len(kept), "longer_than_max_prompt_length": len(too_long)}
+    report = {
+        **prompts.report,
+        "asked": len(kept),
+        "longer_than_max_prompt_length": len(too_long),
+        "with_tools_or_documents": unranked,
+    }
     if not kept:
-        raise DataError(f"data.max_prompt_length is {limit}, and all {len(rendered)} prompts are longer. Raise it")
+        raise DataError(
+            f"data.on_policy.prompts: of {len(rendered)} prompts {len(too_long)} are longer than "
+            f"data.max_prompt_length ({limit}), and {unranked} bring tools or documents, which the ranker would not be "
+            "shown. None is left"
+        )
     return prompts.table.iloc[kept].reset_index(drop=True), [rendered[place] for place in kept], report
 
 
