@@ -16,7 +16,7 @@ from scipy import stats
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.criterion_precision import measure_pairs
 from epsdpo.data import load_prepared
-from epsdpo.epsilon_bound import load_frozen, precision_of
+from epsdpo.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
 from epsdpo.experiment import Experiment
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
@@ -27,7 +27,6 @@ from epsdpo.trajectory import DECISIONS
 
 METHODS = ("dpo", "epsilon_dpo")
 MEASURES = ("mean_step", "beta_final", "win_rate")
-PAIRS = 256  # of each run
 
 # Keys of `train` that say when a run is looked at or kept, and change nothing in it.
 _ONLY_LOOKING = ("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps")
@@ -88,10 +87,8 @@ def _measure_run(run: Run, epsilons: Sequence[float], trained: bool = True) -> p
     source, revision = reference_source(experiment.model, experiment.data)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
     policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device) if trained else reference
-    pairs = data.train if data.eval is None else data.eval
-    rows = np.unique(np.linspace(0, len(pairs) - 1, PAIRS).round().astype(int))
     with precision_of(arguments):
-        return measure_pairs(policy, reference, pairs.select(rows), arguments.max_length, epsilons)
+        return measure_pairs(policy, reference, measured_pairs(data, PAIRS), arguments.max_length, epsilons)
 
 
 def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:

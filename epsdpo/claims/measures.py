@@ -117,7 +117,9 @@ def _measures(folder: Path) -> dict[str, float]:
     if within.exists():
         checkpoints = pd.read_csv(within)
         measures["first_win_rate"] = float(checkpoints["win_rate"].iloc[0])
-        measures["middle_forward_kl"] = float(checkpoints["forward_kl_per_response"].iloc[len(checkpoints) // 2])
+        from_the_middle = (checkpoints["step"] - trajectory["steps"] / 2).abs()
+        nearest = checkpoints[from_the_middle == from_the_middle.min()].iloc[-1]  # of two as near the later one
+        measures["middle_forward_kl"] = float(nearest["forward_kl_per_response"])
     return measures
 
 
