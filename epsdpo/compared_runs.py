@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
+from epsdpo.experiment.keys import setting_of
 from epsdpo.paths import resolve_path
 from epsdpo.plots.runs import OTHER, family_of
 from epsdpo.record import STEPS_FILE, read_steps
@@ -130,7 +131,7 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     experiment, steps = _experiment_behind(run.path), read_steps(run.path)
     family, configured = OTHER, None
     if experiment is not None:
-        family, configured = family_of(experiment), experiment.training_arguments().get("beta")
+        family, configured = family_of(experiment), setting_of(experiment, "beta")
     steps = as_windows(steps, configured)
     known = steps["beta_initial"].iloc[0]
     if beta is not None and beta != known:

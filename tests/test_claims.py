@@ -252,6 +252,8 @@ def test_measures_of_runs_that_are_trained_and_evaluated(tmp_path):
     one, two = measure_runs(runs, tell=lambda _: None).to_dict("records")
     assert (one["recipe"], one["world"], one["title"]) == ("a", 1, "Run a")
     assert (one["epsilon"], one["epsilon_step"], two["beta"]) == (0.02, 0.01, 0.1)
+    # What a config leaves out is what the trainer takes.
+    assert (two["epsilon"], two["epsilon_step"], two["criterion_dtype"]) == (0.01, 0.01, "float32")
     assert (two["relaxed"], two["tied"], two["tightened"], two["mean_step"]) == (50.0, 0.0, 50.0, 0.0)
     assert (two["length_effect"], two["gold_gain"]) == (-2.0, pytest.approx(0.1))
     assert (two["first_win_rate"], two["middle_forward_kl"]) == (51.0, 0.4)

@@ -10,6 +10,8 @@ from trl import DPOConfig, DPOTrainer
 
 from epsdpo.compared_runs import find_runs, sources
 from epsdpo.experiment import ConfigError
+from epsdpo.methods.batch_beta import BetaDPOTrainer
+from epsdpo.methods.configs import BetaDPOConfig
 from epsdpo.plots.trajectory import beta_trajectory, logged_curves, relative_trajectory
 from epsdpo.record import STEP_COLUMNS, read_steps
 from epsdpo.stages import run_stage
@@ -128,6 +130,18 @@ def test_one_run_as_folder_and_as_log_is_one_curve(make_trainer, official_pairs,
     by_steps, by_log = summarise_steps(folder.steps), summarise_steps(log.steps)
     for name in ("last_step", "beta_initial", "relaxed", "tied", "tightened", "mean_step"):
         assert by_log[name] == pytest.approx(by_steps[name], rel=1e-9), name
+
+
+def test_beta_dpo_logs_what_it_records(make_trainer, tmp_path):
+    """β of each batch, and accuracies of the pairs that are in the loss, whatever is left out."""
+    trainer = make_trainer(trainer=BetaDPOTrainer, config=BetaDPOConfig, max_steps=6, keep_ratio=0.5, logging_steps=2)
+    trainer.train()
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    record, log = read_steps(tmp_path / "run"), read_log(tmp_path / "trainer_state.json").steps
+    means = record.groupby((record["step"] - 1) // 2).mean()
+    for column in ("beta_before", "reward_accuracy", "mean_step"):
+        np.testing.assert_allclose(log[column], means[column], rtol=1e-9, err_msg=column)
+    assert log["beta_initial"].tolist() == [0.1] * 3
 
 
 def test_a_checkpoint_says_the_beta_that_its_run_began_with(make_trainer, tmp_path):

@@ -19,6 +19,7 @@ from epsdpo.claims.measures import WITHIN_TRAINING, second_half
 from epsdpo.claims.settings import recipe_and_world
 from epsdpo.evaluation.compare import interval_over_seeds
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.keys import setting_of
 from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs, read_steps
 from epsdpo.trajectory import DECISIONS, decision_fractions
@@ -148,7 +149,7 @@ def margins(runs: Runs, groups: Groups, level: float) -> pd.DataFrame:
     rows = []
     for place, folder, experiment in _runs_of(runs, groups):
         pairs = second_half(read_pairs(folder / "train"))
-        beta = experiment.training_arguments().get("beta")
+        beta = setting_of(experiment, "beta")
         for decision, number in DECISIONS.items():
             margin = pairs.loc[pairs["decision"] == number, "reward_margin"].mean()
             rows.append(place | {"beta": beta, "decision": decision, "value": margin})
