@@ -89,12 +89,15 @@ def seeds_joined(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
         One row per recipe with two seeds at least: runs (titles), seeds, win_rate, low, high (other seeds and other
         prompts), deviation (between seeds, in points), prompts.
     """
-    recipes: dict[str, list[EvaluatedRun]] = {}
+    recipes: dict[str, dict[int, EvaluatedRun]] = {}
     for run in with_win_rate(runs):
         recipe = run.experiment.model_dump(exclude={"name", "title", "seed"})
-        recipes.setdefault(json.dumps([recipe, run.evaluation["judge"]], sort_keys=True, default=str), []).append(run)
+        recipe = json.dumps([recipe, run.evaluation["judge"]], sort_keys=True, default=str)
+        # One seed twice is one run twice, and would count as a spread of 0 between seeds.
+        recipes.setdefault(recipe, {}).setdefault(run.experiment.seed, run)
     rows = []
-    for members in recipes.values():
+    for by_seed in recipes.values():
+        members = list(by_seed.values())
         if len(members) < 2:
             continue
         annotations = [read_annotations(run.directory / "evaluate" / ANNOTATIONS) for run in members]

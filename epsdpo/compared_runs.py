@@ -4,18 +4,20 @@ It finds what lies behind a list of paths. Reading belongs to `epsdpo.record` an
 `epsdpo.plots`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
+from epsdpo.experiment.keys import setting_of
 from epsdpo.paths import resolve_path
 from epsdpo.plots.runs import OTHER, family_of
 from epsdpo.record import STEPS_FILE, read_steps
 from epsdpo.run_folder import experiment_of
-from epsdpo.trl_logs import TRAINER_STATE, find_log, read_log
+from epsdpo.trajectory import as_windows
+from epsdpo.trl_logs import TRAINER_STATE, MissingBeta, find_log, read_log
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class ComparedRun:
     Attributes:
         title: unique in the comparison.
         family: of `plots.runs.FAMILIES`; of a log alone nobody knows the method.
-        steps: the columns of `record.read_steps`, a row per logged step.
+        steps: the columns of `record.read_steps` and `trajectory.WINDOW_COLUMNS`, a row per logged step.
         source: where the steps were read, from the path that was given.
         left_out: in words, which rows of a log are not among them.
     """
@@ -37,64 +39,116 @@ class ComparedRun:
     left_out: str
 
 
-def find_runs(paths: Sequence[str], titles: Sequence[str] = ()) -> list[ComparedRun]:
+@dataclass(frozen=True)
+class _Found:
+    """What lies behind a path: the training folder of a run of this kit, or else the file of a log."""
+
+    title: str
+    path: Path
+    source: Path
+    recorded: bool
+
+
+def find_runs(
+    paths: Sequence[str], titles: Sequence[str] = (), betas: Mapping[str, float] | None = None
+) -> list[ComparedRun]:
     """The runs behind `paths`, in their order.
 
     Args:
         paths: of training folders, experiment folders, batch folders, TRL output or checkpoint folders, or log files.
         titles: one for each run that is found; none for the runs' own titles, or the names of their files or folders.
+        betas: title of a run -> the β of its configuration, for logs that do not say it; see `trl_logs.read_log`.
 
     Raises:
-        ConfigError: if nothing can be read at a path, or titles are too few or too many, or occur twice.
+        ConfigError: if nothing can be read at a path; if titles are too few or too many, or occur twice; if a β is
+            missing, of no run, or not what the run says itself.
     """
-    runs = [run for path in paths for run in _runs_at(Path(path))]
-    if not runs:
+    found = [run for path in paths for run in _found_at(Path(path))]
+    if not found:
         raise ConfigError("no runs to compare; name folders or logs in `runs`")
-    if titles and len(titles) != len(runs):
-        found = ", ".join(run.title for run in runs)
-        raise ConfigError(f"{len(titles)} titles for {len(runs)} runs; give one for each of: {found}")
-    names = list(titles) or [run.title for run in runs]
+    if titles and len(titles) != len(found):
+        own = ", ".join(run.title for run in found)
+        raise ConfigError(f"{len(titles)} titles for {len(found)} runs; give one for each of: {own}")
+    names = list(titles) or [run.title for run in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"several runs are called {', '.join(twice)}; give each a title of its own in `titles`")
-    return [
-        ComparedRun(name, run.family, run.steps, run.source, run.left_out)
-        for name, run in zip(names, runs, strict=True)
-    ]
+    betas = _checked(betas or {}, names)
+    return [_read(replace(run, title=name), betas.get(name)) for name, run in zip(names, found, strict=True)]
 
 
-def _runs_at(given: Path) -> list[ComparedRun]:
+def _checked(betas: Mapping[str, float], names: Sequence[str]) -> Mapping[str, float]:
+    for name, beta in betas.items():
+        if name not in names:
+            raise ConfigError(f"betas: no run is called {name!r}; the runs are {', '.join(names)}")
+        if type(beta) not in (int, float) or not 0.0 < beta < float("inf"):
+            raise ConfigError(f"betas: {name} has {beta!r}, which is no β; give a number above 0")
+    return betas
+
+
+def _found_at(given: Path) -> list[_Found]:
     path = resolve_path(given)
     # A training folder, that of its experiment, or that of a whole batch.
     for pattern in (STEPS_FILE, f"train/{STEPS_FILE}", f"*/train/{STEPS_FILE}"):
         if files := sorted(path.glob(pattern)):
-            return [_of_this_kit(file.parent, given / file.relative_to(path)) for file in files]
+            return [
+                _Found(_title_of(file.parent), file.parent, given / file.relative_to(path), recorded=True)
+                for file in files
+            ]
     file = find_log(path)
     if file is None:
         raise ConfigError(
             f"{path}: holds no run; give a folder with {STEPS_FILE} or {TRAINER_STATE}, a batch folder, or a log file"
         )
-    log = read_log(file)
-    left_out = f"{log.without_beta} rows without β, {log.repeated} of steps that a later row repeats"
     title = path.stem if path.is_file() else path.name
-    return [ComparedRun(title, OTHER, log.steps, given / file.relative_to(path), left_out)]
+    return [_Found(title, file, given / file.relative_to(path), recorded=False)]
 
 
-def _of_this_kit(train_dir: Path, source: Path) -> ComparedRun:
-    """A run of the trainer with or without an experiment behind it."""
-    title, family = train_dir.name, OTHER
-    if any((folder / EXPERIMENT_FILE).exists() for folder in (train_dir.parent, train_dir)):
-        experiment = experiment_of(train_dir)
-        title, family = experiment.title, family_of(experiment)
-    return ComparedRun(title, family, read_steps(train_dir), source, "–")
+def _experiment_behind(train_dir: Path) -> Experiment | None:
+    """A run of the trainer may have none."""
+    behind = any((folder / EXPERIMENT_FILE).exists() for folder in (train_dir.parent, train_dir))
+    return experiment_of(train_dir) if behind else None
+
+
+def _title_of(train_dir: Path) -> str:
+    experiment = _experiment_behind(train_dir)
+    return train_dir.name if experiment is None else experiment.title
+
+
+def _read(run: _Found, beta: float | None) -> ComparedRun:
+    """The run with its steps.
+
+    Args:
+        beta: that is stated, None where none is.
+    """
+    if not run.recorded:
+        try:
+            log = read_log(run.path, beta)
+        except MissingBeta as error:
+            raise ConfigError(f"{error}: `betas: {{{run.title}: 0.1}}`, say") from None
+        left_out = f"{log.left_out} rows without β or of no training, {log.repeated} of steps that a later row repeats"
+        return ComparedRun(run.title, OTHER, log.steps, run.source, left_out)
+    experiment, steps = _experiment_behind(run.path), read_steps(run.path)
+    family, configured = OTHER, None
+    if experiment is not None:
+        family, configured = family_of(experiment), setting_of(experiment, "beta")
+    steps = as_windows(steps, configured)
+    known = steps["beta_initial"].iloc[0]
+    if beta is not None and beta != known:
+        raise ConfigError(f"betas: {run.title} has {beta:g}, and its own record says {known:g}; leave it out")
+    return ComparedRun(run.title, family, steps, run.source, "–")
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:
-    """Where each run was read, how many steps were logged, and what was left out."""
-    return pd.DataFrame(
-        [
+    """Where each run was read, how many rows were logged, of how many steps each is a mean, and what was left out."""
+    rows = []
+    for run in runs:
+        lengths = (run.steps["last_step"] - run.steps["first_step"] + 1).astype(int)
+        per_row = str(lengths.max()) if lengths.min() == lengths.max() else f"{lengths.min()} to {lengths.max()}"
+        beta = run.steps["beta_initial"].iloc[0]
+        rows.append(
             {"run": run.title, "method": run.family, "read from": str(run.source), "rows": len(run.steps)}
+            | {"steps per row": per_row, "β of its config": "not known" if pd.isna(beta) else f"{beta:.4g}"}
             | {"left out": run.left_out}
-            for run in runs
-        ]
-    )
+        )
+    return pd.DataFrame(rows)

@@ -9,8 +9,9 @@ at the smallest ε. The figure shows the mean bound of the pairs that relax (ε�
 
 The paper draws 100 values of ε uniformly from (0.005, 0.02); here as many are evenly spaced. It does not fully state
 which pairs it took, what it did with those that are tied at small ε, and how it aggregated. Here the pairs are held-out
-ones where there are any, tied pairs have no bound, and a pair that holds throughout counts with the largest ε, so that
-the mean is a lower limit where `share_at_largest` is not small. Every bound is kept, for other ways to count.
+ones where there are any, spread evenly over them; tied pairs have no bound; and a pair that holds throughout counts
+with the largest ε, so that a mean is a lower limit wherever `share_at_largest` is above 0, and says so. Every bound is
+kept, for other ways to count.
 
 This module knows what a run left behind and how decisions become bounds. The mathematics is `epsdpo.kernels`'.
 """
@@ -34,7 +35,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo import plots
 from epsdpo.checkpoints import whole_checkpoints
 from epsdpo.config import EpsilonDPOConfig
-from epsdpo.data import DataError, load_prepared
+from epsdpo.data import DataError, PreparedData, load_prepared
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.heads import expose_hidden_states, head_of, require_same_arithmetic, require_same_vocabulary
@@ -135,9 +136,9 @@ def mean_bounds(bounds: pd.DataFrame, epsilons: Sequence[float], seed: int) -> p
         seed: of the bootstrap.
 
     Returns:
-        One row per step and decision: step, decision, pairs (with that decision), of_pairs (all), bound (mean), low,
-        high (95 % bootstrap interval over pairs; NaN for fewer than two), share_at_largest (of the pairs, those that
-        hold throughout).
+        One row per step and decision: step, decision, pairs (with that decision), of_pairs (all that were measured),
+        bound (mean), low, high (95 % bootstrap interval over pairs; NaN for fewer than two), share_at_largest (of the
+        pairs, those that hold throughout: above 0, bound is a lower limit) and largest_epsilon.
     """
     rows = []
     for step, at_step in bounds.groupby("step"):
@@ -148,11 +149,55 @@ def mean_bounds(bounds: pd.DataFrame, epsilons: Sequence[float], seed: int) -> p
             if len(values) > 1:
                 interval = bootstrap_interval(values, BOOTSTRAP_SAMPLES, seed)
                 row |= {"low": interval.low, "high": interval.high}
-            rows.append(row | {"share_at_largest": (values == epsilons[-1]).mean()})
+            rows.append(row | {"share_at_largest": (values == epsilons[-1]).mean(), "largest_epsilon": epsilons[-1]})
     return pd.DataFrame(rows)
 
 
+def with_limit(text: str, share_at_largest: float, largest: float) -> str:
+    """A mean bound, given as text, as the lower limit that it is where pairs hold up to the largest ε tried."""
+    if not share_at_largest > 0.0:
+        return text
+    if share_at_largest == 1.0:
+        return f"≥ {largest:g} (largest ε tried)"
+    return f"≥ {text} ({share_at_largest:.1%} of pairs at {largest:g}, the largest ε tried)"
+
+
+def _in_words(table: pd.DataFrame) -> str:
+    """The table of `mean_bounds` as text for people."""
+    words = [
+        "–" if np.isnan(row.bound) else with_limit(f"{row.bound:.4g}", row.share_at_largest, row.largest_epsilon)
+        for row in table.itertuples()
+    ]
+    shown = table.drop(columns=["share_at_largest", "largest_epsilon"]).assign(bound=words)
+    return shown.to_string(index=False, float_format="{:.4g}".format)
+
+
 # --------------------------------------------------------------------------------------------------------- over a run
+
+
+def measured_pairs(data: PreparedData, count: int) -> Dataset:
+    """The pairs on which a run's policies are measured: at most `count` held-out ones, or training ones without any.
+
+    They are spread evenly over the data, whose parts may lie one after the other.
+    """
+    pairs = data.train if data.eval is None else data.eval
+    return pairs.select(np.unique(np.linspace(0, len(pairs) - 1, count).round().astype(int)))
+
+
+def measure_run(
+    experiment: Experiment, train_dir: Path, data: PreparedData, epsilons: Sequence[float], count: int = PAIRS
+) -> pd.DataFrame:
+    """`measure` on the `measured_pairs` of a run, in the arithmetic of its trainer.
+
+    Args:
+        experiment: the one trained in `train_dir`, after its SFT if it has one.
+
+    Raises:
+        ConfigError: if its checkpoints have no fixed reference, or it is not trained to its end.
+    """
+    arguments = trainer_arguments(experiment, data, train_dir)
+    _require_fixed_reference(experiment, arguments)
+    return measure(experiment, train_dir, measured_pairs(data, count), arguments, epsilons)
 
 
 def measure(
@@ -278,13 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--pairs {options.pairs}: at least one pair is needed")
     try:
         experiment = after_sft(experiment_of(train_dir), options.sft_dir)
-        data = load_prepared(options.data)
-        settings = trainer_arguments(experiment, data, train_dir)
-        _require_fixed_reference(experiment, settings)
-        held_out = data.train if data.eval is None else data.eval
-        # Spread over the data, whose parts may lie one after the other.
-        rows = np.unique(np.linspace(0, len(held_out) - 1, options.pairs).round().astype(int))
-        bounds = measure(experiment, train_dir, held_out.select(rows), settings, EPSILONS)
+        bounds = measure_run(experiment, train_dir, load_prepared(options.data), EPSILONS, options.pairs)
     except (ConfigError, DataError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -292,11 +331,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figure = epsilon_bounds(table, f"{experiment.title}: up to which ε decisions hold")
     caption = (
         f"{experiment.title}: mean over held-out pairs of the largest ε up to which a pair keeps its decision, with "
-        "95 % intervals, by decision and optimiser step. An ε below the curves changes few decisions."
+        "95 % intervals, by decision and optimiser step. An ε below the curves changes few decisions. Hollow points "
+        f"are lower limits: some of their pairs hold up to {EPSILONS[-1]:g}, the largest ε tried, and count with it."
     )
     plots.save(figure, output / "epsilon_bound.png", data=table, caption=caption)
     bounds.to_csv(output / "pairs.csv", index=False)
-    print(table.to_string(index=False, float_format="{:.4g}".format))
+    print(_in_words(table))
     print(f"Figure and tables: {output}")
     return 0
 

@@ -82,5 +82,5 @@ def step_row(pairs: pd.DataFrame, beta_before: float, beta_after: float) -> dict
         "loss": float(pairs["loss"].mean()),
         "reward_margin": float((pairs["beta"] * margin).mean()),
         "log_ratio_margin": float(margin.mean()),
-        "reward_accuracy": float((margin > 0).mean()),
+        "reward_accuracy": float((margin[pairs["beta"].notna()] > 0).mean()),  # of the pairs in the loss, as TRL's
     }

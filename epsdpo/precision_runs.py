@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from epsdpo.config import EpsilonDPOConfig
 from epsdpo.criterion_precision import measure_pairs
 from epsdpo.data import load_prepared
-from epsdpo.epsilon_bound import load_frozen, precision_of
+from epsdpo.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.keys import setting_of
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.paths import resolve_path
@@ -27,7 +27,6 @@ from epsdpo.trajectory import DECISIONS
 
 METHODS = ("dpo", "epsilon_dpo")
 MEASURES = ("mean_step", "beta_final", "win_rate")
-PAIRS = 256  # of each run
 
 # Keys of `train` that say when a run is looked at or kept, and change nothing in it.
 _ONLY_LOOKING = ("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps")
@@ -88,10 +87,8 @@ def _measure_run(run: Run, epsilons: Sequence[float], trained: bool = True) -> p
     source, revision = reference_source(experiment.model, experiment.data)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
     policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device) if trained else reference
-    pairs = data.train if data.eval is None else data.eval
-    rows = np.unique(np.linspace(0, len(pairs) - 1, PAIRS).round().astype(int))
     with precision_of(arguments):
-        return measure_pairs(policy, reference, pairs.select(rows), arguments.max_length, epsilons)
+        return measure_pairs(policy, reference, measured_pairs(data, PAIRS), arguments.max_length, epsilons)
 
 
 def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
@@ -109,7 +106,7 @@ def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(
             {
                 "recipe": _recipe(experiment),
-                "epsilon": experiment.training_arguments()["epsilon"],
+                "epsilon": setting_of(experiment, "epsilon"),
                 "seed": f"{_world_seed(experiment)}/{experiment.seed}",
                 "precision": _precision(experiment),
                 "run": experiment.title,
@@ -164,7 +161,7 @@ def shares_in_training(runs: Sequence[Run]) -> pd.DataFrame:
         One row per precision and ε: precision, epsilon, runs, relaxed, tied, tightened, mean_step.
     """
     rows = [
-        {"precision": _precision(run.experiment), "epsilon": run.experiment.training_arguments()["epsilon"]}
+        {"precision": _precision(run.experiment), "epsilon": setting_of(run.experiment, "epsilon")}
         | {name: run.trajectory[name] for name in (*DECISIONS, "mean_step")}
         for run in runs
         if run.experiment.method == "epsilon_dpo"
@@ -265,7 +262,7 @@ def _told_apart(recipes: pd.Series) -> list[str]:
 
 
 def _precision(experiment: Experiment) -> str:
-    return experiment.train.get("criterion_dtype", EpsilonDPOConfig.criterion_dtype)
+    return setting_of(experiment, "criterion_dtype")
 
 
 def _training_settings(experiment: Experiment) -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ STEP_COLUMNS = (
     "loss",
     "reward_margin",  # with each pair's β̃
     "log_ratio_margin",  # nats, without β
-    "reward_accuracy",
+    "reward_accuracy",  # like the reward margin, of the pairs that are in the loss
     "pairs_seen",  # since the run began
     "seconds",  # of this step
 )

@@ -7,7 +7,8 @@ notebook `05_report` shows them.
 import html
 import json
 import os
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from epsdpo.between_runs import head_to_head, with_win_rate
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment.keys import setting_of
 from epsdpo.judging.results import completeness
 from epsdpo.manifest import MANIFEST
 from epsdpo.record import read_steps
@@ -47,6 +49,8 @@ class Run:
 def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
     """The finished runs of a batch folder, baselines first, and the names of experiments that did not finish.
 
+    Runs of several batches may share a title, by which tables and figures go: theirs then end with their names.
+
     Raises:
         FileNotFoundError: if no experiment of the folder was trained.
     """
@@ -71,20 +75,26 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         raise FileNotFoundError(
             f"{batch_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo"
         )
+    counts = Counter(run.experiment.title for run in runs)
+    runs = [_with_title_of_its_own(run) if counts[run.experiment.title] > 1 else run for run in runs]
     return sorted(runs, key=lambda run: (run.experiment.method != "dpo", run.experiment.name)), unfinished
+
+
+def _with_title_of_its_own(run: Run) -> Run:
+    title = f"{run.experiment.title} ({run.experiment.name})"
+    return replace(run, experiment=run.experiment.model_copy(update={"title": title}))
 
 
 def results_table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: title, settings, β, decisions, and the evaluation's numbers with their intervals."""
     rows = []
     for run in runs:
-        train = run.experiment.training_arguments()
         rows.append(
             {
                 "title": run.experiment.title,
                 "method": run.experiment.method,
-                "epsilon": train.get("epsilon"),
-                "criterion": train.get("criterion_dtype"),
+                "epsilon": setting_of(run.experiment, "epsilon"),
+                "criterion": setting_of(run.experiment, "criterion_dtype"),
                 **run.trajectory,
                 **(run.evaluation or {}),
             }
@@ -159,8 +169,12 @@ def headline(runs: list[Run]) -> str:
     sentences = []
     for run in runs:
         title = run.experiment.title
-        first, last = (f"{run.trajectory[end]:.4g}" for end in ("beta_initial", "beta_final"))
-        text = f"β stayed at {first}" if first == last else f"β went from {first} to {last}"
+        first, last, low, high = (
+            f"{run.trajectory[f'beta_{what}']:.4g}" for what in ("initial", "final", "min", "max")
+        )
+        text = f"β stayed at {first}" if low == high else f"β went from {first} to {last}"
+        if low != high and first == last:
+            text += f" by way of {low} and {high}"
         if run.evaluation is not None:
             text += _evaluation_in_words(run.evaluation)
         if title in gains.index:

@@ -411,12 +411,15 @@ class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
             self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model, trial):
-        entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
-        put_entry(self.state, {**self._beta_state(), **entry})
+        self._put_beta_entry(self.state)
         if self.args.sync_ref_model:
             folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             save_reference(self.ref_model, self.accelerator, folder)
         super()._save_checkpoint(model, trial)
+
+    def _put_beta_entry(self, state: TrainerState) -> None:
+        entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
+        put_entry(state, {**self._beta_state(), **entry})
 
     def _restore_beta(self, state: TrainerState) -> None:
         """Take β from the checkpoint that `state` is of, or begin from the config at step 0."""
@@ -428,6 +431,7 @@ class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
             entry = require_same_run(state.global_step, get_entry(state), settings, self.args.fresh_beta)
             if entry is not None:
                 self._set_beta_state(entry)
+        self._put_beta_entry(state)  # so that a state says what run it is of, wherever and whenever it is saved
 
 
 class _Bookkeeping(TrainerCallback):

@@ -15,6 +15,13 @@ from scipy import stats
 from epsdpo.record import read_pairs, read_steps
 
 DECISIONS = {"relaxed": 1, "tied": 0, "tightened": -1}
+# What tells over which optimiser steps a row of a log is a mean. A record has a row for every step and needs none.
+WINDOW_COLUMNS = (
+    "first_step",
+    "last_step",
+    "total_steps",  # that the run had made when the log ends
+    "beta_initial",  # β of the run's configuration; NaN where nothing says it
+)
 NO_DECISIONS = (
     "This method makes no decisions and keeps no table of pairs: it is one of TRL's trainers that see no reference, or "
     "no pairs. There is nothing to show here."
@@ -117,31 +124,65 @@ def compare(train_dirs: Sequence[str | Path], titles: Sequence[str]) -> pd.DataF
     )
 
 
+def as_windows(steps: pd.DataFrame, beta: float | None = None) -> pd.DataFrame:
+    """The steps of a record with `WINDOW_COLUMNS`, each row over one step; those of a log as they are.
+
+    Args:
+        beta: of the run's configuration; None if the first step used it, as it does unless a method chooses each β.
+    """
+    if "first_step" in steps:
+        return steps
+    beta = steps["beta_before"].iloc[0] if beta is None else beta
+    return steps.assign(
+        first_step=steps["step"], last_step=steps["step"], total_steps=steps["step"].iloc[-1], beta_initial=beta
+    )
+
+
 def summarise_steps(steps: pd.DataFrame) -> dict[str, float]:
     """One run in numbers that its steps alone give, as logs from elsewhere have no pairs.
 
-    Shares are means over the logged rows. `beta_last` is the last β that was logged, after its step's update
-    where that is known.
+    Shares are means over the optimiser steps that were logged. `beta_initial` is the configuration's; `beta_first` and
+    `beta_last` are the first and the last that was logged, of a log means over a row's steps; the last is that after
+    its step's update where that is known.
+
+    Args:
+        steps: of a record or a log.
     """
+    steps = as_windows(steps)
     last = steps.iloc[-1]
+    lengths = steps["last_step"] - steps["first_step"] + 1
     return {
         "rows": len(steps),
-        "last_step": int(last["step"]),
+        "last_step": int(last["last_step"]),
+        "beta_initial": float(last["beta_initial"]),
         "beta_first": float(steps["beta_before"].iloc[0]),
         "beta_last": float(last["beta_before"] if pd.isna(last["beta_after"]) else last["beta_after"]),
         "beta_min": float(steps[["beta_before", "beta_after"]].min().min()),
         "beta_max": float(steps[["beta_before", "beta_after"]].max().max()),
-        **{name: float(steps[name].mean()) for name in (*DECISIONS, "mean_step")},
+        **{name: _mean(steps[name], lengths) for name in (*DECISIONS, "mean_step")},
     }
 
 
 def relative_steps(steps: pd.DataFrame) -> pd.DataFrame:
-    """One run's steps with `share_of_run`, 0 at the first row and 1 at the last, and `beta_ratio`, β over its first."""
-    first, last = steps["step"].iloc[0], steps["step"].iloc[-1]
+    """One run's steps with `share_of_run`, 0 at its first optimiser step and 1 at its last, and `beta_ratio`.
+
+    That is β over the one of the run's configuration, NaN where nothing says it. Both are the same from a record and
+    from a log of one run, as far as means over the log's steps tell.
+
+    Args:
+        steps: of a record or a log, which may begin after the run's first step: then 0 is where it begins.
+    """
+    steps = as_windows(steps)
+    first, total = steps["first_step"].iloc[0], steps["total_steps"].iloc[0]
     return steps.assign(
-        share_of_run=(steps["step"] - first) / max(1, last - first),
-        beta_ratio=steps["beta_before"] / steps["beta_before"].iloc[0],
+        share_of_run=(steps["step"] - first) / max(1, total - first),
+        beta_ratio=steps["beta_before"] / steps["beta_initial"],
     )
+
+
+def _mean(values: pd.Series, weights: pd.Series) -> float:
+    known = values.notna()
+    return float(np.average(values[known], weights=weights[known])) if known.any() else float("nan")
 
 
 def _shares(decisions: pd.Series) -> list[dict[str, float]]:

@@ -3,21 +3,25 @@
 What TRL and trackers logged is known here: `trainer_state.json` of a run or a checkpoint, and tables of logged rows as
 CSV, JSON or JSONL, such as exports of Weights & Biases. Columns may stand under `train/`, or behind a run's name as in
 "my-run - train/kl/beta". The released ε-DPO code logs `kl/beta`, β before the update, and the shares of β⁻ and β⁺ as
-`kl/p_epsilon_steps` and `kl/n_epsilon_steps`. With `logging_steps` above 1 each row is a mean over its steps.
+`kl/p_epsilon_steps` and `kl/n_epsilon_steps`.
+
+With `logging_steps` above 1 whatever a row holds is a mean over the steps since the row before, β included. So a row is
+placed at the middle of its steps, and the β that the run began with is that of its configuration, not the first mean.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from epsdpo.experiment import ConfigError
 from epsdpo.record import STEP_COLUMNS
+from epsdpo.trajectory import WINDOW_COLUMNS
 
 TRAINER_STATE = "trainer_state.json"
 
@@ -33,7 +37,13 @@ _NAMES = {
     "reward_margin": ("rewards/margins",),
     "reward_accuracy": ("rewards/accuracies",),
 }
+_PLACES = ("step", "epoch")  # when something was logged; all else is what was
 _NOT_NUMBERS = ("", "nan", "null", "none")  # what exports write for a value that was not logged
+_ROUNDING = 1e-4  # relative; logs and exports keep few digits
+
+
+class MissingBeta(ConfigError):
+    """A log without β."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +51,34 @@ class TrlLog:
     """One log.
 
     Attributes:
-        steps: the columns of `record.read_steps`, a row per logged step in order; NaN for what was not logged.
-            `beta_after` is the β of the next step, where that was logged too.
-        without_beta: rows that were left out because they hold no β, such as those of evaluations.
+        steps: the columns of `record.read_steps` and of `trajectory.WINDOW_COLUMNS`, a row per logged one in order; NaN
+            for what was not logged. All values are means over the optimiser steps from `first_step` to `last_step`;
+            `step` and `epoch` are at their middle. `beta_after` is β after `last_step`, where the next row shows it.
+            The first row after a resume may be a mean over fewer steps than that: what was not logged before the kill
+            is in no log.
+        left_out: rows that hold no β, such as those of evaluations; without any logged β, those that hold nothing else.
         repeated: rows that were left out because a later row is of the same step, as after a resume.
     """
 
     steps: pd.DataFrame
-    without_beta: int
+    left_out: int
     repeated: int
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Rows of a log, each with the place that an error should name, and what a `trainer_state.json` says beside them.
+
+    Attributes:
+        whole: whether its rows are known to begin with the run.
+        done: how many optimiser steps had been made; 0 where it does not say.
+        beta: of the run's configuration, as this kit's trainers leave it there; None where it does not say.
+    """
+
+    rows: list[tuple[str, dict[str, Any]]]
+    whole: bool = False
+    done: int = 0
+    beta: float | None = None
 
 
 def find_log(path: Path) -> Path | None:
@@ -62,69 +91,128 @@ def find_log(path: Path) -> Path | None:
     return max(states, key=lambda state: int(state.parent.name.rpartition("-")[2]), default=None)
 
 
-def read_log(path: Path) -> TrlLog:
+def read_log(path: Path, beta: float | None = None) -> TrlLog:
     """Read a `trainer_state.json`, or a CSV, JSON or JSONL file of logged rows.
 
+    Args:
+        beta: of the run's configuration, where its log does not say it. A log without any β is taken to have kept it,
+            as DPO does.
+
     Raises:
-        ConfigError: naming file and line, if it is none of these, no row holds β, or a value is no number.
+        ConfigError: naming file and line, if it is none of these, no row holds β and none is given, a value is no
+            number, or `beta` is not what the log says.
     """
-    found = [(place, _short_names(row, path)) for place, row in _rows(path)]
+    source = _read(path)
+    found = [(place, _short_names(row, path)) for place, row in source.rows]
     names = set().union(*(row for _, row in found))
-    for needed in ("beta_before", "step"):
-        if not names & set(_NAMES[needed]):
-            have = ", ".join(sorted(names)) or "none"
-            raise ConfigError(
-                f"{path}: no column holds {'β' if needed == 'beta_before' else 'the optimiser step'}; looked for "
-                f"{' or '.join(_NAMES[needed])}, also under train/, and found {have}. Log it, or export it too"
-            )
     columns = {column: next((name for name in _NAMES[column] if name in names), None) for column in _NAMES}
+    have = ", ".join(sorted(names)) or "none"
+    if columns["beta_before"] is None and beta is None:
+        raise MissingBeta(
+            f"{path}: no column holds β; looked for {' or '.join(_NAMES['beta_before'])}, also under train/, and found "
+            f"{have}. Log it, or export it too; or, if the run kept its β, state it"
+        )
+    if columns["step"] is None:
+        raise ConfigError(
+            f"{path}: no column holds the optimiser step; looked for {' or '.join(_NAMES['step'])}, also under train/, "
+            f"and found {have}. Log it, or export it too"
+        )
+    rows = [
+        (place, {column: _number(row.get(name), place, name) for column, name in columns.items()})
+        for place, row in found
+    ]
+    kept_beta = beta is not None and all(math.isnan(values["beta_before"]) for _, values in rows)
+    telling = [column for column in _NAMES if column not in _PLACES] if kept_beta else ["beta_before"]
     kept: dict[int, dict[str, float]] = {}
-    without_beta = with_beta = 0
-    for place, row in found:
-        values = {column: _number(row.get(name), place, name) for column, name in columns.items()}
-        if math.isnan(values["beta_before"]):
-            without_beta += 1
+    training = 0
+    for place, values in rows:
+        if all(math.isnan(values[column]) for column in telling):
             continue
-        with_beta += 1
-        step = values.pop("step")
+        training += 1
+        step = values["step"]
         if not step.is_integer():  # NaN is none either
-            raise ConfigError(f"{place}: β was logged without a whole optimiser step ({columns['step']} is {step})")
+            what = "a row" if kept_beta else "β"
+            raise ConfigError(
+                f"{place}: {what} was logged without a whole optimiser step ({columns['step']} is {step})"
+            )
         kept[int(step)] = values
     if not kept:
-        raise ConfigError(f"{path}: no row holds a value of {columns['beta_before']}; give the log of a training run")
-    return TrlLog(_as_record(kept), without_beta, repeated=with_beta - len(kept))
+        wanted = columns["beta_before"] or "what is logged in training"
+        raise MissingBeta(f"{path}: no row holds a value of {wanted}; give the log of a training run")
+    done = max(source.done, *(int(values["step"]) for _, values in rows if values["step"].is_integer()))
+    steps = _placed(kept, source.whole, done)
+    if kept_beta:
+        steps["beta_before"] = steps["beta_after"] = beta
+    steps["beta_initial"] = _beta_at_start(steps, source.beta, beta, path)
+    steps = steps.reindex(columns=[*STEP_COLUMNS, *WINDOW_COLUMNS]).astype(dict.fromkeys(STEP_COLUMNS, float))
+    return TrlLog(steps, left_out=len(rows) - training, repeated=training - len(kept))
 
 
-def _as_record(rows: dict[int, dict[str, float]]) -> pd.DataFrame:
-    steps = pd.DataFrame([{"step": step, **rows[step]} for step in sorted(rows)])
-    next_one = steps["step"].shift(-1) == steps["step"] + 1
+def _placed(rows: dict[int, dict[str, float]], whole: bool, done: int) -> pd.DataFrame:
+    """The rows in order, at the middle of the steps that they are means over."""
+    ends = np.array(sorted(rows))
+    before = np.r_[min(0, ends[0] - 1), ends[:-1]]
+    if not whole and len(ends) > 1:
+        # A table that begins in the middle of a run does not begin with a row of all the steps before.
+        before[0] = max(before[0], ends[0] - np.diff(ends).max())
+    steps = pd.DataFrame([rows[end] for end in ends])
+    steps = steps.assign(step=(before + 1 + ends) / 2, first_step=before + 1, last_step=ends, total_steps=done)
+    logged = steps["epoch"].notna()
+    if logged.any():  # of the end of a row's steps, like the number of its step
+        steps["epoch"] = np.interp(steps["step"], np.r_[0, ends[logged]], np.r_[0.0, steps["epoch"][logged]])
+    next_one = steps["first_step"].shift(-1) == steps["last_step"].shift(-1)  # a mean over one step is its value
     steps["beta_after"] = steps["beta_before"].shift(-1).where(next_one)
     steps["tied"] = 1.0 - steps["relaxed"] - steps["tightened"]
     steps["mean_step"] = steps["mean_step"].fillna(steps["relaxed"] - steps["tightened"])
-    return steps.reindex(columns=list(STEP_COLUMNS)).astype({name: float for name in STEP_COLUMNS if name != "step"})
+    return steps
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each logged row with the place that an error should name."""
+def _beta_at_start(steps: pd.DataFrame, configured: float | None, stated: float | None, path: Path) -> float:
+    """The β of a run's configuration; NaN where neither its log nor the caller says it."""
+    logged = steps["beta_before"]
+    if configured is None and len(steps) > 1 and logged.max() - logged.min() <= 1e-9 * logged.min():
+        configured = logged.iloc[0]  # it never moved
+    if configured is not None and stated is not None and abs(stated - configured) > _ROUNDING * configured:
+        raise ConfigError(f"{path}: its β is stated as {stated:g}, and its log says {configured:g}; leave it out")
+    if configured is not None or stated is not None:
+        return configured if stated is None else stated
+    return logged.iloc[0] if steps["last_step"].iloc[0] == 1 else math.nan
+
+
+def _read(path: Path) -> _Source:
     match path.suffix:
         case ".csv":
             with path.open(encoding="utf-8-sig", newline="") as file:
                 reader = csv.DictReader(file)
-                for row in reader:
-                    yield f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name}
+                return _Source(
+                    [
+                        (f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name})
+                        for row in reader
+                    ]
+                )
         case ".jsonl":
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-                if line.strip():
-                    yield _checked(f"{path}, line {number}", _parsed(line, f"{path}, line {number}"))
+            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+            places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+            return _Source([_checked(place, _parsed(line, place)) for place, line in places])
         case ".json":
             content = _parsed(path.read_text(encoding="utf-8"), str(path))
-            rows = content.get("log_history") if isinstance(content, dict) else content
+            state = content if isinstance(content, dict) else {"log_history": content}
+            rows = state.get("log_history")
             if not isinstance(rows, list):
                 raise ConfigError(f"{path}: holds neither log_history nor a list of rows; give a {TRAINER_STATE}")
-            for number, row in enumerate(rows, start=1):
-                yield _checked(f"{path}, row {number}", row)
+            rows = [_checked(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+            return _Source(rows, state is content, state.get("global_step", 0), _configured_beta(state))
         case _:
             raise ConfigError(f"{path}: is no log that is known here; give a {TRAINER_STATE}, .csv, .json or .jsonl")
+
+
+def _configured_beta(state: dict[str, Any]) -> float | None:
+    """β of the configuration, which this kit's trainers leave in a `trainer_state.json`; None from other trainers."""
+    for callback in (state.get("stateful_callbacks") or {}).values():
+        settings = callback.get("attributes", {}).get("settings") if isinstance(callback, dict) else None
+        if settings is not None:
+            return settings["beta"]
+    return None
 
 
 def _parsed(text: str, place: str) -> Any:

@@ -1,5 +1,6 @@
 """Runs beside each other: which may be compared, what the difference is, and seeds joined; on files written by hand."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from epsdpo.evaluation.annotations import write_annotations
 from epsdpo.experiment import check_experiment, save_experiment
 from epsdpo.index import write_index
 from epsdpo.progress import PLAN
+from epsdpo.record import BetaRecord
+from epsdpo.report import collect, headline, overview, results_table
 
 
 @dataclass
@@ -87,6 +90,53 @@ def test_seeds_of_one_recipe_are_joined_whatever_the_reference_said(evaluated):
     assert row["deviation"] == pytest.approx(20.0 / 2.0**0.5)
     assert row["low"] < 50.0 and row["high"] > 70.0  # wider than the two rates
     assert seeds_joined(runs[1:]).empty
+    again = evaluated("a1_again", [1.2, 1.4, 1.6, 1.8], seed=1)
+    assert seeds_joined([runs[0], again]).empty  # one seed twice says nothing of others
+    (row,) = seeds_joined([*runs[:2], again]).to_dict("records")
+    assert row["seeds"] == "1, 2"
+
+
+def write_trained(batch, name, title, betas, method="dpo", **train):
+    """A finished training whose β takes these values after its steps, beginning at the first."""
+    folder = batch / name
+    record = BetaRecord(folder / "train")
+    record.rewind(0)
+    for step, (before, after) in enumerate(itertools.pairwise(betas), start=1):
+        row = {"step": step, "beta_before": before, "beta_after": after, "loss": 0.7}
+        record.append(row | {"pairs_seen": step, "seconds": 1.0})
+    record.close()
+    (folder / "train" / "manifest.json").write_text('{"key": "train"}', encoding="utf-8")
+    experiment = check_experiment({"name": name, "title": title, "method": method, "train": train}, where="test")
+    save_experiment(experiment, folder / "experiment.yaml")
+
+
+def test_runs_of_one_title_keep_their_own_lines(tmp_path):
+    """Of two batches in one folder, say: tables and figures go by title, and would lose one."""
+    write_trained(tmp_path, "first", "DPO", [0.1, 0.1])
+    write_trained(tmp_path, "second", "DPO", [0.3, 0.3])
+    write_trained(tmp_path, "third", "IPO", [0.3, 0.3], method="ipo")
+    runs, _ = collect(tmp_path)
+    assert [run.experiment.title for run in runs] == ["DPO (first)", "DPO (second)", "IPO"]
+    assert results_table(runs)["title"].tolist() == ["DPO (first)", "DPO (second)", "IPO"]
+
+
+def test_beta_that_comes_back_did_not_stay(tmp_path):
+    write_trained(tmp_path, "a", "moved", [0.1, 0.05, 0.2, 0.1], method="epsilon_dpo")
+    write_trained(tmp_path, "b", "kept", [0.1, 0.1])
+    write_trained(tmp_path, "c", "fell", [0.1, 0.05], method="epsilon_dpo")
+    text = headline(collect(tmp_path)[0])
+    assert "<b>moved</b>: β went from 0.1 to 0.1 by way of 0.05 and 0.2." in text
+    assert "<b>kept</b>: β stayed at 0.1." in text and "<b>fell</b>: β went from 0.1 to 0.05." in text
+
+
+def test_settings_that_a_config_leaves_to_the_trainer_are_shown(tmp_path):
+    """A dash says that a method does not have them."""
+    write_trained(tmp_path, "eps", "eps", [0.1, 0.1], method="epsilon_dpo")
+    write_trained(tmp_path, "stated", "stated", [0.1, 0.1], "epsilon_dpo", epsilon=0.02, criterion_dtype="bfloat16")
+    write_trained(tmp_path, "simpo", "simpo", [0.1, 0.1], method="simpo")
+    table = overview(results_table(collect(tmp_path)[0]))
+    assert table.loc[["eps", "stated", "simpo"], "ε"].tolist() == ["0.01", "0.02", "–"]
+    assert table.loc[["eps", "stated", "simpo"], "criterion"].tolist() == ["float32", "bfloat16", "–"]
 
 
 def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):

@@ -18,6 +18,7 @@ from epsdpo.claims.measures import (
     measure_runs,
     tightened_margin,
 )
+from epsdpo.claims.page import claims_table
 from epsdpo.claims.settings import (
     Claim,
     Claims,
@@ -29,6 +30,7 @@ from epsdpo.claims.settings import (
 )
 from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, as_table, verdict_on, verdicts_on, where_lies
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.plots.claims_verdicts import verdicts as draw_verdicts
 from epsdpo.run_folder import NOTEBOOKS, STAGES
 
 NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
@@ -250,6 +252,8 @@ def test_measures_of_runs_that_are_trained_and_evaluated(tmp_path):
     one, two = measure_runs(runs, tell=lambda _: None).to_dict("records")
     assert (one["recipe"], one["world"], one["title"]) == ("a", 1, "Run a")
     assert (one["epsilon"], one["epsilon_step"], two["beta"]) == (0.02, 0.01, 0.1)
+    # What a config leaves out is what the trainer takes.
+    assert (two["epsilon"], two["epsilon_step"], two["criterion_dtype"]) == (0.01, 0.01, "float32")
     assert (two["relaxed"], two["tied"], two["tightened"], two["mean_step"]) == (50.0, 0.0, 50.0, 0.0)
     assert (two["length_effect"], two["gold_gain"]) == (-2.0, pytest.approx(0.1))
     assert (two["first_win_rate"], two["middle_forward_kl"]) == (51.0, 0.4)
@@ -262,10 +266,69 @@ def test_bounds_early_and_late_are_weighted_by_their_pairs():
     rows = [(0.1, "relaxed", 3, 0.006), (0.1, "tightened", 1, 0.010), (0.1, "tied", 9, np.nan)]
     rows += [(0.5, "relaxed", 2, 0.009), (1.0, "tightened", 2, 0.011)]
     table = pd.DataFrame(rows, columns=["share_of_epoch", "decision", "pairs", "bound"])
+    table = table.assign(share_at_largest=[0.0, 1.0, np.nan, 0.5, 1.0], largest_epsilon=0.011)
     (row,) = bound_measures(table.assign(name="dpo-seed1", criterion_dtype="float32")).to_dict("records")
     assert (row["bound_early_float32"], row["bound_late_float32"]) == (pytest.approx(0.007), pytest.approx(0.01))
     assert row["bound_rise_float32"] == pytest.approx(0.003)
+    shares = [row[f"bound_{when}_float32_at_largest"] for when in ("early", "late", "rise")]
+    assert shares == pytest.approx([1 / 4, 3 / 4, 4 / 8]) and row["largest_epsilon"] == 0.011
     assert list(bound_measures(pd.DataFrame())) == ["name"]
+
+
+def bound_measures_of(at_largest, measure="bound_late_float32"):
+    rows = [{"recipe": "a", "world": world, measure: 0.02, "largest_epsilon": 0.02} for world in (1, 2)]
+    return pd.DataFrame(rows).assign(**{f"{measure}_at_largest": at_largest})
+
+
+@pytest.mark.parametrize(
+    ("measure", "at_largest", "shown"),
+    [
+        ("bound_late_float32", [1.0, 1.0], "≥ 0.02 (largest ε tried)"),
+        ("bound_early_bfloat16", [0.5, 0.0], "≥ +0.02 [+0.02, +0.02] ε (25.0% of pairs at 0.02, the largest ε tried)"),
+        (
+            "bound_late_bfloat16",
+            [0.0, 0.0],
+            "<td style='text-align: left; vertical-align: top'>+0.02 [+0.02, +0.02] ε<",
+        ),
+        ("bound_rise_bfloat16", [0.5, 0.5], "+0.02 [+0.02, +0.02] ε (50.0% of pairs count with 0.02, the largest ε"),
+    ],
+)
+def test_a_bound_at_the_largest_epsilon_is_said_to_be_a_lower_limit(measure, at_largest, shown):
+    claims = Claims(worlds=2, claims=[claim(measure=measure, above=0.006, below=0.01)])
+    (verdict,) = verdicts_on(claims, bound_measures_of(at_largest, measure), NO_ROUNDS)
+    assert verdict.verdict == DOES_NOT_HOLD  # which a lower limit above the range shows
+    assert shown in claims_table([verdict])
+    (row,) = as_table([verdict]).to_dict("records")
+    assert row["lower_limit"] == shown.startswith("≥") and row["at_largest"] == np.mean(at_largest)
+    (axes,) = draw_verdicts(as_table([verdict]), "title").axes
+    (point,) = [line for line in axes.lines if line.get_marker() == "X" and len(line.get_xdata())]
+    assert (point.get_markerfacecolor() == "white") == row["lower_limit"]
+
+
+def test_a_bound_is_asked_only_of_runs_with_a_reference_that_stays():
+    claims = Claims(worlds=2, claims=[claim(measure="bound_late_float32")], figures={"bound": {"all": ["b"]}})
+
+    def experiments(method, **model):
+        values = {"method": "dpo", "train": {}}
+        others = [check_experiment({**values, "name": f"a-seed{world}"}, where="test") for world in (1, 2)]
+        values = {"method": method, "train": {}, "model": {"name_or_path": "m", **model}}
+        return others + [check_experiment({**values, "name": f"b-seed{world}"}, where="test") for world in (1, 2)]
+
+    check_runs(claims, experiments("epsilon_dpo"))
+    for method, model in (("tr_dpo", {}), ("simpo", {}), ("dpo", {"lora": {"r": 4, "alpha": 8}})):
+        with pytest.raises(ConfigError, match=f"b-seed1 is asked for its bound.*with method {method}"):
+            check_runs(claims, experiments(method, **model))
+
+
+@pytest.mark.parametrize(
+    ("steps", "nearest"),
+    [([10, 20, 30, 40], 20), ([8, 16, 24, 32, 40], 24), ([20, 40], 20), ([40], 40), ([4, 36, 40], 36), ([5, 34], 34)],
+)
+def test_the_middle_is_the_checkpoint_nearest_to_half_of_training(tmp_path, steps, nearest):
+    """Not that in the middle of the list: of ten that is at three fifths, of two at the end."""
+    write_run(tmp_path, "a", 1, steps=40, checkpoints=[(step, 50.0, float(step)) for step in steps])
+    (row,) = measure_runs(finished_runs(tmp_path, ["a"]), tell=lambda _: None).to_dict("records")
+    assert row["middle_forward_kl"] == nearest
 
 
 def test_the_margin_of_tightened_pairs_is_of_the_second_half():

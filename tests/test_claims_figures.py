@@ -13,6 +13,8 @@ from epsdpo.claims.measures import finished_runs
 from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError
 from epsdpo.plots import save
+from epsdpo.record import read_pairs
+from epsdpo.trajectory import decision_fractions
 
 HALF = 2.484138  # of the 95 % interval of 1, 2, 3: t(2; 0.975) · 1 / √3
 LONG = "ε-DPO with its criterion in bfloat16, β=0.3, ε_c=0.005"
@@ -141,6 +143,8 @@ def bounds():
                 "share_of_epoch": share,
                 "decision": decision,
                 "bound": np.nan if decision == "tied" else 0.006 + 0.001 * world + 0.001 * share,
+                "share_at_largest": np.nan if decision == "tied" else (share == 1.0) * 0.1 * world,
+                "largest_epsilon": 0.02,
             }
             for world in (1, 2, 3)
             for precision in ("bfloat16", "float32")
@@ -155,7 +159,33 @@ def test_bounds_by_hand():
     assert len(table) == 8  # two precisions, decisions and checkpoints; ties have no bound
     assert table["mean"].tolist() == pytest.approx([0.0081, 0.0081, 0.009, 0.009] * 2)
     assert (table["high"] - table["mean"]).tolist() == pytest.approx([0.001 * HALF] * 8, rel=1e-5)
+    assert table["share_at_largest"].tolist() == pytest.approx([0.0, 0.0, 0.2, 0.2] * 2)
     assert tables.bound(pd.DataFrame(), {"DPO": ["dpo"]}, 0.95).empty
+
+
+def test_bounds_that_are_lower_limits_are_drawn_hollow(runs):
+    shown = figures.bound(batch(runs))
+    assert "hollow points have such pairs and are lower limits" in shown.caption
+    for axes in shown.figure.axes:
+        points = [line for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
+        hollow = {line.get_xdata()[0]: line.get_markerfacecolor() == "white" for line in points}
+        assert hollow == {0.1: False, 1.0: True}
+        assert axes.get_xlabel() == "share of training"
+    labels = [text.get_text() for text in shown.figure.legends[0].get_texts()]
+    assert "largest ε tried: 0.02" in labels
+
+
+def test_shares_within_training_are_those_of_the_trajectory(tmp_path):
+    """50 steps, which no twentieth divides: each stretch stands at the middle of its own steps."""
+    write_run(tmp_path, "odd", 1, steps=50, decide=lambda step: (1, -1) if step % 7 else (0, 0))
+    runs = finished_runs(tmp_path, ["odd"])
+    table = tables.dynamics(runs, {"ε": ["odd"]}, 0.95)
+    fractions = decision_fractions(read_pairs(tmp_path / "odd-seed1" / "train"), windows=20)
+    for decision in ("relaxed", "tightened"):
+        expected = fractions[fractions["decision"] == decision]
+        drawn = table[table["measure"] == decision]
+        assert drawn["mean"].tolist() == pytest.approx((100 * expected["share"]).tolist())
+        assert drawn["share_of_epoch"].tolist() == pytest.approx(((expected["step"] - 0.5) / 50).tolist(), abs=5e-4)
 
 
 def rounds():

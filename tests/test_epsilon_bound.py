@@ -1,5 +1,8 @@
 """The ε bound of Figure 5: decisions against full logits, bounds by hand, and the command over a run's checkpoints."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,9 +16,13 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo import epsilon_bound
 from epsdpo import train as training
-from epsdpo.epsilon_bound import decisions_at, mean_bounds, upper_bounds
-from epsdpo.experiment import ConfigError, load_experiments
+from epsdpo.claims import bounds as claim_bounds
+from epsdpo.claims.settings import has_fixed_reference
+from epsdpo.epsilon_bound import decisions_at, mean_bounds, upper_bounds, with_limit
+from epsdpo.experiment import ConfigError, load_experiments, save_experiment
 from epsdpo.heads import expose_hidden_states
+from epsdpo.planned import data_folder, sft_folder
+from epsdpo.plots.epsilon_bound import epsilon_bounds
 from epsdpo.trajectory import DECISIONS
 
 GRID = (0.01, 0.3, 1.0, 3.0, 10.0)
@@ -85,13 +92,35 @@ def test_means_by_hand():
     )
     table = mean_bounds(bounds, (0.01, 0.015, 0.02), seed=0).set_index(["step", "decision"])
     relaxed = table.loc[(2, "relaxed")]
-    assert relaxed[["pairs", "of_pairs", "share_at_largest"]].tolist() == [2, 4, 0.5]
+    assert relaxed[["pairs", "of_pairs", "share_at_largest", "largest_epsilon"]].tolist() == [2, 4, 0.5, 0.02]
     # A resample of two has both alike, low or high, in a quarter of the cases each.
     assert relaxed[["bound", "low", "high"]].tolist() == pytest.approx([0.015, 0.01, 0.02])
     tightened = table.loc[(2, "tightened")]
     assert tightened["bound"] == 0.015 and np.isnan(tightened["low"])
     assert table.loc[(4, "relaxed"), ["low", "high"]].tolist() == pytest.approx([0.02, 0.02])
     assert table.loc[(4, "tightened"), "pairs"] == 0 and np.isnan(table.loc[(4, "tightened"), "bound"])
+
+
+def test_a_mean_with_pairs_at_the_largest_epsilon_is_called_a_lower_limit():
+    assert with_limit("0.015", 0.0, 0.02) == with_limit("0.015", np.nan, 0.02) == "0.015"
+    assert with_limit("0.015", 0.5, 0.02) == "≥ 0.015 (50.0% of pairs at 0.02, the largest ε tried)"
+    assert with_limit("0.02", 1.0, 0.02) == "≥ 0.02 (largest ε tried)"
+
+
+def test_lower_limits_are_hollow_points():
+    bounds = pd.DataFrame(
+        {"step": [2, 2, 4, 4], "decision": ["relaxed", "tightened"] * 2, "bound": [0.01, 0.02, 0.015, np.nan]}
+        | {"low": np.nan, "high": np.nan, "share_at_largest": [0.0, 1.0, 0.2, np.nan], "largest_epsilon": 0.02}
+    )
+    (axes,) = epsilon_bounds(bounds, "title").axes
+    drawn = {}
+    for line in axes.lines:
+        if line.get_marker() == "o" and len(line.get_xdata()):
+            hollow = line.get_markerfacecolor() == "white"
+            drawn |= {(x, y): hollow for x, y in zip(line.get_xdata(), line.get_ydata(), strict=True) if y == y}
+    assert drawn == {(2, 0.01): False, (2, 0.02): True, (4, 0.015): True}
+    labels = axes.get_legend_handles_labels()[1]
+    assert "largest ε tried: 0.02" in labels and any(label.startswith("lower limit") for label in labels)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +167,9 @@ def test_the_command_over_a_run(run, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out" / "epsilon_bound.png").stat().st_size > 10_000
     out = capsys.readouterr().out
     assert "model 1/3 (step 4): 12/12 pairs" in out and "model 3/3 (step 10): 12/12 pairs" in out
+    held = table["share_at_largest"] > 0.0
+    assert held.any() and out.count("largest ε tried") == held.sum()
+    assert "10, the largest ε tried" in (tmp_path / "out" / "epsilon_bound.txt").read_text(encoding="utf-8")
 
     # The last rows are the final model's, against the model that training started from.
     policy, reference = load(run / "train" / "model"), load(run / "start")
@@ -176,6 +208,75 @@ def test_runs_whose_checkpoints_have_no_fixed_reference_are_refused(changes, rea
     arguments = training.trainer_arguments(experiment, data, tmp_path)
     with pytest.raises(ConfigError, match=reason):
         epsilon_bound._require_fixed_reference(experiment, arguments)
+    assert not has_fixed_reference(experiment) and has_fixed_reference(load_experiments(run / "dpo.yaml")[0])
+
+
+@pytest.fixture
+def batch_of_one(run, tmp_path):
+    """A batch with the run as `dpo-seed1`; keys of the experiment's sections can be changed."""
+
+    def make(**changes):
+        experiment = load_experiments(run / "dpo.yaml", {"name": "dpo-seed1", **changes})[0]
+        folder = tmp_path / experiment.name
+        folder.mkdir()
+        shutil.copytree(run / "train", folder / "train", ignore=shutil.ignore_patterns("experiment.yaml"))
+        shutil.copytree(run / "data", tmp_path / data_folder(experiment))
+        save_experiment(experiment, folder / "experiment.yaml")
+        (folder / "train" / "manifest.json").write_text(json.dumps({"key": "first"}), encoding="utf-8")
+        return {experiment.name: (folder, experiment)}
+
+    return make
+
+
+def by_command(runs, tmp_path, pairs, *options):
+    """What the command measures of the only run."""
+    ((folder, experiment),) = runs.values()
+    options = ["--train-dir", folder / "train", "--data", tmp_path / data_folder(experiment), *options]
+    options += ["--pairs", pairs, "--output", tmp_path / "command"]
+    assert epsilon_bound.main([str(option) for option in options]) == 0
+    return pd.read_csv(tmp_path / "command" / "pairs.csv"), pd.read_csv(tmp_path / "command" / "epsilon_bound.csv")
+
+
+def test_claims_are_about_the_bounds_that_the_command_measures(batch_of_one, tmp_path, monkeypatch):
+    """The same pairs, spread over the data; kept for as long as they are of this training."""
+    for module in (epsilon_bound, claim_bounds):
+        monkeypatch.setattr(module, "EPSILONS", GRID)
+    monkeypatch.setattr(claim_bounds, "PAIRS", 12)
+    runs, keep_in, told = batch_of_one(), tmp_path / "bounds", []
+    table = claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    pairs, means = by_command(runs, tmp_path, 12)
+    kept = pd.read_csv(keep_in / "dpo-seed1-float32.csv")
+    pd.testing.assert_frame_equal(kept[pairs.columns.tolist()], pairs)
+    exact = table[table["criterion_dtype"] == "float32"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(exact[means.columns.tolist()], means)
+    assert exact["of_pairs"].unique().tolist() == [12] and exact["share_of_epoch"].unique().tolist() == [0.4, 0.8, 1.0]
+    assert len(told) == 2
+
+    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    assert len(told) == 2
+    # Bounds of other pairs, or of a training that came before, are not this run's.
+    kept.assign(pair_id=kept["pair_id"].where(kept["pair_id"] != kept["pair_id"][0], "another")).to_csv(
+        keep_in / "dpo-seed1-float32.csv", index=False
+    )
+    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    assert len(told) == 3 and told[-1].endswith("float32")
+    (tmp_path / "dpo-seed1" / "train" / "manifest.json").write_text('{"key": "second"}', encoding="utf-8")
+    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    assert len(told) == 5
+
+
+def test_the_bounds_of_claims_start_from_the_sft_model(batch_of_one, official, tmp_path, monkeypatch):
+    """A reference other than the model of the config: what the command does with --sft-dir."""
+    for module in (epsilon_bound, claim_bounds):
+        monkeypatch.setattr(module, "EPSILONS", GRID)
+    monkeypatch.setattr(claim_bounds, "PAIRS", 12)
+    monkeypatch.setattr(claim_bounds, "PRECISIONS", ("float32",))
+    runs = batch_of_one(**{"model.sft": {"learning_rate": 1e-3}})
+    sft = tmp_path / sft_folder(runs["dpo-seed1"][1])
+    shutil.copytree(official / "ref", sft / "model")
+    table = claim_bounds.bounds_of(runs, ["dpo"], tmp_path / "bounds", tell=lambda _: None)
+    _, means = by_command(runs, tmp_path, 12, "--sft-dir", sft)
+    pd.testing.assert_frame_equal(table[means.columns.tolist()], means)
 
 
 def test_an_unfinished_run_is_refused(run, tmp_path, capsys):

@@ -8,12 +8,14 @@ import pandas as pd
 import pytest
 from trl import DPOConfig, DPOTrainer
 
-from epsdpo.compared_runs import find_runs
+from epsdpo.compared_runs import find_runs, sources
 from epsdpo.experiment import ConfigError
-from epsdpo.plots.trajectory import beta_trajectory, logged_curves
+from epsdpo.methods.batch_beta import BetaDPOTrainer
+from epsdpo.methods.configs import BetaDPOConfig
+from epsdpo.plots.trajectory import beta_trajectory, logged_curves, relative_trajectory
 from epsdpo.record import STEP_COLUMNS, read_steps
 from epsdpo.stages import run_stage
-from epsdpo.trajectory import relative_steps, summarise_steps
+from epsdpo.trajectory import WINDOW_COLUMNS, relative_steps, summarise_steps
 from epsdpo.trl_logs import find_log, read_log
 
 
@@ -54,24 +56,156 @@ def test_trls_own_trainer(make_trainer, tmp_path):
     trainer.train()
     assert find_log(tmp_path / "run") == tmp_path / "run" / "checkpoint-4" / "trainer_state.json"
     log = read_log(find_log(tmp_path / "run" / "checkpoint-2"))
-    assert log.steps["step"].tolist() == [2]
+    assert log.steps["step"].tolist() == [1.5]
     log = read_log(find_log(tmp_path / "run"))
     logged = trainer.state.log_history
-    assert log.steps["step"].tolist() == [2, 4] and log.steps["beta_before"].tolist() == [0.1, 0.1]
+    assert log.steps["step"].tolist() == [1.5, 3.5] and log.steps["last_step"].tolist() == [2, 4]
+    assert log.steps["beta_before"].tolist() == [0.1, 0.1]
     assert log.steps["loss"].tolist() == [row["loss"] for row in logged[:2]]
     assert log.steps["reward_margin"].tolist() == [row["rewards/margins"] for row in logged[:2]]
-    assert log.steps["relaxed"].isna().all() and (log.without_beta, log.repeated) == (0, 0)
+    assert log.steps["relaxed"].isna().all() and (log.left_out, log.repeated) == (0, 0)
 
     trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
-    assert read_log(tmp_path / "trainer_state.json").without_beta == 1  # the line with the training time
+    assert read_log(tmp_path / "trainer_state.json").left_out == 1  # the line with the training time
 
 
-def test_a_log_of_plain_dpo_is_refused_with_what_it_has(make_trainer, tmp_path):
-    trainer = make_trainer(trainer=TokenisedDPOTrainer, config=DPOConfig, max_steps=1)
+def test_a_log_of_plain_dpo_is_taken_with_its_stated_beta(make_trainer, tmp_path):
+    """Without it the refusal says what the log has, and what to state of which run."""
+    trainer = make_trainer(trainer=TokenisedDPOTrainer, config=DPOConfig, max_steps=5, logging_steps=2)
     trainer.train()
     trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
-    with pytest.raises(ConfigError, match=r"no column holds β; looked for kl/beta or beta.*rewards/margins"):
-        find_runs([str(tmp_path)])
+    missing = r"no column holds β; looked for kl/beta or beta.*rewards/margins.*state it: `betas: \{theirs: 0.1\}`"
+    with pytest.raises(ConfigError, match=missing):
+        find_runs([str(tmp_path)], ["theirs"])
+    (run,) = find_runs([str(tmp_path)], ["theirs"], {"theirs": 0.1})
+    assert run.steps["beta_before"].tolist() == run.steps["beta_after"].tolist() == [0.1] * 3
+    assert run.steps["step"].tolist() == [1.5, 3.5, 5.0]  # the last is the line with the training time
+    logged = trainer.state.log_history
+    assert run.steps["reward_margin"].tolist() == [row["rewards/margins"] for row in logged]
+    assert run.steps["loss"].tolist()[:2] == [row["loss"] for row in logged[:2]] and math.isnan(run.steps["loss"][2])
+    assert relative_steps(run.steps)["beta_ratio"].tolist() == [1.0] * 3
+    assert relative_steps(run.steps)["share_of_run"].tolist() == [0.125, 0.625, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("logging", "windows"),
+    [
+        ({"logging_steps": 1}, [(step, step) for step in range(1, 9)]),
+        ({"logging_steps": 3}, [(1, 3), (4, 6), (7, 8)]),
+        ({"logging_steps": 5}, [(1, 5), (6, 8)]),
+        ({"logging_steps": 3, "logging_first_step": True}, [(1, 1), (2, 3), (4, 6), (7, 8)]),
+        ({"logging_steps": 0.25}, [(1, 2), (3, 4), (5, 6), (7, 8)]),
+        ({"logging_strategy": "epoch"}, [(1, 3), (4, 6), (7, 8)]),
+    ],
+)
+def test_one_run_as_folder_and_as_log_is_one_curve(make_trainer, official_pairs, tmp_path, logging, windows):
+    """Each row of the log is the mean of the record over its steps, at their middle, over the β of the config."""
+    trainer = make_trainer(pairs=official_pairs.select(range(12)), max_steps=8, epsilon=0.3, **logging)
+    trainer.train()
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    folder, log = find_runs([str(tmp_path / "run"), str(tmp_path / "trainer_state.json")])
+    assert log.steps[["first_step", "last_step"]].to_numpy().tolist() == [list(window) for window in windows]
+    assert log.steps["step"].tolist() == [sum(window) / 2 for window in windows]
+    record, drawn = relative_steps(folder.steps), relative_steps(log.steps)
+    assert record["beta_ratio"].min() < 0.9  # it moves
+    means = pd.DataFrame([record[record["step"].between(*window)].mean() for window in windows])
+    exact = (
+        "beta_before",
+        "beta_ratio",
+        "share_of_run",
+        "relaxed",
+        "tied",
+        "tightened",
+        "mean_step",
+        "reward_accuracy",
+    )
+    for column in (*exact, "loss", "reward_margin"):
+        there = drawn[column].notna()
+        assert there.sum() >= len(windows) - (column == "loss")  # of the last, shorter window no loss is logged
+        bound = {"rtol": 1e-9, "atol": 1e-12} if column in exact else {"rtol": 1e-4, "atol": 1e-5}
+        np.testing.assert_allclose(drawn[column][there], means[column][there], err_msg=column, **bound)
+    np.testing.assert_allclose(drawn["epoch"], np.interp(drawn["step"], record["step"], record["epoch"]))
+    (figure,) = relative_trajectory({"log": drawn}, {"log": "other"}, "title").axes
+    np.testing.assert_array_equal(figure.lines[0].get_xydata(), drawn[["share_of_run", "beta_ratio"]])
+    by_steps, by_log = summarise_steps(folder.steps), summarise_steps(log.steps)
+    for name in ("last_step", "beta_initial", "relaxed", "tied", "tightened", "mean_step"):
+        assert by_log[name] == pytest.approx(by_steps[name], rel=1e-9), name
+
+
+def test_beta_dpo_logs_what_it_records(make_trainer, tmp_path):
+    """β of each batch, and accuracies of the pairs that are in the loss, whatever is left out."""
+    trainer = make_trainer(trainer=BetaDPOTrainer, config=BetaDPOConfig, max_steps=6, keep_ratio=0.5, logging_steps=2)
+    trainer.train()
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    record, log = read_steps(tmp_path / "run"), read_log(tmp_path / "trainer_state.json").steps
+    means = record.groupby((record["step"] - 1) // 2).mean()
+    for column in ("beta_before", "reward_accuracy", "mean_step"):
+        np.testing.assert_allclose(log[column], means[column], rtol=1e-9, err_msg=column)
+    assert log["beta_initial"].tolist() == [0.1] * 3
+
+
+def test_a_checkpoint_says_the_beta_that_its_run_began_with(make_trainer, tmp_path):
+    trainer = make_trainer(max_steps=5, epsilon=0.3, logging_steps=2, save_strategy="steps", save_steps=3)
+    trainer.train()
+    (folder,) = find_runs([str(tmp_path / "run")])
+    for step in (3, 5):
+        (log,) = find_runs([str(tmp_path / "run" / f"checkpoint-{step}")])
+        assert log.steps["beta_initial"].unique().tolist() == [0.1] and log.steps["total_steps"].iloc[0] == step
+        middle = folder.steps["beta_before"][:2].mean() / 0.1
+        assert relative_steps(log.steps)["beta_ratio"].iloc[0] == pytest.approx(middle, rel=1e-9)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3"))
+    trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    (log,) = find_runs([str(tmp_path / "trainer_state.json")])
+    assert log.steps["last_step"].tolist() == [2, 4, 5] and log.steps["beta_initial"].iloc[0] == 0.1
+
+
+def test_the_beta_of_the_config_where_a_log_does_not_say_it(write):
+    """Of a mean over several steps nobody knows what β was before; a β that stayed, or a first step alone, says it."""
+    moving = write("moving.csv", "step,kl/beta\n10,0.08\n20,0.06\n30,0.04\n")
+    stayed = write("stayed.csv", "step,kl/beta\n10,0.08\n20,0.08\n")
+    first = write("first.csv", "step,kl/beta\n1,0.1\n10,0.08\n")
+    unknown, known, one = find_runs([str(moving), str(stayed), str(first)])
+    assert relative_steps(unknown.steps)["beta_ratio"].isna().all()
+    assert relative_steps(known.steps)["beta_ratio"].tolist() == [1.0, 1.0]
+    assert relative_steps(one.steps)["beta_ratio"].tolist() == pytest.approx([1.0, 0.8])
+    assert sources([unknown, known])["β of its config"].tolist() == ["not known", "0.08"]
+    assert sources([unknown, one])["steps per row"].tolist() == ["10", "1 to 9"]
+    frames = {"moving": relative_steps(unknown.steps), "stayed": relative_steps(known.steps)}
+    (axes,) = relative_trajectory(frames, {"moving": "other", "stayed": "other"}, "title").axes
+    assert [line.get_label() for line in axes.lines] == ["stayed"]
+    assert axes.texts[0].get_text() == "β of the config not known: moving"
+    relative_trajectory({"moving": frames["moving"]}, {"moving": "other"}, "title")
+    (stated,) = find_runs([str(moving)], betas={"moving": 0.1})
+    assert relative_steps(stated.steps)["beta_ratio"].tolist() == pytest.approx([0.8, 0.6, 0.4])
+    assert relative_steps(stated.steps)["share_of_run"].tolist() == pytest.approx([4.5 / 29, 14.5 / 29, 24.5 / 29])
+    for path, betas, message in (
+        (stayed, {"stayed": 0.1}, r"stayed\.csv: its β is stated as 0\.1, and its log says 0\.08"),
+        (moving, {"other": 0.1}, "no run is called 'other'; the runs are moving"),
+        (moving, {"moving": "0.1"}, "moving has '0.1', which is no β"),
+        (moving, {"moving": -1.0}, "moving has -1.0, which is no β"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            find_runs([str(path)], betas=betas)
+
+
+def test_the_record_of_a_run_knows_its_beta_and_means_count_by_their_steps(make_trainer, write, tmp_path):
+    make_trainer(max_steps=2).train()
+    with pytest.raises(ConfigError, match=r"run has 0\.2, and its own record says 0\.1; leave it out"):
+        find_runs([str(tmp_path / "run")], betas={"run": 0.2})
+    log = read_log(write("a.csv", "step,kl/beta,kl/avg_steps\n3,0.1,1.0\n4,0.1,0.0\n"), beta=0.1)
+    assert summarise_steps(log.steps)["mean_step"] == pytest.approx(0.5)  # the table may begin at step 3
+    state = write(
+        "trainer_state.json",
+        json.dumps(
+            {
+                "log_history": [
+                    {"step": 3, "kl/beta": 0.1, "kl/avg_steps": 1.0},
+                    {"step": 4, "kl/beta": 0.1, "kl/avg_steps": 0.0},
+                ]
+            }
+        ),
+    )
+    assert summarise_steps(read_log(state).steps)["mean_step"] == pytest.approx(0.75)
 
 
 def test_the_log_of_epsilon_dpo_is_its_record(make_trainer, tmp_path):
@@ -100,10 +234,11 @@ def test_an_export_of_a_tracker_by_hand(write):
         '5,30,"0.07",,,0.66,\n',
     )
     log = read_log(path)
-    assert (log.without_beta, log.repeated) == (1, 1)
+    assert (log.left_out, log.repeated) == (1, 1)
     steps = log.steps
-    assert list(steps.columns) == list(STEP_COLUMNS)
-    assert steps["step"].tolist() == [10, 20, 21, 30]
+    assert list(steps.columns) == [*STEP_COLUMNS, *WINDOW_COLUMNS]
+    assert steps["first_step"].tolist() == [1, 11, 21, 22] and steps["last_step"].tolist() == [10, 20, 21, 30]
+    assert steps["step"].tolist() == [5.5, 15.5, 21, 26]
     assert steps["beta_before"].tolist() == [0.1, 0.09, 0.08, 0.07]
     assert steps["beta_after"].fillna(-1).tolist() == [-1, 0.08, -1, -1]  # only 21 follows on 20
     assert steps["tied"].fillna(-1).tolist() == [0.0, 0.25, 0.25, -1]
@@ -111,9 +246,17 @@ def test_an_export_of_a_tracker_by_hand(write):
     assert steps["loss"].fillna(-1).tolist() == [0.69, 0.68, -1, 0.66]
     summary = summarise_steps(steps)
     assert (summary["rows"], summary["last_step"], summary["beta_last"]) == (4, 30, 0.07)
-    relative = relative_steps(steps)
-    assert relative["share_of_run"].tolist() == [0.0, 0.5, 0.55, 1.0]
-    assert relative["beta_ratio"].tolist() == pytest.approx([1.0, 0.9, 0.8, 0.7])
+    assert summary["mean_step"] == pytest.approx((10 * 0.5 + 10 * 0.25 - 0.25) / 21)  # the last row has none
+    relative = relative_steps(read_log(path, beta=0.125).steps)
+    assert relative["share_of_run"].tolist() == [4.5 / 29, 0.5, 20 / 29, 25 / 29]
+    assert relative["beta_ratio"].tolist() == pytest.approx([0.8, 0.72, 0.64, 0.56])
+
+
+def test_a_table_that_begins_in_the_middle_of_a_run(write):
+    """Its first row is no mean over all the steps before."""
+    steps = read_log(write("later.csv", "step,kl/beta\n100,0.1\n110,0.09\n115,0.08\n"), beta=0.2).steps
+    assert steps["first_step"].tolist() == [91, 101, 111] and steps["step"].tolist() == [95.5, 105.5, 113]
+    assert relative_steps(steps)["share_of_run"].tolist() == [4.5 / 24, 14.5 / 24, 22 / 24]
 
 
 def test_a_chart_exported_by_its_run_name(write):
@@ -128,7 +271,7 @@ def test_lines_of_json(write):
     rows = [{"step": 1, "beta": 0.1, "loss": "0.5"}, {"step": 1, "eval_loss": 0.6}, {"step": 2, "beta": "NaN"}]
     path = write("log.jsonl", "\n".join([*map(json.dumps, rows), '{"step": 3, "beta": 0.05, "loss": NaN}', ""]))
     log = read_log(path)
-    assert log.steps["step"].tolist() == [1, 3] and log.without_beta == 2
+    assert log.steps["last_step"].tolist() == [1, 3] and log.left_out == 2
     assert log.steps["loss"].iloc[0] == 0.5 and math.isnan(log.steps["loss"].iloc[1])
     assert read_log(write("log.json", json.dumps(rows))).steps["step"].tolist() == [1]
 
@@ -200,12 +343,19 @@ def test_levels_that_lie_far_apart_are_drawn_on_a_logarithmic_axis():
 def test_the_stage_compares_a_run_of_this_kit_with_a_log(make_trainer, write, tmp_path):
     make_trainer(max_steps=4, epsilon=0.2).train()
     log = write("theirs <b>.csv", "step,kl/beta,kl/avg_steps,loss\n2,0.1,0.5,0.7\n4,0.08,0.5,0.6\n")
+    plain = write("plain.csv", "step,loss\n2,0.7\n4,0.6\n")
     output = tmp_path / "compare"
-    run_stage("compare", {"runs": [str(tmp_path / "run"), str(log)], "publication": True}, output)
+    runs = [str(tmp_path / "run"), str(log), str(plain)]
+    run_stage("compare", {"runs": runs, "betas": {"plain": 0.2}, "publication": True}, output)
     assert {path.name for path in output.glob("*.pdf")} == {"beta.pdf", "beta_relative.pdf", "training.pdf"}
     summary = pd.read_csv(output / "summary.csv").set_index("run")
     assert summary.loc["theirs <b>", ["rows", "beta_first", "beta_last", "mean_step"]].tolist() == [2, 0.1, 0.08, 0.5]
-    assert summary.loc["run", "rows"] == 4
+    assert summary.loc["run", "rows"] == 4 and summary.loc["plain", "beta_initial"] == 0.2
+    relative = pd.read_csv(output / "beta_relative.csv").set_index("run")
+    assert relative.loc["plain", "beta_ratio"].tolist() == [1.0, 1.0]
+    assert relative.loc["plain", "step"].tolist() == [1.5, 3.5]
+    caption = (output / "beta_relative.txt").read_text(encoding="utf-8")
+    assert "Left out, since nothing says the β of their config: theirs <b>." in caption
     page = (output / "notebook.html").read_text(encoding="utf-8")
     assert "theirs &lt;b&gt;" in page and "theirs <b>" not in page
     inputs = json.loads((output / "manifest.json").read_text(encoding="utf-8"))["inputs"]

@@ -81,7 +81,7 @@ def dynamics(batch: Batch) -> Shown:
     table = tables.dynamics(batch.runs, batch.groups("dynamics"), batch.claims.level)
     caption = (
         "Within one epoch: win rate and forward KL at checkpoints, and the shares of pairs that chose β⁻ and β⁺ over "
-        "stretches of a twentieth of the epoch. The paper says that all four grow faster with a larger ε, and that "
+        "stretches of a twentieth of training. The paper says that all four grow faster with a larger ε, and that "
         "the win rate starts lower."
     )
     return Shown(drawing_within.dynamics(table), table, caption + _shown_of("dynamics", batch, table))
@@ -99,9 +99,10 @@ def margins(batch: Batch) -> Shown:
 def bound(batch: Batch) -> Shown:
     table = tables.bound(batch.bounds, batch.groups("bound"), batch.claims.level)
     caption = (
-        "The largest ε up to which a pair's decision stays what it is at the smallest ε looked at, averaged over "
-        "held-out pairs; a pair that never changes counts with the largest ε looked at. Dotted: where the paper's "
-        "bounds settle."
+        "The largest ε up to which a pair's decision stays what it is at the smallest ε tried, averaged over held-out "
+        "pairs that are spread evenly over the data. A pair that never changes counts with the largest ε tried "
+        "(dash-dotted): hollow points have such pairs and are lower limits; how many there are is in the CSV. Dotted: "
+        "where the paper's bounds settle."
     )
     return Shown(drawing_within.bound(table), table, caption + _shown_of("bound", batch, table))
 

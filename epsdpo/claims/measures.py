@@ -16,6 +16,7 @@ import pandas as pd
 
 from epsdpo.claims.settings import recipe_and_world
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment.keys import setting_of
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs
@@ -88,17 +89,16 @@ def provenance(runs: Mapping[str, tuple[Path, Experiment]]) -> pd.DataFrame:
 
 def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
     recipe, world = recipe_and_world(name)
-    train = experiment.training_arguments()
+    settings = {key: setting_of(experiment, key) for key in ("beta", "epsilon", "epsilon_step", "criterion_dtype")}
+    if settings["epsilon_step"] is None:  # as the trainer takes it
+        settings["epsilon_step"] = settings["epsilon"]
     return {
         "recipe": recipe,
         "world": world,
         "title": experiment.title.removesuffix(f", seed={world}"),
         "family": family_of(experiment),
         "method": experiment.method,
-        "beta": train.get("beta"),
-        "epsilon": train.get("epsilon"),
-        "epsilon_step": train.get("epsilon_step", train.get("epsilon")),
-        "criterion_dtype": train.get("criterion_dtype"),
+        **settings,
         "label_temperature": experiment.data.world.label_temperature,
     }
 
@@ -117,14 +117,16 @@ def _measures(folder: Path) -> dict[str, float]:
     if within.exists():
         checkpoints = pd.read_csv(within)
         measures["first_win_rate"] = float(checkpoints["win_rate"].iloc[0])
-        measures["middle_forward_kl"] = float(checkpoints["forward_kl_per_response"].iloc[len(checkpoints) // 2])
+        from_the_middle = (checkpoints["step"] - trajectory["steps"] / 2).abs()
+        nearest = checkpoints[from_the_middle == from_the_middle.min()].iloc[-1]  # of two as near the later one
+        measures["middle_forward_kl"] = float(nearest["forward_kl_per_response"])
     return measures
 
 
 def tightened_margin(pairs: pd.DataFrame) -> float:
     """Mean implicit reward margin of pairs that chose β⁺ less that of all others, in the second half of training.
 
-    Each pair is met once, before it is trained on, so that these are margins of pairs that the policy has not seen.
+    In a run of one epoch each pair is met once, before it is trained on, so that these are margins of unseen pairs.
     NaN for a method without decisions, or if either group is empty.
     """
     later = second_half(pairs)

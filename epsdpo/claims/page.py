@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from epsdpo.claims.names import MEASURES
 from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, VERDICTS, Verdict
+from epsdpo.epsilon_bound import with_limit
 
 # Okabe and Ito's, dark enough for text; each verdict has a sign as well, for those who see no colours.
 _LOOKS = {HOLDS: ("#00614A", "✓"), DOES_NOT_HOLD: ("#A04000", "✗"), CANNOT_BE_TOLD: ("#555555", "?")}
@@ -40,6 +41,10 @@ def _row(verdict: Verdict) -> str:
         effect = "–"
     else:
         effect = f"{verdict.effect:+.3g} [{verdict.low:+.3g}, {verdict.high:+.3g}] {measure.unit}"
+        if verdict.is_lower_limit:
+            effect = with_limit(effect, verdict.at_largest, verdict.largest)
+        elif verdict.at_largest > 0.0:
+            effect += f" ({verdict.at_largest:.1%} of pairs count with {verdict.largest:g}, the largest ε tried)"
     outcome = _looking(verdict.verdict) + (f"<br><small>{html.escape(verdict.why)}</small>" if verdict.why else "")
     cells = [html.escape(claim.place), html.escape(claim.says), _test(verdict), html.escape(effect)]
     cells += [html.escape(claimed_range(claim.above, claim.below)), outcome]

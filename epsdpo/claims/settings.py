@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.methods import SHARED_PASS
 from epsdpo.experiment.section import Section
 from epsdpo.files import written_whole
 
@@ -63,6 +64,11 @@ class Claim(Section):
         """The recipes whose runs are needed; none where the benchmark of a step is asked, which has contenders."""
         return [] if self.measure == "step_cost" else [*self.of, *self.minus]
 
+    @property
+    def is_difference(self) -> bool:
+        """Whether the effect is something less something else."""
+        return bool(self.minus) or self.combine == "range" or self.measure.startswith("bound_rise")
+
     def decisive(self) -> dict[str, Any]:
         """The test, without its wording."""
         return self.model_dump(exclude={"place", "says"})
@@ -102,6 +108,12 @@ class Claims(Section):
         return {"worlds": self.worlds, "level": self.level, "claims": [claim.decisive() for claim in self.claims]}
 
 
+def has_fixed_reference(experiment: Experiment) -> bool:
+    """Whether the checkpoints of a run can be compared with the model that training started from."""
+    moves = experiment.training_arguments().get("sync_ref_model", False)
+    return experiment.method in SHARED_PASS and not moves and experiment.model.lora is None
+
+
 def recipe_and_world(name: str) -> tuple[str, int | None]:
     """An experiment's name without its `-seedN`, and N; None for an experiment that is not swept over worlds."""
     found = _WORLD.search(name)
@@ -134,14 +146,21 @@ def check_runs(claims: Claims, experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that do not have all recipes of the claims, each in as many worlds as are asked for.
 
     Raises:
-        ConfigError: listing every recipe that is missing or has too few worlds.
+        ConfigError: listing every recipe that is missing or has too few worlds, or is asked for its bound of ε and has
+            no fixed reference that its checkpoints can be compared with.
     """
     worlds: dict[str, set[int]] = {}
+    problems = []
     for experiment in experiments:
         recipe, world = recipe_and_world(experiment.name)
         if world is not None:
             worlds.setdefault(recipe, set()).add(world)
-    problems = []
+        if recipe in claims.recipes_for("bound") and not has_fixed_reference(experiment):
+            problems.append(
+                f"--claims: {experiment.name} is asked for its bound of ε, for which its checkpoints need a reference "
+                f"that stays; with method {experiment.method}{' and LoRA' if experiment.model.lora else ''} they have "
+                "none. Name another recipe"
+            )
     for recipe in claims.recipes:
         count = len(worlds.get(recipe, ()))
         if count < claims.worlds:

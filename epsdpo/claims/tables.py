@@ -19,9 +19,10 @@ from epsdpo.claims.measures import WITHIN_TRAINING, second_half
 from epsdpo.claims.settings import recipe_and_world
 from epsdpo.evaluation.compare import interval_over_seeds
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.keys import setting_of
 from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs, read_steps
-from epsdpo.trajectory import DECISIONS
+from epsdpo.trajectory import DECISIONS, decision_fractions
 
 Groups = Mapping[str, Sequence[str]]  # title of a group -> its recipes
 Runs = Mapping[str, tuple[Path, Experiment]]  # of `measures.finished_runs`
@@ -131,7 +132,7 @@ def dynamics(runs: Runs, groups: Groups, level: float) -> pd.DataFrame:
     """Figure 3: what changes within the epoch, over `share_of_epoch`, the share of optimiser steps that are done.
 
     Measures win_rate (%) and forward_kl_per_response (nats) at the checkpoints that were evaluated; relaxed and
-    tightened (% of pairs) over stretches of training, placed at their middle.
+    tightened (% of pairs) over stretches of training, `trajectory.decision_fractions`, placed at their middle.
     """
     rows = []
     for place, folder, _ in _runs_of(runs, groups):
@@ -148,7 +149,7 @@ def margins(runs: Runs, groups: Groups, level: float) -> pd.DataFrame:
     rows = []
     for place, folder, experiment in _runs_of(runs, groups):
         pairs = second_half(read_pairs(folder / "train"))
-        beta = experiment.training_arguments().get("beta")
+        beta = setting_of(experiment, "beta")
         for decision, number in DECISIONS.items():
             margin = pairs.loc[pairs["decision"] == number, "reward_margin"].mean()
             rows.append(place | {"beta": beta, "decision": decision, "value": margin})
@@ -157,11 +158,16 @@ def margins(runs: Runs, groups: Groups, level: float) -> pd.DataFrame:
 
 
 def bound(bounds: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
-    """Figure 5: mean bound of ε over the share of the epoch, by precision of the criterion and decision.
+    """Figure 5: mean bound of ε over the share of training, by precision of the criterion and decision.
 
     Args:
         bounds: one row per run, criterion precision, checkpoint and decision, from `epsdpo.claims.bounds`: name, world,
-            criterion_dtype, share_of_epoch, decision, bound (NaN where no pair has the decision).
+            criterion_dtype, share_of_epoch, decision, bound (NaN where no pair has the decision), share_at_largest,
+            largest_epsilon.
+
+    Returns:
+        Also share_at_largest, the mean over worlds of the share of pairs that hold up to largest_epsilon, the largest ε
+        tried: where it is above 0 the mean bound is a lower limit.
     """
     keys = ["group", "recipe", "criterion_dtype", "decision", "share_of_epoch"]
     if bounds.empty:
@@ -171,8 +177,10 @@ def bound(bounds: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
         share_of_epoch=bounds["share_of_epoch"].round(3),
         value=bounds["bound"],
     )
-    grouped = [shown[shown["recipe"] == recipe].assign(group=group) for group, recipe in _pairs(groups)]
-    return over_worlds(pd.concat(grouped), keys, level)
+    grouped = pd.concat([shown[shown["recipe"] == recipe].assign(group=group) for group, recipe in _pairs(groups)])
+    grouped = grouped.reindex(columns=[*keys, "world", "value", "share_at_largest", "largest_epsilon"])
+    limits = grouped.dropna(subset=["value"]).groupby(keys)[["share_at_largest", "largest_epsilon"]].mean()
+    return over_worlds(grouped, keys, level).join(limits, on=keys)
 
 
 def read_rounds(path: Path) -> pd.DataFrame:
@@ -250,7 +258,8 @@ def _at_checkpoints(folder: Path, last: int) -> Iterator[tuple[str, float, float
 
 def _decisions_within(folder: Path, last: int) -> Iterator[tuple[str, float, float]]:
     pairs = read_pairs(folder / "train")
-    stretches = (pairs["step"] - 1) * _STRETCHES // last
-    for stretch, inside in pairs.groupby(stretches):
-        for decision in ("relaxed", "tightened"):
-            yield decision, (stretch + 0.5) / _STRETCHES, 100.0 * (inside["decision"] == DECISIONS[decision]).mean()
+    if pairs.empty:  # of a method without decisions
+        return
+    for row in decision_fractions(pairs, windows=_STRETCHES).itertuples():
+        if row.decision != "tied":
+            yield row.decision, (row.first_step - 1 + row.last_step) / (2 * last), 100.0 * row.share

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from epsdpo.claims.effects import effects_of
-from epsdpo.claims.names import MEASURES
+from epsdpo.claims.names import AT_LARGEST, MEASURES
 from epsdpo.claims.settings import Claim, Claims
 from epsdpo.evaluation.compare import interval_over_seeds
 
@@ -28,6 +28,8 @@ class Verdict:
         effects: one per world (per round of the benchmark, for the time of a step), in the unit of the measure.
         effect, low, high: their mean and its interval, Student's t over worlds; NaN with fewer than two.
         why: what is missing, if too few worlds have all runs; else "".
+        at_largest: of a bound of ε, the share of pairs that hold up to `largest`, the largest ε tried, and count with
+            it; NaN of everything else. Above 0, `effect` is a lower limit, or neither limit if it is a difference.
     """
 
     claim: Claim
@@ -37,6 +39,12 @@ class Verdict:
     high: float
     verdict: str
     why: str = ""
+    at_largest: float = np.nan
+    largest: float = np.nan
+
+    @property
+    def is_lower_limit(self) -> bool:
+        return self.at_largest > 0.0 and not self.claim.is_difference
 
 
 def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) -> Verdict:
@@ -49,8 +57,18 @@ def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame, rounds: pd.
     if len(effects) < claims.worlds:
         units = "rounds of the benchmark" if claim.measure == "step_cost" else "worlds"
         why = f"{len(effects)} of {claims.worlds} {units} have an effect"
-        return Verdict(claim, effects, effect, low, high, CANNOT_BE_TOLD, why)
-    return Verdict(claim, effects, effect, low, high, where_lies(low, high, claim.above, claim.below))
+        return Verdict(claim, effects, effect, low, high, CANNOT_BE_TOLD, why, *_at_largest(claim, measures))
+    verdict = where_lies(low, high, claim.above, claim.below)
+    return Verdict(claim, effects, effect, low, high, verdict, "", *_at_largest(claim, measures))
+
+
+def _at_largest(claim: Claim, measures: pd.DataFrame) -> tuple[float, float]:
+    """The share of pairs behind a bound of ε that hold up to the largest ε tried, and that ε; NaN of other measures."""
+    column = f"{claim.measure}{AT_LARGEST}"
+    if column not in measures:
+        return np.nan, np.nan
+    rows = measures[measures["recipe"].isin(claim.recipes)]
+    return rows[column].mean(), rows["largest_epsilon"].max()
 
 
 def where_lies(low: float, high: float, above: float | None, below: float | None) -> str:
@@ -75,7 +93,8 @@ def verdicts_on(claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) ->
 
 
 def as_table(verdicts: list[Verdict]) -> pd.DataFrame:
-    """One row per claim: name, place, says, measure, unit, above, below, effect, low, high, worlds, verdict, why.
+    """One row per claim: name, place, says, measure, unit, above, below, effect, low, high, worlds, verdict, why,
+    at_largest, lower_limit (whether the effect is one, see `Verdict`).
 
     A claim about the time of a step has rounds of the benchmark for worlds.
     """
@@ -97,6 +116,8 @@ def as_table(verdicts: list[Verdict]) -> pd.DataFrame:
                 "worlds": len(verdict.effects),
                 "verdict": verdict.verdict,
                 "why": verdict.why,
+                "at_largest": verdict.at_largest,
+                "lower_limit": verdict.is_lower_limit,
             }
         )
     return pd.DataFrame(rows)

@@ -90,6 +90,15 @@ def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field
     return {name: (fields[name], types[name]) for name in names if name in fields and name not in STATED_ELSEWHERE}
 
 
+def setting_of(experiment: Experiment, key: str) -> Any:
+    """What an experiment gives its trainer for a key: as written, or the default; None where the trainer has none."""
+    arguments = experiment.training_arguments()
+    if key in arguments:
+        return arguments[key]
+    field = train_fields(experiment.method).get(key)
+    return None if field is None else field[0].default
+
+
 def train_choices(name: str) -> tuple[str, ...]:
     """The texts that a key of `train` may take, where they are numbered; () elsewhere."""
     field, kind = train_fields()[name]

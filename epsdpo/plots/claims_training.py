@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from epsdpo.plots.claims import FORWARD_KL, WIN_RATE, log_axis, looks_of, nothing_to_show, style_of
+from epsdpo.plots.epsilon_bound import largest_tried, limit_points
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS = {"relaxed": "o", "tied": "s", "tightened": "^"}
@@ -35,7 +36,7 @@ def dynamics(table: pd.DataFrame) -> Figure:
         _over_the_epoch(axes)
         if measure != "win_rate":  # an interval by Student's t may begin below 0, which shares and divergences cannot
             axes.set_ylim(bottom=0.0)
-    figure.suptitle("Within one epoch: what a larger ε changes")
+    figure.suptitle("Within training: what a larger ε changes")
     legend_below(figure, *panels[2].get_legend_handles_labels())
     return figure
 
@@ -75,7 +76,10 @@ def margins(table: pd.DataFrame) -> Figure:
 
 
 def bound(table: pd.DataFrame) -> Figure:
-    """Figure 5: up to which ε decisions hold over the epoch, a panel per group and precision, from `tables.bound`."""
+    """Figure 5: up to which ε decisions hold over training, a panel per group and precision, from `tables.bound`.
+
+    Hollow points are lower limits.
+    """
     if table.empty:
         return nothing_to_show()
     places = list(dict.fromkeys(table[["group", "criterion_dtype"]].itertuples(index=False, name=None)))
@@ -85,12 +89,16 @@ def bound(table: pd.DataFrame) -> Figure:
         for decision, colour in DECISION_COLOURS.items():
             rows = inside[inside["decision"] == decision].sort_values("share_of_epoch")
             if len(rows):
-                style = {"color": colour, "marker": _MARKERS[decision], "label": DECISION_LABELS[decision]}
-                axes.plot(rows["share_of_epoch"], rows["mean"], markersize=4, **style)
+                look = f"{_MARKERS[decision]}-"
+                axes.plot([], [], look, color=colour, markersize=4, label=DECISION_LABELS[decision])
+                axes.plot(rows["share_of_epoch"], rows["mean"], color=colour)
+                place = rows["share_of_epoch"], rows["mean"], rows["share_at_largest"]
+                limit_points(axes, *place, colour, _MARKERS[decision])
                 axes.fill_between(rows["share_of_epoch"], *_band(rows), color=colour, alpha=0.18, linewidth=0)
         axes.axhline(
             0.008, color=NEUTRAL, linestyle=":", linewidth=1.2, label="paper: 0.008 after a fifth of the epoch"
         )
+        largest_tried(axes, inside["largest_epsilon"])
         axes.set_title(f"{group}, criterion in {precision}", fontsize=10)
         axes.sharey(panels[0])
         _over_the_epoch(axes)
@@ -112,4 +120,4 @@ def _band(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
 def _over_the_epoch(axes: Axes) -> None:
     axes.set_xlim(0.0, 1.03)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_xlabel("share of the epoch")
+    axes.set_xlabel("share of training")

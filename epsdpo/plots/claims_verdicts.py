@@ -18,7 +18,8 @@ def verdicts(table: pd.DataFrame, title: str) -> Figure:
     """Effects with their intervals, a row per claim and a panel per unit; the claimed range is shaded.
 
     Args:
-        table: of `epsdpo.claims.verdicts.as_table`; claims without an effect keep an empty row.
+        table: of `epsdpo.claims.verdicts.as_table`; claims without an effect keep an empty row. Effects that are lower
+            limits are hollow.
         title: what to see.
     """
     units = table.groupby("unit", sort=False)
@@ -54,7 +55,10 @@ def _panel(axes: Axes, claims: pd.DataFrame) -> None:
             continue
         marker, colour = _LOOKS[claim["verdict"]]
         axes.plot([claim["low"], claim["high"]], [height, height], color=colour, linewidth=1.8)
-        axes.plot(claim["effect"], height, marker=marker, color=colour, markersize=6.5, linestyle="none")
+        face = "white" if claim.get("lower_limit") else colour
+        axes.plot(
+            claim["effect"], height, marker=marker, color=colour, markerfacecolor=face, markersize=6.5, linestyle="none"
+        )
     axes.axvline(0.0, color=NEUTRAL, linewidth=0.8, linestyle=":")
     axes.set_xlim(left, right)
     axes.set_ylim(-0.7, len(claims) - 0.3)

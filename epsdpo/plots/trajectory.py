@@ -13,11 +13,19 @@ from epsdpo.plots.style import ACCENT, DECISION_COLOURS, DECISION_LABELS, NEUTRA
 _MARKERS_PER_LINE = 12
 _LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
 _MOST_THIN_LINES = 4  # runs whose single steps are drawn; those of more hide one another
+# How a panel says in its corner what it lacks.
+_NOTE = {
+    "xycoords": "axes fraction",
+    "fontsize": "small",
+    "bbox": {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.0},
+}
 _WIDE = 10.0  # a ratio of levels from which a logarithmic axis is needed to see them all
 
 
 def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
-    """β before each optimiser step, one line per run; where not every step was logged, each that was has a marker.
+    """β before each optimiser step, one line per run; where not every step was logged, each row has a marker.
+
+    A row of a log is the mean over its steps, and stands at their middle.
 
     Args:
         runs: title of a run -> its steps, from `read_steps` or `trl_logs.read_log`.
@@ -36,15 +44,22 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
 
 
 def relative_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
-    """β over its first value against the share of the run, from `trajectory.relative_steps`; as `beta_trajectory`."""
+    """β over that of the run's configuration against the share of the run, from `trajectory.relative_steps`.
+
+    As `beta_trajectory`; runs of which nobody knows the configuration's β are named and not drawn.
+    """
     figure, (axes,) = new_figure()
-    _draw_runs(axes, runs, families, "share_of_run", "beta_ratio")
+    known = {name: steps for name, steps in runs.items() if steps["beta_ratio"].notna().any()}
+    _draw_runs(axes, known, {name: families[name] for name in known}, "share_of_run", "beta_ratio")
+    if missing := [name for name in runs if name not in known]:
+        axes.annotate(f"β of the config not known: {_named(missing)}", (0.03, 0.03), **_NOTE)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("share of the run")
-    axes.set_ylabel("β over its first value")
+    axes.set_ylabel("β over that of the config")
     axes.set_ylim(bottom=0.0)
     axes.set_title(title)
-    legend_below(figure, *axes.get_legend_handles_labels())
+    if known:
+        legend_below(figure, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -100,15 +115,15 @@ def _curves(
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
         missing = [name for name, steps in runs.items() if steps[column].isna().all()]
         if missing:
-            paper = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.0}
-            axes.annotate(_not_defined(missing), (0.03, 0.03), xycoords="axes fraction", fontsize="small", bbox=paper)
+            axes.annotate(f"not defined for {_named(missing)}", (0.03, 0.03), **_NOTE)
         for name, look in run_looks(families).items():
             if name in missing:
                 continue
             steps = runs[name]
             if len(runs) <= _MOST_THIN_LINES:
                 axes.plot(steps["step"], steps[column], color=look.colour, alpha=0.25, linewidth=0.8)
-            smooth = steps[column].rolling(max(1, len(steps) // 10), center=True, min_periods=1).mean()
+            # An odd number of rows, since the middle of an even one lies half a row further on.
+            smooth = steps[column].rolling(len(steps) // 10 | 1, center=True, min_periods=1).mean()
             (drawn[name],) = axes.plot(steps["step"], smooth, label=name, linewidth=1.8, **line_of(look))
         if column == "loss":
             _fit_scale(axes, [steps[column].median() for steps in runs.values()])
@@ -120,9 +135,9 @@ def _curves(
     return figure
 
 
-def _not_defined(names: Sequence[str]) -> str:
+def _named(names: Sequence[str]) -> str:
     listed = ", ".join(names)
-    return f"not defined for {listed if len(listed) <= _LONGEST_LIST else f'{len(names)} of the runs'}"
+    return listed if len(listed) <= _LONGEST_LIST else f"{len(names)} of the runs"
 
 
 def _fit_scale(axes: Axes, levels: Sequence[float]) -> bool:
