@@ -6,6 +6,7 @@ left to `epsdpo.evaluation.scores`.
 
 import gzip
 import json
+import logging
 import math
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.files import written_whole
+from epsdpo.judging.answers import IMPROBABLE, remedies_for, still_an_answer
+
+logger = logging.getLogger(__name__)
 
 OFFICIAL_KEYS = ("instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference")
 
@@ -54,7 +58,9 @@ def read_annotations(path: str | Path) -> Annotations:
 
     Each has `instruction` and `preference`, and for both sides the text (`output_1`, `output_2`) or its number of
     characters (`len_1`, `len_2`). A preference that is null, NaN, -1 or absent is a judgement that failed; 0 is
-    AlpacaEval's old way to write a draw. Every row counts, none is dropped.
+    AlpacaEval's old way to write a draw. Every row counts, none is dropped. Where a row keeps the judge's
+    log-probabilities and these have next to nothing on its identifiers m and M, its judgement failed, too, and a
+    warning is logged.
 
     Raises:
         InputError: if the file is missing or not such a list, a value is not what it should be, an instruction comes
@@ -129,6 +135,12 @@ def _annotations(path: Path, rows: Sequence[dict[str, Any]]) -> Annotations:
                 f"{first_rows[instruction]}. A file holds each prompt once: write repetitions to files of their own"
             )
         first_rows[instruction] = number
+    improbable = sum(not _rests_on_answers(row) for row in rows)
+    if improbable:
+        logger.warning(
+            "%s: %d of %d judgements count as failed: by their log-probabilities %s. %s",
+            *(path, improbable, len(rows), IMPROBABLE, " ".join(remedies_for([IMPROBABLE]))),
+        )
     return Annotations(
         path=path,
         model=_common(path, rows, "generator_2"),
@@ -158,7 +170,7 @@ def _preference(path: Path, number: int, row: dict[str, Any]) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{path}: row {number}: `preference` is {_quote(value)}, not a number from 1 to 2, nor null")
-    if math.isnan(value) or value == _FAILED:
+    if math.isnan(value) or value == _FAILED or not _rests_on_answers(row):
         return math.nan
     if value == 0:
         return 1.5
@@ -168,6 +180,12 @@ def _preference(path: Path, number: int, row: dict[str, Any]) -> float:
             "output_2 wins, null that judging failed"
         )
     return float(value)
+
+
+def _rests_on_answers(row: dict[str, Any]) -> bool:
+    """Whether what the row keeps of the judge's words, in each order that it was asked in, is an answer."""
+    kept = row.get("raw_completion")
+    return all(map(still_an_answer, [row, *(kept if isinstance(kept, list) else [kept])]))
 
 
 def _length(path: Path, number: int, row: dict[str, Any], side: str, judged: bool) -> float:

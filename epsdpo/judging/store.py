@@ -13,6 +13,7 @@ from typing import Any
 
 import filelock
 
+from epsdpo.judging.answers import still_an_answer
 from epsdpo.judging.comparison import JudgeError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,14 @@ class JudgementStore:
                 raise JudgeError(
                     f"{self.directory}: another process is judging into this folder. Wait for it, or use another"
                 ) from error
-            self._records = {record["key"]: record for record in _read(self.directory / JUDGEMENTS)}
+            records = _read(self.directory / JUDGEMENTS)
+            valid = [record for record in records if still_an_answer(record.get("answer"))]
+            if len(valid) < len(records):
+                logger.warning(
+                    "%s: %d answers have next to nothing on either identifier: they are no judgements, and asked again",
+                    *(self.directory / JUDGEMENTS, len(records) - len(valid)),
+                )
+            self._records = {record["key"]: record for record in valid}
             _drop_torn_line(self.directory / FAILURES)
             self._judgements = resources.enter_context((self.directory / JUDGEMENTS).open("ab", buffering=0))
             self._failures = resources.enter_context((self.directory / FAILURES).open("ab", buffering=0))
