@@ -52,6 +52,11 @@ class Annotations:
     annotator: str | None
     prompts: pd.DataFrame
 
+    @property
+    def of_itself(self) -> bool:
+        """Whether both sides have one name: a model, compared with itself."""
+        return self.model is not None and self.model == self.reference
+
 
 def read_annotations(path: str | Path) -> Annotations:
     """Read judgements: a JSON list of objects, plain or gzipped.
@@ -141,6 +146,9 @@ def _annotations(path: Path, rows: Sequence[dict[str, Any]]) -> Annotations:
             "%s: %d of %d judgements count as failed: by their log-probabilities %s. %s",
             *(path, improbable, len(rows), IMPROBABLE, " ".join(remedies_for([IMPROBABLE]))),
         )
+    outputs = [(row.get("output_1"), row.get("output_2")) for row in rows]
+    if all(isinstance(first, str) and first == second for first, second in outputs):
+        logger.warning("%s: in each row the two outputs are the same: one model, whatever its sides are called", path)
     return Annotations(
         path=path,
         model=_common(path, rows, "generator_2"),

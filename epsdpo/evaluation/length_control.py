@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from epsdpo.evaluation.winrate import Interval, percentile_interval, resamples, wins_of
+from epsdpo.evaluation.winrate import Interval, length_feature, percentile_interval, resamples, wins_of
 
 # What the published numbers were made with.
 _GAMED_WEIGHT = 0.1
@@ -100,9 +100,10 @@ def length_control(
     """What AlpacaEval 2 says the win rate would be if both responses were equally long.
 
     P(model wins) = σ(φ · tanh((reference length - model length) / std) + ψ · γ + θ), std (n - 1) that of the
-    differences, not centred. φ, ψ and θ maximise the likelihood under an L1 penalty, together with the gamed rows, of
-    weight 0.1, in which θ has no part. A prompt without preference takes no part in the fit, but in the standard
-    deviation and, since AlpacaEval does so, in the mean of what is predicted.
+    differences, not centred (see `length_feature` for differences without spread). φ, ψ and θ maximise the likelihood
+    under an L1 penalty, together with the gamed rows, of weight 0.1, in which θ has no part. A prompt without
+    preference takes no part in the fit, but in the standard deviation and, since AlpacaEval does so, in the mean of
+    what is predicted. A resample without a scored prompt has nothing on θ, and no part in the interval.
 
     The order of the prompts decides their folds in cross-validation and hence, in close cases, C: published numbers
     need AlpacaEval's order, and the same order gives the same number.
@@ -142,6 +143,7 @@ def length_control(
             _fit(_together(anchor, wins[rows], differences[rows], difficulties[rows]), c), difficulties[rows]
         ).mean()
         for rows in resamples(wins.size, samples, seed)
+        if scored[rows].any()  # else it says nothing of θ
     ]
     return LengthControl(
         win_rate=100.0 * float(chances.mean()),
@@ -173,9 +175,7 @@ def _gamed_rows(gamed: GamedRows) -> _Rows:
 
 def _together(anchor: _Rows, wins: np.ndarray, differences: np.ndarray, difficulties: np.ndarray) -> _Rows:
     """The gamed rows, then the scored prompts."""
-    known = differences[~np.isnan(differences)]
-    spread = known.std(ddof=1)
-    length = np.tanh(differences / spread) if spread > 0.0 else np.zeros_like(differences)
+    length = length_feature(differences)
     scored = ~np.isnan(wins)
     features = np.column_stack([length, difficulties, np.ones_like(length)])[scored]
     return _Rows(

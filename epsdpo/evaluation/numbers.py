@@ -4,6 +4,7 @@ A table of responses in, keys of `summary.json` out; an interval is a pair of ke
 Formulas are left to `epsdpo.evaluation.winrate` and `scores`.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import pandas as pd
 
 from epsdpo.evaluation.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.scores import ALPACA_EVAL_2, score_file
-from epsdpo.evaluation.winrate import average_length, bootstrap_interval, length_controlled_win_rate, win_rate
+from epsdpo.evaluation.winrate import (
+    LENGTHS_ALIKE,
+    average_length,
+    bootstrap_interval,
+    length_controlled_win_rate,
+    win_rate,
+)
 
 LENGTH_ONLY = "length-only"
 
@@ -19,7 +26,8 @@ LENGTH_ONLY = "length-only"
 def preference_numbers(responses: pd.DataFrame, against: str, samples: int, seed: int) -> dict[str, Any]:
     """Raw and length-controlled win rate in percent over the judged responses; none if fewer than two are judged.
 
-    `length_control` says what the length-controlled one is: here length-only, see `length_controlled_win_rate`.
+    `length_control` says what the length-controlled one is: here length-only, see `length_controlled_win_rate`, or why
+    there is none.
 
     Args:
         responses: columns preference, policy_response and that of the opponent, `<against>_response`.
@@ -37,12 +45,17 @@ def preference_numbers(responses: pd.DataFrame, against: str, samples: int, seed
         samples,
         seed,
     )
-    return {
+    numbers = {
         "win_rate": raw.win_rate,
         "win_rate_low": interval.low,
         "win_rate_high": interval.high,
         "standard_error": raw.standard_error,
         "discrete_win_rate": raw.discrete_win_rate,
+    }
+    if math.isnan(controlled.win_rate):
+        return {**numbers, "length_control": f"none: {LENGTHS_ALIKE}"}
+    return {
+        **numbers,
         "length_control": LENGTH_ONLY,
         "length_controlled_win_rate": controlled.win_rate,
         "length_controlled_win_rate_low": controlled.interval.low,
@@ -65,11 +78,11 @@ def alpaca_eval_numbers(annotations: Path, instructions: pd.Series, against: str
     scored = score_file(annotations, samples=samples)
     if scored["length_control"] != ALPACA_EVAL_2:
         return {"length_control_missing": scored["length_control"].removeprefix("none: ")}
-    ends = ("", "_low", "_high")
+    ends, length_only = ("", "_low", "_high"), scored["length_only_winrate"] is not None
     return {
         "length_control": ALPACA_EVAL_2,
         **{f"length_controlled_win_rate{end}": scored[f"length_controlled_winrate{end}"] for end in ends},
-        **{f"length_only_win_rate{end}": scored[f"length_only_winrate{end}"] for end in ends},
+        **{f"length_only_win_rate{end}": scored[f"length_only_winrate{end}"] for end in ends if length_only},
         **{key: scored[key] for key in ("lc_standard_error", "C", "C_from", "coefficients")},
     }
 

@@ -70,6 +70,9 @@ def _who_judged(summary: dict[str, Any]) -> list[str]:
         sentences.append(
             f"There is no length-controlled win rate as AlpacaEval 2 has it: {summary['length_control_missing']}."
         )
+    if summary.get("length_control", "").startswith("none: "):
+        reason = summary["length_control"].removeprefix("none: ")
+        sentences.append(f"There is no length-controlled win rate: {reason}.")
     return sentences
 
 
@@ -103,12 +106,14 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def win_rate_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Raw and length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high (percent)."""
+    """Raw and, where there is one, length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high
+    (percent)."""
     measures = {"win_rate": "raw", "length_controlled_win_rate": f"length-controlled\n({summary['length_control']})"}
     return pd.DataFrame(
         [
             {"label": label, "win_rate": summary[key], "low": summary[f"{key}_low"], "high": summary[f"{key}_high"]}
             for key, label in measures.items()
+            if key in summary
         ]
     )
 

@@ -4,6 +4,7 @@ This module knows AlpacaEval 2's formulas for preferences in [1, 2] and the boot
 come from is left to `epsdpo.judging`. Every rate is in percent.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,14 @@ from sklearn.linear_model import LogisticRegression
 # Strength of the penalty on the two weights of the length-only model. On a hundred prompts it moves the rate by less
 # than 0.01 points; it keeps the weights finite where one side wins every prompt or length alone predicts the winner.
 _RIDGE = 1.0e-3
+
+# How many times the prompts must outweigh the penalty in what they say of θ; else θ is the penalty's and not theirs.
+_OUTWEIGHS = 10.0
+
+LENGTHS_ALIKE = (
+    "responses of one side are longer on every prompt, and by about as much, so that what length does cannot be told "
+    "from what the model does"
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,8 @@ class WinRate:
 @dataclass(frozen=True)
 class LengthControlledWinRate:
     """Win rate at equal lengths under the length-only model; see `length_controlled_win_rate`.
+
+    All are NaN where it is not determined, because of `LENGTHS_ALIKE`.
 
     Attributes:
         win_rate: 100 · σ(θ).
@@ -133,8 +144,10 @@ def length_controlled_win_rate(
     not centred. AlpacaEval 2 adds a fixed difficulty per instruction, known for its own 805 prompts only: **the result
     is comparable with other length-only numbers and with no published length-controlled win rate.**
 
-    Where all differences are equal, length cannot explain anything and the result is the raw win rate. Each bootstrap
-    resample fits its own φ, θ and std.
+    Where both responses are equally long on all prompts, length cannot explain anything and the result is the raw win
+    rate. Where one side's are longer by about as much on all, equal lengths were never seen: φ and θ come to the same
+    there, and the result is NaN. Each bootstrap resample fits its own φ, θ and std; one that does not determine them is
+    left out.
 
     Args:
         preferences: as for `win_rate`; prompts without one are left out of the fit.
@@ -186,15 +199,36 @@ def resamples(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def percentile_interval(estimates: Sequence[float], level: float) -> Interval:
-    """The middle `level` of the estimates of all resamples."""
+    """The middle `level` of the estimates of all resamples but those without one (NaN)."""
+    estimates = np.asarray(estimates, dtype=np.float64)
+    estimates = estimates[~np.isnan(estimates)]
+    if estimates.size == 0:
+        return Interval(float("nan"), float("nan"))
     low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(float(low), float(high))
 
 
+def length_feature(differences: np.ndarray) -> np.ndarray:
+    """AlpacaEval's tanh(length difference / std), std (n - 1) that of the known differences, not centred.
+
+    Without spread it is the limit of a small one: 0 where lengths are equal, 1 or -1 where they differ.
+    """
+    known = differences[~np.isnan(differences)]
+    spread = known.std(ddof=1) if np.ptp(known) > 0.0 else 0.0
+    return np.tanh(differences / spread) if spread > 0.0 else np.sign(differences)
+
+
 def _fit_length_model(wins: np.ndarray, differences: np.ndarray) -> tuple[float, float]:
-    """(φ, θ) of the length-only model: each prompt enters as a win of weight y and a loss of weight 1 - y."""
-    spread = differences.std(ddof=1)
-    length = np.tanh(differences / spread) if spread > 0.0 else np.zeros_like(differences)
+    """(φ, θ) of the length-only model: each prompt enters as a win of weight y and a loss of weight 1 - y.
+
+    NaN where the prompts do not determine θ: what they say of it, once φ is fitted, is n/4 times the part of the
+    length feature's square that is not its mean's.
+    """
+    length = length_feature(differences)
+    square = float(np.mean(length**2))
+    own_part = 1.0 if square == 0.0 else length.var() / square
+    if wins.size / 4.0 * own_part < _OUTWEIGHS * _RIDGE:
+        return math.nan, math.nan
     features = np.column_stack([length, np.ones_like(length)])
     model = LogisticRegression(C=1.0 / _RIDGE, fit_intercept=False, solver="newton-cholesky")
     model.fit(
