@@ -12,7 +12,8 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from epsdpo.evaluation.winrate import Interval, length_feature, percentile_interval, resamples, wins_of
+from epsdpo.clusters import Interval, clusters_of, resamples, standard_error
+from epsdpo.evaluation.winrate import length_feature, percentile_interval, wins_of
 
 # What the published numbers were made with.
 _GAMED_WEIGHT = 0.1
@@ -96,6 +97,7 @@ def length_control(
     seed: int,
     c: float | None = None,
     level: float = 0.95,
+    prompts: Sequence[str] | None = None,
 ) -> LengthControl:
     """What AlpacaEval 2 says the win rate would be if both responses were equally long.
 
@@ -118,6 +120,7 @@ def length_control(
         seed: of the resamples.
         c: inverse strength of the penalty; by default that of ten with the best cross-validated log-loss.
         level: coverage of the interval, in (0, 1).
+        prompts: what each row is about, as text, resampled as `epsdpo.clusters` has it; by default each is another.
 
     Raises:
         ValueError: if fewer than two prompts are scored, or a difficulty or a length is missing.
@@ -142,12 +145,12 @@ def length_control(
         * predicted_chances(
             _fit(_together(anchor, wins[rows], differences[rows], difficulties[rows]), c), difficulties[rows]
         ).mean()
-        for rows in resamples(wins.size, samples, seed)
+        for rows in resamples(clusters_of(prompts, wins.size), samples, seed)
         if scored[rows].any()  # else it says nothing of θ
     ]
     return LengthControl(
         win_rate=100.0 * float(chances.mean()),
-        standard_error=100.0 * float(chances.std(ddof=1) / np.sqrt(chances.size)),
+        standard_error=100.0 * standard_error(chances, prompts),
         interval=percentile_interval(estimates, level),
         c=float(c),
         coefficients=coefficients,

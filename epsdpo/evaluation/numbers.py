@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from epsdpo.clusters import distinct
 from epsdpo.evaluation.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.scores import ALPACA_EVAL_2, score_file
 from epsdpo.evaluation.winrate import (
@@ -24,26 +25,29 @@ LENGTH_ONLY = "length-only"
 
 
 def preference_numbers(responses: pd.DataFrame, against: str, samples: int, seed: int) -> dict[str, Any]:
-    """Raw and length-controlled win rate in percent over the judged responses; none if fewer than two are judged.
+    """Raw and length-controlled win rate in percent over the judged responses; none if fewer than two prompts are
+    judged.
 
     `length_control` says what the length-controlled one is: here length-only, see `length_controlled_win_rate`, or why
     there is none.
 
     Args:
-        responses: columns preference, policy_response and that of the opponent, `<against>_response`.
+        responses: columns instruction, preference, policy_response and that of the opponent, `<against>_response`.
         samples: resamples of the prompts behind each interval.
     """
     judged = responses.dropna(subset=["preference"])
-    if len(judged) < 2:
+    prompts = judged["instruction"]
+    if distinct(prompts) < 2:
         return {}
-    raw = win_rate(judged["preference"])
-    interval = bootstrap_interval(100.0 * (judged["preference"] - 1.0), samples, seed)
+    raw = win_rate(judged["preference"], prompts)
+    interval = bootstrap_interval(100.0 * (judged["preference"] - 1.0), samples, seed, prompts=prompts)
     controlled = length_controlled_win_rate(
         judged["preference"],
         judged["policy_response"].str.len(),
         judged[f"{against}_response"].str.len(),
         samples,
         seed,
+        prompts=prompts,
     )
     numbers = {
         "win_rate": raw.win_rate,
@@ -96,9 +100,9 @@ def divergence_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict
     numbers: dict[str, float] = {}
     for direction, side in (("reverse", "policy"), ("forward", "reference")):
         nats, tokens = responses[f"{direction}_kl"], responses[f"{side}_tokens"]
-        per_token = bootstrap_interval(nats, samples, seed, units=tokens)
+        per_token = bootstrap_interval(nats, samples, seed, units=tokens, prompts=responses["instruction"])
         numbers |= {
-            **_mean_with_interval(f"{direction}_kl_per_response", nats, samples, seed),
+            **_mean_with_interval(f"{direction}_kl_per_response", nats, responses, samples, seed),
             f"{direction}_kl_per_token": float(nats.sum() / tokens.sum()),
             f"{direction}_kl_per_token_low": per_token.low,
             f"{direction}_kl_per_token_high": per_token.high,
@@ -110,8 +114,8 @@ def gold_numbers(responses: pd.DataFrame, samples: int, seed: int) -> dict[str, 
     """Gold rewards and shares of right responses of both sides."""
     numbers: dict[str, float] = {}
     for side in ("policy", "reference"):
-        numbers |= _mean_with_interval(f"{side}_gold", responses[f"{side}_gold"], samples, seed)
-        numbers |= _mean_with_interval(f"{side}_correct", responses[f"{side}_correct"], samples, seed)
+        numbers |= _mean_with_interval(f"{side}_gold", responses[f"{side}_gold"], responses, samples, seed)
+        numbers |= _mean_with_interval(f"{side}_correct", responses[f"{side}_correct"], responses, samples, seed)
     return numbers
 
 
@@ -125,6 +129,8 @@ def length_numbers(responses: pd.DataFrame) -> dict[str, float]:
     return numbers
 
 
-def _mean_with_interval(name: str, values: pd.Series, samples: int, seed: int) -> dict[str, float]:
-    interval = bootstrap_interval(values, samples, seed)
+def _mean_with_interval(
+    name: str, values: pd.Series, responses: pd.DataFrame, samples: int, seed: int
+) -> dict[str, float]:
+    interval = bootstrap_interval(values, samples, seed, prompts=responses["instruction"])
     return {name: float(values.mean()), f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from epsdpo.clusters import distinct
 from epsdpo.evaluation.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.annotations import Annotations, InputError, read_annotations
 from epsdpo.evaluation.length_control import Coefficients, GamedRows, length_control
@@ -94,13 +95,16 @@ def score(
         raise InputError(f"{annotations.path}: none of its {n_total} prompts has a preference. Judge them again")
     if n_scored < n_total:
         logger.warning("%s: %d of %d prompts have no preference", annotations.path, n_total - n_scored, n_total)
-    raw = win_rate(prompts["preference"])
-    interval = bootstrap_interval(100.0 * (prompts["preference"].dropna() - 1.0), samples, seed, LEVEL)
+    raw = win_rate(prompts["preference"], prompts["instruction"])
+    judged = prompts.dropna(subset=["preference"])
+    wins = 100.0 * (judged["preference"] - 1.0)
+    interval = bootstrap_interval(wins, samples, seed, LEVEL, prompts=judged["instruction"])
     numbers = {
         "model": annotations.model,
         "reference": annotations.reference,
         "annotator": annotations.annotator,
         "n_total": n_total,
+        "n_distinct": distinct(prompts["instruction"]),
         "n_scored": n_scored,
         "n_failed": n_total - n_scored,
         "n_wins": raw.n_wins,
@@ -205,6 +209,7 @@ def _length_controlled(
         seed,
         c,
         LEVEL,
+        prompts["instruction"],
     )
     return {
         "length_control": ALPACA_EVAL_2,
@@ -233,7 +238,13 @@ def _length_only(prompts: pd.DataFrame, samples: int, seed: int) -> dict[str, An
         rates = dict.fromkeys(f"length_only_winrate{end}" for end in _ENDS)
         return {**rates, "length_only_missing": _TOO_FEW}
     result = length_controlled_win_rate(
-        prompts["preference"], prompts["model_length"], prompts["reference_length"], samples, seed, LEVEL
+        prompts["preference"],
+        prompts["model_length"],
+        prompts["reference_length"],
+        samples,
+        seed,
+        LEVEL,
+        prompts["instruction"],
     )
     return {
         "length_only_winrate": result.win_rate,
