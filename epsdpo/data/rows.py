@@ -13,6 +13,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from epsdpo.data.sources import DataError, Rows
+from epsdpo.texts import is_writable, texts_in
 
 STANDARD = "standard"
 CONVERSATIONAL = "conversational"
@@ -133,7 +134,7 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     pair_id = row.get("pair_id", "")
     if pair_id is None or any(row[column] is None for column in needed):
         raise Refused("missing_value")
-    if not isinstance(pair_id, str | int):
+    if not (isinstance(pair_id, int) or (isinstance(pair_id, str) and is_writable(pair_id))):
         raise Refused("wrong_type")
     if data_format == STANDARD:
         pair = Pair(*(checked_text(row[column]) for column in needed))
@@ -168,10 +169,8 @@ def checked_text(value: Any) -> str:
     """
     if not isinstance(value, str):
         raise Refused("wrong_type")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and no tokenizer accepts
-        raise Refused("wrong_type") from None
+    if not is_writable(value):
+        raise Refused("wrong_type")
     return value
 
 
@@ -186,6 +185,8 @@ def checked_messages(value: Any) -> Messages:
     for message in value:
         checked_text(message.get("role"))
         checked_text(message.get("content"))
+    if not all(is_writable(text) for _, text in texts_in(value)):
+        raise Refused("wrong_type")
     return [{key: part for key, part in message.items() if part is not None} for message in value]
 
 

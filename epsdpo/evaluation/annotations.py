@@ -18,6 +18,7 @@ import pandas as pd
 
 from epsdpo.files import written_whole
 from epsdpo.judging.answers import IMPROBABLE, remedies_for, still_an_answer
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,14 @@ def read_annotations(path: str | Path) -> Annotations:
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write judgements as AlpacaEval's `annotations.json`, gzipped if the name ends in .gz; whole or not at all.
 
-    What is written reads back by `read_annotations` and by the `alpaca_eval` package. Keys beside AlpacaEval's are
-    kept. A failed judgement has the preference None or NaN and is written as null, never left out.
+    What UTF-8 cannot write is replaced, see `epsdpo.texts`. What is written reads back by `read_annotations` and by
+    the `alpaca_eval` package. Keys beside AlpacaEval's are kept. A failed judgement has the preference None or NaN and
+    is written as null, never left out.
 
     Raises:
         InputError: if a row lacks one of `OFFICIAL_KEYS`, or `read_annotations` would refuse the file.
     """
-    path = Path(path)
+    path, rows = Path(path), writable(rows)
     for number, row in enumerate(rows):
         missing = [key for key in OFFICIAL_KEYS if key not in row]
         if missing:
@@ -110,7 +112,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
         if content.startswith(_GZIP):
             content = gzip.decompress(content)
-        rows = json.loads(content.decode("utf-8"))
+        rows = writable(json.loads(content.decode("utf-8")))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:

@@ -32,6 +32,7 @@ from epsdpo.generation.prompts import Prompts, read_prompts
 from epsdpo.judging.gold import follows_every_rule, gold_score
 from epsdpo.models import MODEL_FOLDER
 from epsdpo.run_folder import SUMMARY
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +146,11 @@ def evaluate(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, null standing for floats that are not numbers; the file appears whole or not at all."""
-    text = json.dumps(_without_nan(value), ensure_ascii=False, indent=1, allow_nan=False)
+    """Write strict JSON; the file appears whole or not at all.
+
+    Null stands for floats that are not numbers, U+FFFD for halves of characters.
+    """
+    text = json.dumps(_without_nan(writable(value)), ensure_ascii=False, indent=1, allow_nan=False)
     with written_whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 

@@ -57,9 +57,7 @@ def judge_comparisons(comparisons: list[Comparison], judge: Judge, store: Judgem
                 store.add_failure(_failure_record(key, judge, by_key[key], outcome))
         else:
             record = _record(key, judge, by_key[key], outcome)
-            if store is not None:
-                store.add(record)
-            records[key] = record
+            records[key] = record if store is None else store.add(record)
         progress.count(failed=isinstance(outcome, Failure))
 
     if pending:
