@@ -23,6 +23,7 @@ from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
 from epsdpo.files import DISK_FULL
 from epsdpo.paths import resolve_path
 from epsdpo.run_folder import STAGES
+from epsdpo.texts import is_writable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -34,6 +35,10 @@ _AFTER_DISK_FULL = (
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 a stage failed, 2 refused before any work, 130 Ctrl-C."""
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if not is_writable(argument):  # bytes of a file name, say, which pages and manifests would have to name
+            print(f"{argument!r}: is not UTF-8, as all that is written here. Give it another name", file=sys.stderr)
+            return REFUSED
     options = _parser().parse_args(arguments)
     # As an exception, SIGTERM unwinds through the runner, which then ends what it started; else that would be orphaned.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
+from epsdpo.clusters import distinct
 from epsdpo.evaluation.annotations import read_annotations
 from epsdpo.evaluation.compare import join_seeds
 from epsdpo.evaluation.run import ANNOTATIONS, RESPONSES
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import Experiment
 
-_PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share", "prompts"]
+_PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share", "prompts", "distinct"]
 
 
 class EvaluatedRun(Protocol):
@@ -43,7 +44,7 @@ def head_to_head(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
 
     Returns:
         One row per pair that shares two such prompts: title, baseline, difference, low, high (95 % interval),
-        better_share (percent of the prompts on which the run did better, ties half), prompts.
+        better_share (percent of the prompts on which the run did better, ties half), prompts, distinct (of these).
     """
     judged = with_win_rate(runs)
     preferences = [_preferences(run) for run in judged]
@@ -53,10 +54,11 @@ def head_to_head(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
             continue
         both = pd.concat([preferences[first], preferences[second]], axis=1, join="inner", keys=["baseline", "run"])
         both = both.dropna()
-        if len(both) < 2:
+        prompts = both.index.get_level_values("instruction")
+        if distinct(prompts) < 2:
             continue
         difference = 100.0 * (both["run"] - both["baseline"])
-        interval = bootstrap_interval(difference, samples, seed)
+        interval = bootstrap_interval(difference, samples, seed, prompts=prompts)
         row = (
             judged[second].experiment.title,
             judged[first].experiment.title,
@@ -65,6 +67,7 @@ def head_to_head(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
             interval.high,
             100.0 * float(np.mean((difference > 0.0) + 0.5 * (difference == 0.0))),
             len(both),
+            distinct(prompts),
         )
         rows.append(dict(zip(_PAIR_COLUMNS, row, strict=True)))
     return pd.DataFrame(rows, columns=_PAIR_COLUMNS)

@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import Dataset
-from scipy import stats
 from transformers import PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo import rounding
+from epsdpo.clusters import conversations_of_rendered, share_interval
 from epsdpo.epsilon_bound import completion_states
 from epsdpo.heads import head_of
 from epsdpo.kernels import pair_steps, score_tokens
@@ -110,36 +110,43 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
 def measure_pairs(
     policy: PreTrainedModel, reference: PreTrainedModel, pairs: Dataset, max_length: int, epsilons: Sequence[float]
 ) -> pd.DataFrame:
-    """`decisions_table` of prepared pairs, in one batch, at each ε."""
+    """`decisions_table` of prepared pairs, in one batch, at each ε, and the prompt of each pair where it is known."""
     rows = pairs.to_list()
     # Padding is masked: any token will do.
     batch = DataCollatorForPreference(pad_token_id=0, max_length=max_length)(rows)
     sums = criterion_sums(policy, reference, batch, epsilons)
     identifiers = [row["pair_id"] for row in rows]
-    return pd.concat(
-        [decisions_table(identifiers, epsilon, of_epsilon) for epsilon, of_epsilon in zip(epsilons, sums, strict=True)],
-        ignore_index=True,
-    )
+    tables = [
+        decisions_table(identifiers, epsilon, of_epsilon) for epsilon, of_epsilon in zip(epsilons, sums, strict=True)
+    ]
+    if "prompt" in pairs.column_names:
+        prompts = conversations_of_rendered([row["prompt"] for row in rows])
+        tables = [table.assign(prompt=prompts) for table in tables]
+    return pd.concat(tables, ignore_index=True)
 
 
 def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
     """Shares of each decision in each arithmetic among rows alike in `by`, measured and predicted.
 
     Args:
-        table: rows of `decisions_table`.
+        table: rows of `decisions_table`, or of `measure_pairs` for several policies.
 
     Returns:
-        One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, share, low, high (95 %
-        Wilson interval over pairs) and predicted (mean chance by the model of rounded sums; NaN for float32).
+        One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, distinct (prompts of
+        these), share, low, high (95 % Wilson interval over prompts, or pairs where these are not known) and predicted
+        (mean chance by the model of rounded sums; NaN for float32).
     """
     rows = []
     for value, alike in table.groupby(by):
+        # A prompt that several policies were measured on is one observation of what prompts there are.
+        prompts = alike["prompt"] if "prompt" in alike else alike["pair_id"]
         for arithmetic in ARITHMETICS:
             for name, decision in DECISIONS.items():
-                count = int((alike[arithmetic] == decision).sum())
-                low, high = stats.binomtest(count, len(alike)).proportion_ci(method="wilson")
+                hits = alike[arithmetic] == decision
+                interval = share_interval(hits, prompts)
                 row = {by: value, "arithmetic": arithmetic, "decision": name, "pairs": len(alike)}
-                row |= {"share": count / len(alike), "low": low, "high": high}
+                row |= {"distinct": prompts.nunique(), "share": int(hits.sum()) / len(alike)}
+                row |= {"low": interval.low, "high": interval.high}
                 row["predicted"] = np.nan if arithmetic == "float32" else alike[f"chance_{name}"].mean()
                 rows.append(row)
     return pd.DataFrame(rows)

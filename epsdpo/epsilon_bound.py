@@ -17,6 +17,7 @@ This module knows what a run left behind and how decisions become bounds. The ma
 """
 
 import argparse
+import hashlib
 import math
 import sys
 import time
@@ -34,6 +35,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo import plots
 from epsdpo.checkpoints import whole_checkpoints
+from epsdpo.clusters import conversations_of_rendered
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data import DataError, PreparedData, load_prepared
 from epsdpo.evaluation.winrate import bootstrap_interval
@@ -137,8 +139,9 @@ def mean_bounds(bounds: pd.DataFrame, epsilons: Sequence[float], seed: int) -> p
 
     Returns:
         One row per step and decision: step, decision, pairs (with that decision), of_pairs (all that were measured),
-        bound (mean), low, high (95 % bootstrap interval over pairs; NaN for fewer than two), share_at_largest (of the
-        pairs, those that hold throughout: above 0, bound is a lower limit) and largest_epsilon.
+        bound (mean), low, high (95 % bootstrap interval over the pairs' prompts; NaN for fewer than two),
+        share_at_largest (of the pairs, those that hold throughout: above 0, bound is a lower limit) and
+        largest_epsilon.
     """
     rows = []
     for step, at_step in bounds.groupby("step"):
@@ -147,7 +150,8 @@ def mean_bounds(bounds: pd.DataFrame, epsilons: Sequence[float], seed: int) -> p
             row = {"step": step, "decision": decision, "pairs": len(values), "of_pairs": len(at_step)}
             row |= {"bound": values.mean(), "low": np.nan, "high": np.nan}
             if len(values) > 1:
-                interval = bootstrap_interval(values, BOOTSTRAP_SAMPLES, seed)
+                prompts = at_step.loc[values.index].get("prompt")
+                interval = bootstrap_interval(values, BOOTSTRAP_SAMPLES, seed, prompts=prompts)
                 row |= {"low": interval.low, "high": interval.high}
             rows.append(row | {"share_at_largest": (values == epsilons[-1]).mean(), "largest_epsilon": epsilons[-1]})
     return pd.DataFrame(rows)
@@ -212,7 +216,8 @@ def measure(
         epsilons: increasing.
 
     Returns:
-        One row per step and pair: step, pair_id, decision (at the smallest ε), bound (NaN where tied).
+        One row per step and pair: step, pair_id, prompt (a digest, equal for pairs of one conversation), decision (at
+        the smallest ε), bound (NaN where tied).
     """
     source, revision = reference_source(experiment.model, experiment.data)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
@@ -222,6 +227,8 @@ def measure(
         truncation_mode=arguments.truncation_mode,
     )
     names = {value: name for name, value in DECISIONS.items()}
+    texts = conversations_of_rendered(pairs["prompt"])
+    prompts = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
     tables = []
     policies = _policies(train_dir)
     for number, (step, folder) in enumerate(policies.items(), start=1):
@@ -235,6 +242,7 @@ def measure(
                     policy, reference, collate(rows), epsilons, getattr(torch, arguments.criterion_dtype)
                 )
             table = {"step": step, "pair_id": [row["pair_id"] for row in rows]}
+            table |= {"prompt": prompts[start : start + len(rows)]}
             table |= {"decision": [names[value] for value in decisions[0]], "bound": upper_bounds(decisions, epsilons)}
             tables.append(pd.DataFrame(table))
             progress.tell(start + len(rows))

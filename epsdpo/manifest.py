@@ -21,6 +21,7 @@ from typing import Any
 from epsdpo.experiment import Experiment
 from epsdpo.files import written_whole
 from epsdpo.keys import key_of
+from epsdpo.texts import writable
 
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
@@ -128,7 +129,7 @@ def experiment_facts(experiment: Experiment) -> dict[str, Any]:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(writable(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -139,7 +139,7 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             lambda row: "–" if row.isna().any() else "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1
         )
 
-    judged = results.reindex(columns=["n_scored", "n_total"])
+    judged = results.reindex(columns=["n_scored", "n_total", "n_distinct"])
     return pd.DataFrame(
         {
             "run": results["title"],
@@ -151,7 +151,8 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             "characters": results["policy_avg_length"],
             "judged": [
                 f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
-                for scored, total in judged.itertuples(index=False)
+                + (f", {different:.0f} distinct" if different < total else "")
+                for scored, total, different in judged.itertuples(index=False)
             ],
         }
     ).set_index("run")

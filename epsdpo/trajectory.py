@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
+from epsdpo.clusters import conversations_of_rendered, share_interval
 from epsdpo.record import read_pairs, read_steps
 
 DECISIONS = {"relaxed": 1, "tied": 0, "tightened": -1}
@@ -54,14 +54,14 @@ def decision_fractions(pairs: pd.DataFrame, windows: int = 16) -> pd.DataFrame:
 
     Returns:
         One row per stretch and decision: decision, step (middle of the stretch), first_step, last_step, pairs,
-        share, low, high (95 % Wilson interval).
+        distinct (prompts of these), share, low, high (95 % Wilson interval over prompts, see `with_prompts`).
     """
     steps = np.sort(pairs["step"].unique())
     rows = []
     for stretch in np.array_split(steps, min(windows, len(steps))):
         inside = pairs[pairs["step"].between(stretch[0], stretch[-1])]
         place = {"step": float(stretch.mean()), "first_step": int(stretch[0]), "last_step": int(stretch[-1])}
-        rows += [place | row for row in _shares(inside["decision"])]
+        rows += [place | row for row in _shares(inside)]
     return pd.DataFrame(rows)
 
 
@@ -71,8 +71,9 @@ def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFr
     Pairs that do not have the quantity are left out, as those without a reward margin because β-DPO dropped them.
 
     Returns:
-        One row per bin and decision: decision, centre (median of the quantity in the bin), left, right, pairs, share,
-        low, high (95 % Wilson interval). Bins that coincide because many values are equal are merged.
+        One row per bin and decision: decision, centre (median of the quantity in the bin), left, right, pairs, distinct
+        (prompts of these), share, low, high (95 % Wilson interval over prompts, see `with_prompts`). Bins that coincide
+        because many values are equal are merged.
     """
     pairs = pairs.dropna(subset=[quantity])
     values = pairs[quantity]
@@ -82,7 +83,7 @@ def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFr
     for _, group in pairs.groupby(bin_of):
         inside = group[quantity]
         place = {"centre": float(inside.median()), "left": float(inside.min()), "right": float(inside.max())}
-        rows += [place | row for row in _shares(group["decision"])]
+        rows += [place | row for row in _shares(group)]
     return pd.DataFrame(rows)
 
 
@@ -92,6 +93,18 @@ def with_lengths(pairs: pd.DataFrame) -> pd.DataFrame:
         length_difference=pairs["chosen_tokens"] - pairs["rejected_tokens"],
         length=pairs["chosen_tokens"] + pairs["rejected_tokens"],
     )
+
+
+def with_prompts(pairs: pd.DataFrame, texts: pd.DataFrame) -> pd.DataFrame:
+    """The pairs with `prompt`, by which intervals know which decisions are about one prompt or one conversation.
+
+    Without it they know that a pair which is met again in a later epoch is the same pair, and no more.
+
+    Args:
+        texts: prepared training data with columns pair_id and prompt.
+    """
+    known = dict(zip(texts["pair_id"], conversations_of_rendered(texts["prompt"].tolist()), strict=True))
+    return pairs.assign(prompt=pairs["pair_id"].map(known).fillna(pairs["pair_id"]))
 
 
 def examples(pairs: pd.DataFrame, texts: pd.DataFrame, decision: str, count: int = 3) -> pd.DataFrame:
@@ -185,10 +198,17 @@ def _mean(values: pd.Series, weights: pd.Series) -> float:
     return float(np.average(values[known], weights=weights[known])) if known.any() else float("nan")
 
 
-def _shares(decisions: pd.Series) -> list[dict[str, float]]:
+def _shares(pairs: pd.DataFrame) -> list[dict[str, float]]:
     rows = []
+    prompts = pairs["prompt"] if "prompt" in pairs else pairs["pair_id"]
     for name, decision in DECISIONS.items():
-        count, total = int((decisions == decision).sum()), len(decisions)
-        low, high = stats.binomtest(count, total).proportion_ci(method="wilson")
-        rows.append({"decision": name, "pairs": total, "share": count / total, "low": low, "high": high})
+        hits = pairs["decision"] == decision
+        interval = share_interval(hits, prompts)
+        row = {
+            "decision": name,
+            "pairs": len(pairs),
+            "distinct": prompts.nunique(),
+            "share": int(hits.sum()) / len(pairs),
+        }
+        rows.append(row | {"low": interval.low, "high": interval.high})
     return rows

@@ -67,6 +67,24 @@ def test_a_row_without_the_key_preference_is_a_failed_judgement(tmp_path):
     assert prompts["preference"].isna().tolist() == [True, False]
 
 
+def test_what_is_left_of_a_judge_that_thinks_first_is_a_failed_judgement(tmp_path, caplog):
+    """Whether the file keeps the log-probabilities as this kit does, as AlpacaEval's package does, or in the row."""
+    thought, answer = [["<think>", 0.0], ["m", -16.0]], [["M", -0.01], ["m", -5.0]]
+    official = {"logprobs": {"content": [{"token": "<think>", "top_logprobs": [
+        {"token": token, "logprob": logprob, "bytes": None} for token, logprob in thought
+    ]}]}}  # fmt: skip
+    rows = [
+        official_row(1, 1.2, raw_completion=[{"top_logprobs": answer}]),
+        official_row(2, 1.0, raw_completion=[{"top_logprobs": answer}, {"top_logprobs": thought}]),
+        official_row(3, 1.0, raw_completion=official),
+        official_row(4, 1.0, top_logprobs=thought),
+        official_row(5, 1.9, raw_completion="<think>"),
+    ]
+    prompts = read_annotations(write_json(tmp_path / "annotations.json", rows)).prompts
+    np.testing.assert_array_equal(prompts["preference"], [1.2, np.nan, np.nan, np.nan, 1.9])
+    assert "3 of 5 judgements count as failed" in caplog.text and "mode: text" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

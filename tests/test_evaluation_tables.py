@@ -14,7 +14,14 @@ from epsdpo.evaluation.annotations import InputError, write_annotations
 from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.examples import disagreements, examples, side_by_side
 from epsdpo.evaluation.numbers import alpaca_eval_numbers, preference_numbers
-from epsdpo.evaluation.tables import by_length_difference, by_position, judged_or_not, win_rate_and_kl
+from epsdpo.evaluation.tables import (
+    by_length_difference,
+    by_position,
+    headline,
+    judged_or_not,
+    win_rate_and_kl,
+    win_rate_table,
+)
 from epsdpo.experiment import CalibrateSection
 from epsdpo.plots.evaluation import preference_histogram, two_judges, win_rate_by_length
 from epsdpo.plots.report import win_rate_against_kl
@@ -100,6 +107,13 @@ def test_a_failed_judgement_is_in_no_number_and_at_the_head():
     assert "INCOMPLETE: 1 of 4" in judged_or_not(summary) and "no &lt;b&gt;" in judged_or_not(summary)
     assert "All 4 comparisons" in judged_or_not(summary | {"n_failed": 0})
     assert "No judge was asked" in judged_or_not({"judge": None})
+
+
+def test_lengths_that_differ_by_the_same_leave_no_length_controlled_rate():
+    numbers = preference_numbers(table([2.0, 1.0, 1.4], [(40, 30)] * 3), "reference", samples=20, seed=0)
+    assert "length_controlled_win_rate" not in numbers and numbers["length_control"].startswith("none: responses of")
+    assert headline(numbers).index.tolist() == ["win rate (%)"]
+    assert win_rate_table(numbers)["label"].tolist() == ["raw"]
 
 
 def test_the_reference_stands_at_no_divergence_and_half_of_the_wins():

@@ -45,6 +45,8 @@ def check(**changes):
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),
         ({"evaluate": {"temperature": "1e-1"}}, "evaluate.temperature is the text '1e-1', not a number"),
         ({"seed": "42"}, "seed is '42' (str): input should be a valid integer"),
+        # a name that annotations give to the other side
+        ({"name": "reference", "evaluate": {}}, "name is 'reference', which is what annotations.json calls the other"),
         # wrong types and values out of range
         ({"seed": True}, "seed is True (bool)"),
         ({"seed": 4.0}, "seed is 4.0 (float)"),

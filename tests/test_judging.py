@@ -11,9 +11,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from epsdpo.judging.answers import second_wins_by_logprobs, second_wins_by_rewards, second_wins_by_text
+from epsdpo.judging.answers import (
+    SMALLEST_MASS,
+    second_wins_by_logprobs,
+    second_wins_by_rewards,
+    second_wins_by_text,
+    still_an_answer,
+)
 from epsdpo.judging.calibrate import calibrate
-from epsdpo.judging.comparison import Comparison, Failure, Judgement, Presentation, is_switched
+from epsdpo.judging.comparison import Answer, Comparison, Failure, Judgement, Presentation, is_switched
 from epsdpo.judging.cost import cost_of, estimate, estimate_text
 from epsdpo.judging.gold import GoldJudge
 from epsdpo.judging.prompt import load_template, parse_template
@@ -47,12 +53,40 @@ def test_order_and_preference_are_those_of_the_official_judge(published):
 def test_log_probabilities_by_hand():
     third = [("M", math.log(0.2)), ("m", math.log(0.4)), ("The", -1.0)]
     assert second_wins_by_logprobs(third) == pytest.approx(1.0 / 3.0)
-    assert second_wins_by_logprobs([("M", -9.0), ("The", -0.1)]) == 1.0
-    assert second_wins_by_logprobs([("m", -9.0)]) == 0.0
+    assert second_wins_by_logprobs([("M", -0.5), ("The", -1.0)]) == 1.0
+    assert second_wins_by_logprobs([("m", -0.1)]) == 0.0
     assert second_wins_by_logprobs([("The", -0.1), ("mM", -2.0)]) is None
     assert second_wins_by_logprobs([]) is None
     assert second_wins_by_logprobs([("m", -math.inf), ("M", -math.inf)]) is None
-    assert second_wins_by_logprobs([("m", -9999.0), ("M", -9999.0 + math.log(3.0))]) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    "top",
+    [
+        [("<think>", 0.0), ("m", -16.0)],
+        [("<think>", 0.0), ("m", -16.0), ("M", -17.0)],
+        [("Okay", -0.01), ("M", -4.7), ("m", -6.0)],
+        [("m", -9999.0), ("M", -9999.0)],
+        [("The", -0.7), ("m", -1.5), ("M", -1.6)],
+    ],
+)
+def test_what_is_left_for_the_identifiers_is_no_answer(top):
+    """The likeliest word of the judge begins a thought or a sentence; nothing was said of the outputs."""
+    assert second_wins_by_logprobs(top) is None
+    assert not still_an_answer({"top_logprobs": top})
+    assert not still_an_answer(
+        {"logprobs": {"content": [{"top_logprobs": [{"token": t, "logprob": p} for t, p in top]}]}}
+    )
+
+
+def test_official_answers_are_far_from_that(published):
+    """In 298 answers both identifiers together have 0.99 at least, so that none becomes a failure."""
+    for call in published["calls"]:
+        mass = sum(math.exp(logprob) for token, logprob in call["top_logprobs"] if token.strip() in ("m", "M"))
+        assert mass > 0.99 > SMALLEST_MASS
+        assert still_an_answer({"top_logprobs": call["top_logprobs"]})
+    for other in ("m", None, [], {"rewards": [1.0, 2.0]}, {"text": "M"}, {"top_logprobs": [["1", -9.0], ["2", -0.1]]}):
+        assert still_an_answer(other)
 
 
 @pytest.mark.parametrize("spaced", [" M", "\u2581M", "\u0120M", "M\n"])
@@ -214,6 +248,21 @@ def test_what_a_judge_loses_is_counted():
     summary = summarise(judge_comparisons(items, SilentJudge(0.25), store=None))
     assert (summary["n_total"], summary["n_scored"], summary["failures"]) == (4, 2, {"never answered": 2})
     assert "INCOMPLETE: 2 of 4" in completeness(summary)
+
+
+class OverflowingJudge(GoldJudge):
+    """One of half precision whose rewards have no difference: ∞ - ∞."""
+
+    def answer(self, presentations, deliver):
+        for number, _ in enumerate(presentations):
+            deliver(number, Answer(math.nan, {"rewards": [math.inf, math.inf]}))
+
+
+def test_a_number_that_is_none_is_a_failure():
+    items = [Comparison("count up from 1 to 3", "1 2", "1 2 3")]
+    summary = summarise(judge_comparisons(items, OverflowingJudge(0.25), store=None))
+    assert (summary["n_scored"], summary["failures"]) == (0, {"not a finite number": 1})
+    assert completeness(summary).endswith("Use dtype: float32.")
 
 
 def judged(plain, switched):

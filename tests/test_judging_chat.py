@@ -172,7 +172,8 @@ def test_any_text_reaches_the_server_and_the_store(tmp_path):
     assert hostile in body["messages"][1]["content"] and sorted(outputs(body)) == sorted([surrogate, "6.0"])
     assert judgement.preference == (2.0 if is_switched(hostile) else 1.0)
     (record,) = judgement.records.values()
-    assert record["instruction"] == hostile and record["answer"]["top_logprobs"][1][0] == surrogate
+    assert record["instruction"] == hostile
+    assert record["answer"]["top_logprobs"][1][0] == surrogate.replace("\ud800", "\ufffd")  # what a file can hold
 
 
 def test_what_is_asked_changes_the_key(tmp_path):
@@ -288,6 +289,57 @@ def test_failures_are_kept_apart_and_asked_again(tmp_path):
     assert_right(judgements, items)
     assert len(server.bodies) == len(PERMANENT)
     assert completeness(summarise(judgements)) == "All 27 comparisons were judged."
+
+
+REASONING = [("<think>", 0.0), ("m", -16.0), ("M", -17.0)]
+
+
+def test_a_judge_that_thinks_first_is_no_judge_by_log_probabilities(tmp_path):
+    """Of 40 comparisons, the judge answers the first four and thinks about the others: 36 counted failures."""
+    items = comparisons(40)
+    answered = {item.instruction for item in items[:4]}
+
+    def choose(body, before):
+        instruction = re.search(r"instruction \d+", body["messages"][1]["content"])[0]
+        return good(body) if instruction in answered else completion("<think>", REASONING)
+
+    with ChatServer(choose) as server:
+        judgements = judge_all(items, server, tmp_path, concurrency=1)
+        assert len(server.bodies) == 40  # none is repeated in vain
+    assert_right(judgements[:4], items[:4])
+    summary = summarise(judgements)
+    assert (summary["n_scored"], summary["n_failed"]) == (4, 36)
+    assert "mode: text" in completeness(summary) and "enable_thinking: false" in completeness(summary)
+    assert len(lines(tmp_path)) == 4 and "<think>" in lines(tmp_path, FAILURES)[0]["detail"]
+
+
+def test_a_judge_that_only_thinks_is_given_up_with_the_remedy(tmp_path):
+    with (
+        ChatServer(lambda body, before: completion("Okay", [("Okay", -0.01), ("M", -4.7)])) as server,
+        pytest.raises(JudgeError, match="first 20 requests all failed.*mode: text"),
+    ):
+        judge_all(comparisons(40), server, tmp_path)
+
+
+def test_what_was_stored_of_such_a_judge_is_asked_again(tmp_path):
+    items = comparisons(3)
+    with ChatServer(good) as server:
+        judge_all(items, server, tmp_path)
+        stored = lines(tmp_path)
+        stored[1] |= {"answer": {"top_logprobs": REASONING}, "preference": 1.27}
+        (tmp_path / JUDGEMENTS).write_text("".join(json.dumps(record) + "\n" for record in stored))
+        assert_right(judge_all(items, server, tmp_path), items)
+        assert len(server.bodies) == 4
+        assert_right(judge_all(items, server, tmp_path), items)
+        assert len(server.bodies) == 4
+
+
+@pytest.mark.parametrize("content", [None, "", "<think>Let me compare"])
+def test_thoughts_that_were_cut_are_a_failure_with_the_remedy(tmp_path, content):
+    with ChatServer(lambda body, before: completion(content, finish="length")) as server:
+        judgements = judge_all(comparisons(1), server, tmp_path, mode="text")
+    summary = summarise(judgements)
+    assert summary["failures"] == {"answer cut at max_tokens": 1} and "max_tokens" in completeness(summary)
 
 
 @pytest.mark.parametrize("text", ["Model m is better", "both", "", "m or M", "mM", "N", "<think>M"])

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from epsdpo.judging.answers import IMPROBABLE, NEITHER
 from epsdpo.judging.calibrate import calibrate
 from epsdpo.judging.chat import ChatJudge
 from epsdpo.judging.comparison import Comparison, JudgeError, Presentation
@@ -63,12 +64,12 @@ def save(folder, model, tokenizer):
 
 @pytest.fixture(scope="module")
 def causal_lm(tmp_path_factory, tokenizer):
-    """A folder with a random model for which m and M are often, but not always, among the likeliest tokens."""
+    """A folder with a random model for which m and M are often, but not always, the likeliest tokens."""
     torch.manual_seed(4)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=1000, **SIZES)).eval()
     with torch.no_grad():
         for identifier in "mM":
-            model.lm_head.weight[tokenizer.encode(identifier)[0]] *= 3.0
+            model.lm_head.weight[tokenizer.encode(identifier)[0]] *= 4.0
     return save(tmp_path_factory.mktemp("causal_lm"), model, tokenizer), model
 
 
@@ -92,11 +93,14 @@ def test_judge_here_and_behind_a_server_agree(causal_lm, tokenizer, tmp_path):
         assert len(server.bodies) == 2 * len(set(items))
     too_long = [item.failure is not None and "context" in item.failure.reason for item in here]
     assert 0 < sum(too_long) < 10  # the server has no limit of its own
+    reasons = set()
     for ours, theirs, beyond in zip(here, there, too_long, strict=True):
         if not beyond and ours.preference is not None:
             assert ours.preference == pytest.approx(theirs.preference, abs=1e-4)
         elif not beyond:
-            assert ours.failure.reason == theirs.failure.reason == "neither identifier among the likeliest tokens"
+            assert ours.failure.reason == theirs.failure.reason
+            reasons.add(ours.failure.reason)
+    assert reasons == {NEITHER, IMPROBABLE}
     scored = [item.preference is not None for item in there]
     assert 5 < sum(scored) < len(scored)
     assert len({round(item.preference, 3) for item in there if item.preference is not None}) > 5

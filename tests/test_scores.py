@@ -171,6 +171,45 @@ def test_one_scored_prompt_has_a_rate_alone(tmp_path, difficulties):
     assert numbers["length_control"] == "none: it needs two scored prompts at least"
 
 
+def test_a_model_against_itself_is_even_by_construction(tmp_path, difficulties, caplog):
+    """As AlpacaEval's package has it, which fits nothing then; the raw rate stays what was judged."""
+    rows = [row | {"generator_1": "NullModel"} for row in rows_of("NullModel")]
+    path = write_rows(tmp_path / "annotations.json", rows)
+    for gamed, known in ((GAMED, difficulties), (None, None)):
+        numbers = score_file(path, gamed, known, samples=5)
+        for end in ("", "_low", "_high"):
+            assert numbers[f"length_controlled_winrate{end}"] == numbers[f"length_only_winrate{end}"] == 50.0
+        assert (numbers["lc_standard_error"], numbers["C"], numbers["C_from"]) == (0.0, None, "construction")
+        assert set(numbers["coefficients"].values()) == {0.0}
+        assert numbers["win_rate"] == pytest.approx(LEADERBOARD.loc["NullModel", "win_rate"])
+    assert "both 'NullModel', one model against itself" in caplog.text
+
+
+def test_the_same_outputs_under_two_names_are_said(tmp_path, caplog):
+    rows = [
+        {"instruction": f"{n}", "output_1": "x" * n, "output_2": "x" * n, "generator_1": "a", "generator_2": "b",
+         "preference": 1.5}
+        for n in range(3)
+    ]  # fmt: skip
+    assert score_file(write_rows(tmp_path / "annotations.json", rows), samples=5)["length_only_winrate"] == 50.0
+    assert "one model, whatever its sides are called" in caplog.text
+
+
+def test_a_constant_length_difference_is_no_equal_length(tmp_path, difficulties):
+    """The gamed rows know what length does, so AlpacaEval's rate is that of ever more equal differences."""
+    rows = rows_of("alpaca-7b")
+    rates = []
+    for spread in (0, 0.001):
+        for place, row in enumerate(rows):
+            row |= {"len_1": 1000, "len_2": 600 - (place % 2 if spread else 0)}
+        numbers = score_file(write_rows(tmp_path / "annotations.json", rows), GAMED, difficulties, 2.78, samples=3)
+        rates.append(numbers["length_controlled_winrate"])
+        assert numbers["length_only_winrate"] is None and numbers["length_only_winrate_low"] is None
+        assert numbers["length_only_missing"].startswith("responses of one side are longer")
+    assert rates[0] == pytest.approx(rates[1], abs=0.01)
+    assert abs(rates[0] - numbers["win_rate"]) > 1.0
+
+
 def alpaca_eval_rows():
     return [
         {"instruction": text, "len_1": 90, "len_2": 10 * number, "preference": 1.0 + 0.2 * number}

@@ -110,6 +110,13 @@ def test_an_answer_that_drips_for_ever_is_given_up(ask, loopback, prompts, expec
     assert ask(timeout=1.0) == expected
 
 
+def test_half_of_an_emoji_is_kept_as_what_a_file_can_hold(ask, loopback, prompts):
+    loopback.change = lambda answer: answer["choices"][0].update(text="\ud83d", finish_reason="stop")
+    assert ask(endpoint="completions") == [("\ufffd", True)] * len(prompts)
+    assert json.loads(ask.store.read_text(encoding="utf-8").splitlines()[0])["response"] == "\ufffd"
+    assert ask(endpoint="completions") == [("\ufffd", True)] * len(prompts)
+
+
 def test_prompts_that_keep_failing_are_not_stored_and_asked_again(ask, loopback, prompts, expected):
     bad = [prompts[2].token_ids, prompts[7].token_ids]
     loopback.misbehave = lambda handler, prompt, before: prompt in bad and send(handler, 503, b"not today")

@@ -126,11 +126,40 @@ def test_length_control_undoes_a_judge_that_only_likes_length():
 
 def test_equal_lengths_leave_the_raw_win_rate():
     preferences = [1.0, 2.0, 2.0, 1.7] * 10
-    result = length_controlled_win_rate(preferences, [30] * 40, [40] * 40, samples=200, seed=0)
+    result = length_controlled_win_rate(preferences, [30] * 40, [30] * 40, samples=200, seed=0)
     assert result.length_effect == 0.0
     assert result.win_rate == pytest.approx(win_rate(preferences).win_rate, abs=0.01)
     raw = bootstrap_interval(100.0 * (np.array(preferences) - 1.0), 200, seed=0)
     assert (result.interval.low, result.interval.high) == pytest.approx((raw.low, raw.high), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "model_lengths",
+    [
+        [40] * 40,  # ten more each time
+        [20] * 40,
+        [40] * 39 + [41],  # one of them eleven: tanh(10 / 0.16) is 1 to the last digit
+        list(range(1000, 1040)),
+    ],
+)
+def test_a_constant_difference_says_nothing_of_equal_lengths(model_lengths):
+    """The rate at equal lengths may be any: with the feature constant, φ and θ come to the same."""
+    result = length_controlled_win_rate([1.0, 2.0, 2.0, 1.7] * 10, model_lengths, [30] * 40, samples=20, seed=0)
+    assert np.isnan([result.win_rate, result.advantage, result.length_effect]).all()
+    assert np.isnan([result.interval.low, result.interval.high]).all()
+
+
+def test_resamples_without_a_rate_are_left_out():
+    """Three prompts, one of them with equal lengths: a quarter of the resamples are of one difference alone."""
+    result = length_controlled_win_rate([2.0, 1.2, 1.6], [40, 30, 36], [30, 30, 30], samples=100, seed=0)
+    assert np.isfinite([result.win_rate, result.interval.low, result.interval.high]).all()
+
+
+@pytest.mark.parametrize("preference", [1.0, 1.5, 2.0])
+def test_one_verdict_on_all_prompts_is_the_rate_at_equal_lengths_too(preference):
+    model_lengths, reference_lengths = _lengths(np.random.default_rng(9), 50)
+    result = length_controlled_win_rate([preference] * 50, model_lengths, reference_lengths, samples=20, seed=0)
+    assert result.win_rate == pytest.approx(100.0 * (preference - 1.0), abs=0.1)
 
 
 def test_all_wins_stay_finite():

@@ -15,6 +15,7 @@ from epsdpo.benchmarks.tasks import TABLE_8
 from epsdpo.files import written_whole
 from epsdpo.manifest import read_manifest
 from epsdpo.run_folder import BENCHMARK_RESULTS, BENCHMARKS, experiments_in
+from epsdpo.texts import writable
 
 POLICY, REFERENCE = "policy", "reference"
 
@@ -44,7 +45,7 @@ def write_results(folder: Path, results: dict[str, list[dict[str, Any]]]) -> Non
     path = folder / BENCHMARKS / BENCHMARK_RESULTS
     path.parent.mkdir(exist_ok=True)
     with written_whole(path) as partial:
-        text = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(writable(results), indent=1, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
 
 

@@ -8,6 +8,7 @@ bounds of ε, which need models, are computed by `epsdpo.claims.bounds`, the tim
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,14 @@ def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
 
 def _measures(folder: Path) -> dict[str, float]:
     summary = json.loads((folder / "evaluate" / SUMMARY).read_text(encoding="utf-8"))
+    summary.setdefault("length_controlled_win_rate", math.nan)  # where lengths do not allow for one
     trajectory = summarise(folder / "train")
     for decision in DECISIONS:
         trajectory[decision] *= 100.0
     measures = {**trajectory, **{name: summary[name] for name in _EVALUATED}}
     measures["beta_travel"] = trajectory["beta_final"] / trajectory["beta_initial"]
     measures["gold_gain"] = summary["policy_gold"] - summary["reference_gold"]
-    measures["length_effect"] = summary["length_controlled_win_rate"] - summary["win_rate"]
+    measures["length_effect"] = measures["length_controlled_win_rate"] - measures["win_rate"]
     measures["tightened_margin"] = tightened_margin(read_pairs(folder / "train"))
     within = folder / "evaluate" / WITHIN_TRAINING
     if within.exists():

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.check import unwritable
 from epsdpo.experiment.methods import SHARED_PASS
 from epsdpo.experiment.section import Section
 from epsdpo.files import written_whole
@@ -132,6 +133,8 @@ def read_claims(path: str | Path) -> Claims:
         raise ConfigError(f"{path}: no such claims file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+    if problems := [f"{path}: {'.'.join(map(str, key))} {problem}" for key, problem in unwritable(values)]:
+        raise ConfigError("\n".join(problems))
     try:
         return Claims.model_validate(values)
     except ValidationError as error:

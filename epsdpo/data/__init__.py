@@ -22,6 +22,7 @@ from epsdpo.data.sources import DataError, find_source, read_split
 from epsdpo.data.split import PARTS, SplitWriter, check_split, quantiles
 from epsdpo.experiment import DataSection
 from epsdpo.files import written_whole
+from epsdpo.texts import writable
 
 __all__ = [
     "DataError",
@@ -96,7 +97,7 @@ def prepare(
     if section.speaks_world:
         report["prompts"] = _write_world_prompts(section, tokenizer, directory / "prompts.parquet")
     # Written last: a folder without a report is one whose preparation did not end.
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(writable(report), indent=2, ensure_ascii=False) + "\n"
     with written_whole(directory / REPORT) as partial:
         partial.write_text(text, encoding="utf-8")
     return load_prepared(directory)

@@ -16,6 +16,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from epsdpo.chat_template import TEMPLATE_REFUSES, knows_variable
+from epsdpo.texts import is_writable, texts_in
 
 Messages = list[dict[str, Any]]
 
@@ -83,6 +84,8 @@ def template_variables(row: Mapping[str, Any]) -> dict[str, Any]:
         value = variables[name] = _parsed(variables[name])
         if has_value(value) and not (isinstance(value, list) and all(isinstance(item, dict) for item in value)):
             raise Refused("unreadable_settings")
+    if not all(is_writable(text) for _, text in texts_in(variables)):
+        raise Refused("unreadable_settings")
     return {name: value for name, value in variables.items() if value is not None and (value or name not in SHOWN)}
 
 
@@ -90,10 +93,11 @@ def with_system(messages: Messages, row: Mapping[str, Any]) -> Messages:
     """The conversation with the system text of the row's own column in front, if it is not there already.
 
     Raises:
-        Refused: as `two_systems` if the row says two things, and as `unreadable_settings` if one is no text.
+        Refused: as `two_systems` if the row says two things, and as `unreadable_settings` if one is no text that can be
+            written.
     """
     said = [row[name] for name in SYSTEM if has_value(row.get(name))]
-    if not all(isinstance(text, str) for text in said):
+    if not all(isinstance(text, str) and is_writable(text) for text in said):
         raise Refused("unreadable_settings")
     first = messages[0] if messages else {}
     known = [first.get("content", "")] if first.get("role") in ("system", "developer") else []

@@ -25,6 +25,7 @@ from epsdpo.data.beside import (
     without_empty,
 )
 from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
+from epsdpo.texts import is_writable, texts_in
 
 STANDARD = "standard"
 CONVERSATIONAL = "conversational"
@@ -149,7 +150,7 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     pair_id = row.get("pair_id", "")
     if pair_id is None or any(row[column] is None for column in needed):
         raise Refused("missing_value")
-    if not isinstance(pair_id, str | int):
+    if not (isinstance(pair_id, int) or (isinstance(pair_id, str) and is_writable(pair_id))):
         raise Refused("wrong_type")
     if data_format == STANDARD:
         pair = Pair(*(checked_text(row[column]) for column in needed))
@@ -193,12 +194,8 @@ def checked_text(value: Any) -> str:
     Raises:
         Refused: as `wrong_type`.
     """
-    if not isinstance(value, str):
+    if not (isinstance(value, str) and is_writable(value)):
         raise Refused("wrong_type")
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can express and no tokenizer accepts
-        raise Refused("wrong_type") from None
     return value
 
 
@@ -216,6 +213,8 @@ def checked_messages(value: Any) -> Messages:
     for message in messages:
         checked_text(message.get("role"))
         checked_text(message.get("content", "" if "tool_calls" in message else None))
+    if not all(is_writable(text) for _, text in texts_in(messages)):
+        raise Refused("wrong_type")
     return messages
 
 

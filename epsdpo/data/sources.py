@@ -223,6 +223,7 @@ def read_file(path: Path, wanted: list[str]) -> Table:
         return Table(names, [{name: row.get(name) for name in wanted} for row in rows], filled)
     try:
         table = pq.read_table(path) if path.suffix == ".parquet" else _read_arrow(path)
+        table.validate(full=True)  # neither format holds its writer to UTF-8
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not readable as {path.suffix[1:]}: {error}") from error
     rows = table.select([name for name in wanted if name in table.column_names]).to_pylist()

@@ -6,6 +6,7 @@ left to `epsdpo.evaluation.scores`.
 
 import gzip
 import json
+import logging
 import math
 import zlib
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.files import written_whole
+from epsdpo.judging.answers import IMPROBABLE, remedies_for, still_an_answer
+from epsdpo.texts import writable
+
+logger = logging.getLogger(__name__)
 
 OFFICIAL_KEYS = ("instruction", "output_1", "generator_1", "output_2", "generator_2", "annotator", "preference")
 
@@ -48,13 +53,20 @@ class Annotations:
     annotator: str | None
     prompts: pd.DataFrame
 
+    @property
+    def of_itself(self) -> bool:
+        """Whether both sides have one name: a model, compared with itself."""
+        return self.model is not None and self.model == self.reference
+
 
 def read_annotations(path: str | Path) -> Annotations:
     """Read judgements: a JSON list of objects, plain or gzipped.
 
     Each has `instruction` and `preference`, and for both sides the text (`output_1`, `output_2`) or its number of
     characters (`len_1`, `len_2`). A preference that is null, NaN, -1 or absent is a judgement that failed; 0 is
-    AlpacaEval's old way to write a draw. Every row counts, none is dropped.
+    AlpacaEval's old way to write a draw. Every row counts, none is dropped. Where a row keeps the judge's
+    log-probabilities and these have next to nothing on its identifiers m and M, its judgement failed, too, and a
+    warning is logged.
 
     Raises:
         InputError: if the file is missing or not such a list, a value is not what it should be, an instruction comes
@@ -67,13 +79,14 @@ def read_annotations(path: str | Path) -> Annotations:
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write judgements as AlpacaEval's `annotations.json`, gzipped if the name ends in .gz; whole or not at all.
 
-    What is written reads back by `read_annotations` and by the `alpaca_eval` package. Keys beside AlpacaEval's are
-    kept. A failed judgement has the preference None or NaN and is written as null, never left out.
+    What UTF-8 cannot write is replaced, see `epsdpo.texts`. What is written reads back by `read_annotations` and by
+    the `alpaca_eval` package. Keys beside AlpacaEval's are kept. A failed judgement has the preference None or NaN and
+    is written as null, never left out.
 
     Raises:
         InputError: if a row lacks one of `OFFICIAL_KEYS`, or `read_annotations` would refuse the file.
     """
-    path = Path(path)
+    path, rows = Path(path), writable(rows)
     for number, row in enumerate(rows):
         missing = [key for key in OFFICIAL_KEYS if key not in row]
         if missing:
@@ -99,7 +112,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
         if content.startswith(_GZIP):
             content = gzip.decompress(content)
-        rows = json.loads(content.decode("utf-8"))
+        rows = writable(json.loads(content.decode("utf-8")))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
@@ -129,6 +142,15 @@ def _annotations(path: Path, rows: Sequence[dict[str, Any]]) -> Annotations:
                 f"{first_rows[instruction]}. A file holds each prompt once: write repetitions to files of their own"
             )
         first_rows[instruction] = number
+    improbable = sum(not _rests_on_answers(row) for row in rows)
+    if improbable:
+        logger.warning(
+            "%s: %d of %d judgements count as failed: by their log-probabilities %s. %s",
+            *(path, improbable, len(rows), IMPROBABLE, " ".join(remedies_for([IMPROBABLE]))),
+        )
+    outputs = [(row.get("output_1"), row.get("output_2")) for row in rows]
+    if all(isinstance(first, str) and first == second for first, second in outputs):
+        logger.warning("%s: in each row the two outputs are the same: one model, whatever its sides are called", path)
     return Annotations(
         path=path,
         model=_common(path, rows, "generator_2"),
@@ -158,7 +180,7 @@ def _preference(path: Path, number: int, row: dict[str, Any]) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InputError(f"{path}: row {number}: `preference` is {_quote(value)}, not a number from 1 to 2, nor null")
-    if math.isnan(value) or value == _FAILED:
+    if math.isnan(value) or value == _FAILED or not _rests_on_answers(row):
         return math.nan
     if value == 0:
         return 1.5
@@ -168,6 +190,12 @@ def _preference(path: Path, number: int, row: dict[str, Any]) -> float:
             "output_2 wins, null that judging failed"
         )
     return float(value)
+
+
+def _rests_on_answers(row: dict[str, Any]) -> bool:
+    """Whether what the row keeps of the judge's words, in each order that it was asked in, is an answer."""
+    kept = row.get("raw_completion")
+    return all(map(still_an_answer, [row, *(kept if isinstance(kept, list) else [kept])]))
 
 
 def _length(path: Path, number: int, row: dict[str, Any], side: str, judged: bool) -> float:

@@ -76,14 +76,14 @@ def judge_again(published: Published, judge: LazyJudge, samples: int, seed: int)
         ValueError: if fewer than two comparisons are judged by both.
     """
     judged = [judgement.preference for judgement in judge.compare(published.comparisons)]
-    found = calibrate(published.preferences, judged, samples, seed)
+    instructions = [comparison.instruction for comparison in published.comparisons]
+    found = calibrate(published.preferences, judged, samples, seed, prompts=instructions)
     numbers: dict[str, Any] = {"judge": published.judge, "model": published.model}
     for name, value in asdict(found).items():
         if isinstance(value, dict):
             numbers |= {name: value["value"], **{f"{name}_{end}": bound for end, bound in value["interval"].items()}}
         else:
             numbers[name] = value
-    instructions = [comparison.instruction for comparison in published.comparisons]
     table = pd.DataFrame({"instruction": instructions, "official": published.preferences, "judged": judged})
     return table.astype({"official": "float64", "judged": "float64"}), numbers
 

@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
+from epsdpo.clusters import Interval, clusters_of, distinct, standard_error
 from epsdpo.evaluation.annotations import Annotations
 from epsdpo.evaluation.length_control import Coefficients, predicted_chances
-from epsdpo.evaluation.winrate import Interval, bootstrap_interval, wins_of
+from epsdpo.evaluation.winrate import bootstrap_interval, wins_of
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ def head_to_head(first: Annotations, second: Annotations, samples: int, seed: in
     Raises:
         ValueError: if references or judges differ, or no prompt is scored on both sides.
     """
-    wins, n_shared, _ = _joined([first, second])
+    wins, prompts, n_shared, _ = _joined([first, second])
     differences = wins[0] - wins[1]
     count = differences.size
     return HeadToHead(
         n_shared=n_shared,
         n_scored=count,
         difference=100.0 * float(differences.mean()),
-        standard_error=100.0 * float(differences.std(ddof=1) / np.sqrt(count)) if count > 1 else float("nan"),
-        interval=bootstrap_interval(100.0 * differences, samples, seed, level),
+        standard_error=100.0 * standard_error(differences, prompts),
+        interval=bootstrap_interval(100.0 * differences, samples, seed, level, prompts=prompts),
         better_share=100.0 * float(np.mean((differences > 0.0) + 0.5 * (differences == 0.0))),
     )
 
@@ -105,6 +106,7 @@ def join_seeds(
     The interval for both comes from a model with an effect of each seed, an effect of each prompt and what is left,
     preference = μ + a_seed + b_prompt + rest. The variance of the mean is (MS_seed + MS_prompt - MS_rest) / (seeds ·
     prompts), no component below zero, its degrees of freedom Satterthwaite's. With few seeds that differ it is wide.
+    Prompts of one conversation have one effect together.
 
     Args:
         reference_redrawn: whether each run was compared with responses of its own, drawn from the one reference model.
@@ -116,8 +118,8 @@ def join_seeds(
     """
     if len(runs) < 2:
         raise ValueError(f"joining seeds needs two runs at least, there is {len(runs)}: one run has no spread")
-    wins, n_shared, n_asked = _joined(runs, same_outputs=not reference_redrawn)
-    if wins.shape[1] < 2:
+    wins, prompts, n_shared, n_asked = _joined(runs, same_outputs=not reference_redrawn)
+    if distinct(prompts) < 2:
         raise ValueError(f"joining seeds needs two prompts at least that are scored in all runs; of {n_shared} one is")
     percent = 100.0 * wins
     rates = percent.mean(axis=1)
@@ -127,9 +129,9 @@ def join_seeds(
         n_left_out=n_asked - wins.shape[1],
         win_rate=float(percent.mean()),
         deviation=float(rates.std(ddof=1)),
-        prompts_interval=bootstrap_interval(percent.mean(axis=0), samples, seed, level),
+        prompts_interval=bootstrap_interval(percent.mean(axis=0), samples, seed, level, prompts=prompts),
         seeds_interval=interval_over_seeds(rates, level),
-        interval=_two_way_interval(percent, level),
+        interval=_two_way_interval(_by_conversation(percent, prompts), level),
     )
 
 
@@ -147,8 +149,8 @@ def interval_over_seeds(rates: Sequence[float], level: float = 0.95) -> Interval
     return _student(rates.mean(), rates.var(ddof=1) / rates.size, rates.size - 1, level)
 
 
-def _joined(runs: Sequence[Annotations], same_outputs: bool = True) -> tuple[np.ndarray, int, int]:
-    """Wins (runs, prompts) where every run has one, the number of prompts shared, and of those that any run has.
+def _joined(runs: Sequence[Annotations], same_outputs: bool = True) -> tuple[np.ndarray, list[str], int, int]:
+    """Wins (runs, prompts) where every run has one, these prompts, how many are shared, and how many any run has.
 
     Prompts are in the order of their text, so that no file's order matters.
     """
@@ -169,10 +171,25 @@ def _joined(runs: Sequence[Annotations], same_outputs: bool = True) -> tuple[np.
                 f"the first is {differ.idxmax()[:60]!r}: not one reference"
             )
     wins = np.stack([wins_of(shared[position]["preference"]) for position in range(len(runs))])
-    wins = wins[:, ~np.isnan(wins).any(axis=0)]
+    scored = ~np.isnan(wins).any(axis=0)
+    wins = wins[:, scored]
     if wins.shape[1] == 0:
         raise ValueError(f"no prompt is scored in all of {', '.join(str(run.path) for run in runs)}")
-    return wins, len(shared), n_asked
+    return wins, shared.index[scored].tolist(), len(shared), n_asked
+
+
+def _by_conversation(values: np.ndarray, prompts: list[str]) -> np.ndarray:
+    """Values (seeds, conversations) with the means of values (seeds, prompts), however many prompts one has.
+
+    A conversation's is the mean and, in proportion to its prompts, by how much these differ from it.
+    """
+    clusters = clusters_of(prompts, len(prompts))
+    count = int(clusters.max()) + 1
+    if count == len(prompts):
+        return values
+    mean = values.mean()
+    sums = np.stack([np.bincount(clusters, weights=row - mean) for row in values])
+    return mean + sums * count / len(prompts)
 
 
 def _two_way_interval(values: np.ndarray, level: float) -> Interval:

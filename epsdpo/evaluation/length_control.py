@@ -12,7 +12,8 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from epsdpo.evaluation.winrate import Interval, percentile_interval, resamples, wins_of
+from epsdpo.clusters import Interval, clusters_of, resamples, standard_error
+from epsdpo.evaluation.winrate import length_feature, percentile_interval, wins_of
 
 # What the published numbers were made with.
 _GAMED_WEIGHT = 0.1
@@ -96,13 +97,15 @@ def length_control(
     seed: int,
     c: float | None = None,
     level: float = 0.95,
+    prompts: Sequence[str] | None = None,
 ) -> LengthControl:
     """What AlpacaEval 2 says the win rate would be if both responses were equally long.
 
     P(model wins) = σ(φ · tanh((reference length - model length) / std) + ψ · γ + θ), std (n - 1) that of the
-    differences, not centred. φ, ψ and θ maximise the likelihood under an L1 penalty, together with the gamed rows, of
-    weight 0.1, in which θ has no part. A prompt without preference takes no part in the fit, but in the standard
-    deviation and, since AlpacaEval does so, in the mean of what is predicted.
+    differences, not centred (see `length_feature` for differences without spread). φ, ψ and θ maximise the likelihood
+    under an L1 penalty, together with the gamed rows, of weight 0.1, in which θ has no part. A prompt without
+    preference takes no part in the fit, but in the standard deviation and, since AlpacaEval does so, in the mean of
+    what is predicted. A resample without a scored prompt has nothing on θ, and no part in the interval.
 
     The order of the prompts decides their folds in cross-validation and hence, in close cases, C: published numbers
     need AlpacaEval's order, and the same order gives the same number.
@@ -117,6 +120,7 @@ def length_control(
         seed: of the resamples.
         c: inverse strength of the penalty; by default that of ten with the best cross-validated log-loss.
         level: coverage of the interval, in (0, 1).
+        prompts: what each row is about, as text, resampled as `epsdpo.clusters` has it; by default each is another.
 
     Raises:
         ValueError: if fewer than two prompts are scored, or a difficulty or a length is missing.
@@ -141,11 +145,12 @@ def length_control(
         * predicted_chances(
             _fit(_together(anchor, wins[rows], differences[rows], difficulties[rows]), c), difficulties[rows]
         ).mean()
-        for rows in resamples(wins.size, samples, seed)
+        for rows in resamples(clusters_of(prompts, wins.size), samples, seed)
+        if scored[rows].any()  # else it says nothing of θ
     ]
     return LengthControl(
         win_rate=100.0 * float(chances.mean()),
-        standard_error=100.0 * float(chances.std(ddof=1) / np.sqrt(chances.size)),
+        standard_error=100.0 * standard_error(chances, prompts),
         interval=percentile_interval(estimates, level),
         c=float(c),
         coefficients=coefficients,
@@ -173,9 +178,7 @@ def _gamed_rows(gamed: GamedRows) -> _Rows:
 
 def _together(anchor: _Rows, wins: np.ndarray, differences: np.ndarray, difficulties: np.ndarray) -> _Rows:
     """The gamed rows, then the scored prompts."""
-    known = differences[~np.isnan(differences)]
-    spread = known.std(ddof=1)
-    length = np.tanh(differences / spread) if spread > 0.0 else np.zeros_like(differences)
+    length = length_feature(differences)
     scored = ~np.isnan(wins)
     features = np.column_stack([length, difficulties, np.ones_like(length)])[scored]
     return _Rows(

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from epsdpo.clusters import counted, distinct
 from epsdpo.evaluation.annotations import write_annotations
 from epsdpo.evaluation.answers import answer_prompts
 from epsdpo.evaluation.calibration import judge_again, read_published
@@ -31,6 +32,7 @@ from epsdpo.generation.prompts import Prompts, read_prompts
 from epsdpo.judging.gold import follows_every_rule, gold_score
 from epsdpo.models import MODEL_FOLDER
 from epsdpo.run_folder import SUMMARY
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +83,8 @@ def evaluate(
         policy: folder of `train_dir` with the policy's weights: the trained model, or a checkpoint.
 
     Raises:
-        ValueError: if the experiment has no evaluate section, there are fewer than two prompts, or prompts bring no
-            response along to compare with.
+        ValueError: if the experiment has no evaluate section, there are fewer than two distinct prompts, or prompts
+            bring no response along to compare with.
         FileNotFoundError: if the prompts or the policy are missing.
         JudgeError: if the judge cannot be asked; before any work where that shows before.
     """
@@ -113,6 +115,7 @@ def evaluate(
         "method": experiment.method,
         "judge": None,
         "n_total": len(responses),
+        "n_distinct": distinct(responses["instruction"]),
     }
     if of_the_world:
         _add_gold(responses)
@@ -143,21 +146,25 @@ def evaluate(
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON, null standing for floats that are not numbers; the file appears whole or not at all."""
-    text = json.dumps(_without_nan(value), ensure_ascii=False, indent=1, allow_nan=False)
+    """Write strict JSON; the file appears whole or not at all.
+
+    Null stands for floats that are not numbers, U+FFFD for halves of characters.
+    """
+    text = json.dumps(_without_nan(writable(value)), ensure_ascii=False, indent=1, allow_nan=False)
     with written_whole(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _check_prompts(prompts: Prompts, of_the_world: bool) -> None:
-    if len(prompts.table) < 2:
-        raise ValueError(
-            f"{prompts.report['source']} holds {len(prompts.table)} prompts; intervals need two at least. Raise "
-            "data.world.prompts, or evaluate.prompts.max_prompts"
-        )
+    instructions = prompts.table["instruction"]
     if of_the_world:
-        for instruction in prompts.table["instruction"]:
+        for instruction in instructions:
             gold_score(instruction, "")  # an instruction that cannot be scored is refused before models are loaded
+    if distinct(instructions) < 2:
+        raise ValueError(
+            f"{prompts.report['source']} holds {counted(instructions)}; intervals need two distinct ones at least. "
+            "Raise data.world.prompts, or evaluate.prompts.max_prompts"
+        )
 
 
 def _add_gold(responses: pd.DataFrame) -> None:

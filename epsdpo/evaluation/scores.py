@@ -13,17 +13,20 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from epsdpo.clusters import distinct
 from epsdpo.evaluation.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.annotations import Annotations, InputError, read_annotations
-from epsdpo.evaluation.length_control import GamedRows, length_control
+from epsdpo.evaluation.length_control import Coefficients, GamedRows, length_control
 from epsdpo.evaluation.length_control_data import Difficulties, hub_file, read_difficulties, read_gamed
-from epsdpo.evaluation.winrate import bootstrap_interval, length_controlled_win_rate, win_rate
+from epsdpo.evaluation.winrate import LENGTHS_ALIKE, bootstrap_interval, length_controlled_win_rate, win_rate
 
 logger = logging.getLogger(__name__)
 
 ALPACA_EVAL_2 = "AlpacaEval 2"
 BOOTSTRAP_SAMPLES = 1000
 LEVEL = 0.95
+_ENDS = ("", "_low", "_high")
+_TOO_FEW = "it needs two scored prompts at least"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,7 @@ def score_file(
         raise InputError(f"C is {c:g}; it is the inverse strength of a penalty, a positive number such as 2.78")
     annotations = read_annotations(path)
     try:
-        basis = _basis(annotations, gamed_path, difficulty_path)
+        basis = None if annotations.of_itself else _basis(annotations, gamed_path, difficulty_path)
         reason = ""
     except _NoBasisError as error:
         basis, reason = None, str(error)
@@ -92,13 +95,16 @@ def score(
         raise InputError(f"{annotations.path}: none of its {n_total} prompts has a preference. Judge them again")
     if n_scored < n_total:
         logger.warning("%s: %d of %d prompts have no preference", annotations.path, n_total - n_scored, n_total)
-    raw = win_rate(prompts["preference"])
-    interval = bootstrap_interval(100.0 * (prompts["preference"].dropna() - 1.0), samples, seed, LEVEL)
+    raw = win_rate(prompts["preference"], prompts["instruction"])
+    judged = prompts.dropna(subset=["preference"])
+    wins = 100.0 * (judged["preference"] - 1.0)
+    interval = bootstrap_interval(wins, samples, seed, LEVEL, prompts=judged["instruction"])
     numbers = {
         "model": annotations.model,
         "reference": annotations.reference,
         "annotator": annotations.annotator,
         "n_total": n_total,
+        "n_distinct": distinct(prompts["instruction"]),
         "n_scored": n_scored,
         "n_failed": n_total - n_scored,
         "n_wins": raw.n_wins,
@@ -111,8 +117,7 @@ def score(
         "discrete_win_rate": raw.discrete_win_rate,
         "avg_length": int(prompts["model_length"].mean()),
         "reference_avg_length": int(prompts["reference_length"].mean()),
-        **_length_controlled(annotations, prompts, basis, c, samples, seed, reason),
-        **_length_only(prompts, samples, seed),
+        **_length_controls(annotations, prompts, basis, c, samples, seed, reason),
         "interval_level": LEVEL,
         "bootstrap_samples": samples,
     }
@@ -144,6 +149,38 @@ def _in_order(prompts: pd.DataFrame) -> pd.DataFrame:
     return keyed.sort_values(["number", "instruction"], ignore_index=True).drop(columns="number")
 
 
+def _length_controls(
+    annotations: Annotations,
+    prompts: pd.DataFrame,
+    basis: Basis | None,
+    c: float | None,
+    samples: int,
+    seed: int,
+    reason: str,
+) -> dict[str, Any]:
+    """AlpacaEval 2's and the length-only one; of a model against itself, both as AlpacaEval's package has its own."""
+    if not annotations.of_itself:
+        return {
+            **_length_controlled(annotations, prompts, basis, c, samples, seed, reason),
+            **_length_only(prompts, samples, seed),
+        }
+    logger.warning(
+        "%s: generator_1 and generator_2 are both %r, one model against itself: its length-controlled win rate is 50 "
+        "by construction. If they are two models, give them two names",
+        *(annotations.path, annotations.model),
+    )
+    rates = [f"{rate}{end}" for rate in ("length_controlled_winrate", "length_only_winrate") for end in _ENDS]
+    return {
+        "length_control": ALPACA_EVAL_2,
+        **dict.fromkeys(rates, 50.0),
+        "length_only_missing": None,
+        "lc_standard_error": 0.0,
+        "C": None,
+        "C_from": "construction",
+        "coefficients": dataclasses.asdict(Coefficients(0.0, 0.0, 0.0)),
+    }
+
+
 def _length_controlled(
     annotations: Annotations,
     prompts: pd.DataFrame,
@@ -159,8 +196,8 @@ def _length_controlled(
         reason = _why_not(prompts, difficulties)
     if reason:
         logger.warning("%s: no length-controlled win rate: %s", annotations.path, reason)
-        rates = ("winrate", "winrate_low", "winrate_high")
-        nothing = [f"length_controlled_{rate}" for rate in rates] + ["lc_standard_error", "C", "C_from", "coefficients"]
+        rates = [f"length_controlled_winrate{end}" for end in _ENDS]
+        nothing = [*rates, "lc_standard_error", "C", "C_from", "coefficients"]
         return {"length_control": f"none: {reason}", **dict.fromkeys(nothing)}
     controlled = length_control(
         prompts["preference"],
@@ -172,6 +209,7 @@ def _length_controlled(
         seed,
         c,
         LEVEL,
+        prompts["instruction"],
     )
     return {
         "length_control": ALPACA_EVAL_2,
@@ -190,19 +228,27 @@ def _why_not(prompts: pd.DataFrame, difficulties: np.ndarray) -> str:
     if len(unknown):
         return f"{len(unknown)} of {len(prompts)} prompts have no difficulty, the first is {unknown.iloc[0][:60]!r}"
     if prompts["preference"].count() < 2:
-        return "it needs two scored prompts at least"
+        return _TOO_FEW
     return ""
 
 
 def _length_only(prompts: pd.DataFrame, samples: int, seed: int) -> dict[str, Any]:
     """The length-only model, under names that cannot be taken for AlpacaEval's."""
     if prompts["preference"].count() < 2:
-        return dict.fromkeys(("length_only_winrate", "length_only_winrate_low", "length_only_winrate_high"))
+        rates = dict.fromkeys(f"length_only_winrate{end}" for end in _ENDS)
+        return {**rates, "length_only_missing": _TOO_FEW}
     result = length_controlled_win_rate(
-        prompts["preference"], prompts["model_length"], prompts["reference_length"], samples, seed, LEVEL
+        prompts["preference"],
+        prompts["model_length"],
+        prompts["reference_length"],
+        samples,
+        seed,
+        LEVEL,
+        prompts["instruction"],
     )
     return {
         "length_only_winrate": result.win_rate,
         "length_only_winrate_low": result.interval.low,
         "length_only_winrate_high": result.interval.high,
+        "length_only_missing": LENGTHS_ALIKE if math.isnan(result.win_rate) else None,
     }

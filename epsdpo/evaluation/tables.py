@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from epsdpo.clusters import distinct
 from epsdpo.evaluation.judged import BY_ORDER
 from epsdpo.evaluation.numbers import LENGTH_ONLY
 from epsdpo.evaluation.winrate import bootstrap_interval
@@ -30,14 +31,19 @@ def judged_or_not(summary: dict[str, Any]) -> str:
 def what_was_asked(summary: dict[str, Any]) -> str:
     """HTML: how many prompts of which source were answered, who judged and when, and how long answers are."""
     prompts = summary["prompts"]
+    n_distinct = summary.get("n_distinct", summary["n_total"])
+    different = f", {n_distinct} distinct," if n_distinct < summary["n_total"] else ""
     sentences = [
-        f"{summary['n_total']} prompts of {prompts['source']}, each starting with {prompts['bos_per_prompt']} BOS."
+        f"{summary['n_total']} prompts{different} of {prompts['source']}, each starting with "
+        f"{prompts['bos_per_prompt']} BOS."
     ]
     sentences += [f"{entry['rows']} rows were left out: {entry['meaning']}." for entry in prompts["left_out"].values()]
     if not_used := [name for name, count in prompts.get("not_used", {}).items() if count]:
         sentences.append(f"Columns that were not used: {', '.join(not_used)}.")
     if prompts["duplicates"]:
         sentences.append(f"{prompts['duplicates']} prompts repeat an earlier one.")
+    if different:
+        sentences.append("Intervals resample the distinct ones, which are told by the first user turn.")
     if summary["judge"] is not None:
         sentences += _who_judged(summary)
     sentences.append(
@@ -72,6 +78,9 @@ def _who_judged(summary: dict[str, Any]) -> list[str]:
         sentences.append(
             f"There is no length-controlled win rate as AlpacaEval 2 has it: {summary['length_control_missing']}."
         )
+    if summary.get("length_control", "").startswith("none: "):
+        reason = summary["length_control"].removeprefix("none: ")
+        sentences.append(f"There is no length-controlled win rate: {reason}.")
     return sentences
 
 
@@ -105,21 +114,25 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def win_rate_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Raw and length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high (percent)."""
+    """Raw and, where there is one, length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high
+    (percent)."""
     measures = {"win_rate": "raw", "length_controlled_win_rate": f"length-controlled\n({summary['length_control']})"}
     return pd.DataFrame(
         [
             {"label": label, "win_rate": summary[key], "low": summary[f"{key}_low"], "high": summary[f"{key}_high"]}
             for key, label in measures.items()
+            if key in summary
         ]
     )
 
 
 def by_task(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
-    """One row per task: judged prompts, win rate with its interval (percent), tokens, and gold rewards where known."""
+    """One row per task: judged prompts, how many of them are distinct, win rate with its interval (percent), tokens,
+    and gold rewards where known."""
     rows = []
     for task, members in responses.dropna(subset=["preference"]).groupby("task"):
-        row = {"task": task or "not stated", "prompts": len(members), **_rate(members["preference"], samples, seed)}
+        row = {"task": task or "not stated", "prompts": len(members), "distinct": distinct(members["instruction"])}
+        row |= _rate(members, "preference", samples, seed)
         for measure in ("gold", "tokens"):
             if f"policy_{measure}" in members:
                 row |= {f"{measure}, {side}": members[f"{side}_{measure}"].mean() for side in ("policy", "reference")}
@@ -139,9 +152,9 @@ def by_position(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFram
     judged = responses.dropna(subset=["preference"])
     labels = {False: "the other response first", True: "the policy's response first"}
     rows = [
-        {"label": labels[switched], "answers": len(answers), **_rate(answers, samples, seed)}
+        {"label": labels[switched], "answers": len(answers), **_rate(answers, column, samples, seed)}
         for switched, column in BY_ORDER.items()
-        if len(answers := judged[column].dropna())
+        if len(answers := judged.dropna(subset=[column]))
     ]
     return pd.DataFrame(rows) if len(rows) == 2 else None
 
@@ -175,7 +188,7 @@ def by_length_difference(responses: pd.DataFrame, against: str, samples: int, se
         {
             "difference": difference[members.index].mean(),
             "prompts": len(members),
-            **_rate(members["preference"], samples, seed),
+            **_rate(members, "preference", samples, seed),
         }
         for _, members in judged.groupby(groups)
     ]
@@ -198,8 +211,10 @@ def win_rate_and_kl(summary: dict[str, Any]) -> pd.DataFrame:
 
 def calibration_table(calibration: dict[str, Any]) -> pd.DataFrame:
     """The judge beside the published one, as text with 95 % intervals."""
+    different = calibration["n_distinct"]
+    repeats = f", on {different} distinct prompts" if different < calibration["n_scored"] else ""
     rows = {
-        "comparisons judged by both": {"value": f"{calibration['n_scored']} of {calibration['n_total']}"},
+        "comparisons judged by both": {"value": f"{calibration['n_scored']} of {calibration['n_total']}{repeats}"},
         "win rate by the published judge (%)": {"value": f"{calibration['official_win_rate']:.1f}"},
         "win rate by this judge (%)": {"value": f"{calibration['judged_win_rate']:.1f}"},
     }
@@ -216,7 +231,8 @@ def calibration_table(calibration: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
-def _rate(preferences: pd.Series, samples: int, seed: int) -> dict[str, float]:
-    wins = 100.0 * (preferences - 1.0)
-    interval = bootstrap_interval(wins, samples, seed)
+def _rate(responses: pd.DataFrame, column: str, samples: int, seed: int) -> dict[str, float]:
+    """The mean of a column of preferences in percent, and its interval."""
+    wins = 100.0 * (responses[column] - 1.0)
+    interval = bootstrap_interval(wins, samples, seed, prompts=responses["instruction"])
     return {"win_rate": wins.mean(), "low": interval.low, "high": interval.high}

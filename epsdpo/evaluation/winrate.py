@@ -1,26 +1,29 @@
 """Win rates and their uncertainty: numbers in, numbers out.
 
-This module knows AlpacaEval 2's formulas for preferences in [1, 2] and the bootstrap over prompts. Where preferences
-come from is left to `epsdpo.judging`. Every rate is in percent.
+This module knows AlpacaEval 2's formulas for preferences in [1, 2] and the bootstrap over prompts. Which of these are
+one prompt is `epsdpo.clusters`'; where preferences come from is left to `epsdpo.judging`. Every rate is in percent.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
+from epsdpo.clusters import Interval, clusters_of, resamples, standard_error
+
 # Strength of the penalty on the two weights of the length-only model. On a hundred prompts it moves the rate by less
 # than 0.01 points; it keeps the weights finite where one side wins every prompt or length alone predicts the winner.
 _RIDGE = 1.0e-3
 
+# How many times the prompts must outweigh the penalty in what they say of θ; else θ is the penalty's and not theirs.
+_OUTWEIGHS = 10.0
 
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval, in the units of what it bounds."""
-
-    low: float
-    high: float
+LENGTHS_ALIKE = (
+    "responses of one side are longer on every prompt, and by about as much, so that what length does cannot be told "
+    "from what the model does"
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class WinRate:
         n_losses: preferences below 1.5.
         n_draws: preferences of exactly 1.5, or 0.
         win_rate: 100 · mean of (preference - 1).
-        standard_error: 100 · standard deviation (n - 1) / √n; NaN for a single prompt.
+        standard_error: 100 · standard deviation (n - 1) / √n, over repeated prompts as `epsdpo.clusters` has it; NaN
+            for a single prompt.
         discrete_win_rate: a preference above 1.5 counts as one win, a draw as half of one.
     """
 
@@ -52,6 +56,8 @@ class WinRate:
 class LengthControlledWinRate:
     """Win rate at equal lengths under the length-only model; see `length_controlled_win_rate`.
 
+    All are NaN where it is not determined, because of `LENGTHS_ALIKE`.
+
     Attributes:
         win_rate: 100 · σ(θ).
         interval: percentile bootstrap over prompts.
@@ -65,8 +71,11 @@ class LengthControlledWinRate:
     advantage: float
 
 
-def win_rate(preferences: Sequence[float | None]) -> WinRate:
+def win_rate(preferences: Sequence[float | None], prompts: Sequence[str] | None = None) -> WinRate:
     """Summarise preferences in [1, 2]: 1 = the reference wins, 2 = the model wins, 1.5 or 0 = draw, missing = failed.
+
+    Args:
+        prompts: what each is about, as text; by default each is about another prompt.
 
     Raises:
         ValueError: if a preference is out of range or none is left.
@@ -75,7 +84,8 @@ def win_rate(preferences: Sequence[float | None]) -> WinRate:
     scored = wins[~np.isnan(wins)]
     if scored.size == 0:
         raise ValueError(f"none of the {wins.size} preferences is scored: there is no win rate")
-    deviation = scored.std(ddof=1) if scored.size > 1 else np.nan
+    if prompts is not None:
+        prompts = [prompt for prompt, win in zip(prompts, wins, strict=True) if not np.isnan(win)]
     n_wins, n_draws = int((scored > 0.5).sum()), int((scored == 0.5).sum())
     return WinRate(
         n_total=wins.size,
@@ -84,7 +94,7 @@ def win_rate(preferences: Sequence[float | None]) -> WinRate:
         n_losses=scored.size - n_wins - n_draws,
         n_draws=n_draws,
         win_rate=100.0 * float(scored.mean()),
-        standard_error=float(100.0 * deviation / np.sqrt(scored.size)),
+        standard_error=100.0 * standard_error(scored, prompts),
         discrete_win_rate=100.0 * (n_wins + 0.5 * n_draws) / scored.size,
     )
 
@@ -95,18 +105,21 @@ def bootstrap_interval(
     seed: int,
     level: float = 0.95,
     units: Sequence[float] | None = None,
+    prompts: Sequence[str] | None = None,
 ) -> Interval:
     """Percentile bootstrap of the mean of `values` over prompts, or of Σ values / Σ `units` (a rate per unit).
 
-    The same number of prompts and the same seed give the same resamples, so that intervals of several measures on the
-    same prompts belong together.
+    The same prompts and the same seed give the same resamples, so that intervals of several measures on the same
+    prompts belong together. NaN for several values that are all about one prompt.
 
     Args:
-        values: one value per prompt, none missing.
+        values: one value per prompt, or several, none missing.
         samples: how many times the prompts are resampled.
         seed: of the resamples.
         level: coverage in (0, 1).
         units: what each value counts, e.g. the tokens of each response.
+        prompts: what each value is about, as text, resampled as `epsdpo.clusters` has it; by default each is about
+            another prompt.
 
     Raises:
         ValueError: if there is no value, or one is missing.
@@ -115,7 +128,8 @@ def bootstrap_interval(
     units = np.ones_like(values) if units is None else np.asarray(units, dtype=np.float64)
     if values.size == 0 or np.isnan(values).any() or np.isnan(units).any():
         raise ValueError(f"a bootstrap needs one number per prompt; got {values.size} values, some may be missing")
-    estimates = [values[rows].sum() / units[rows].sum() for rows in resamples(values.size, samples, seed)]
+    clusters = clusters_of(prompts, values.size)
+    estimates = [values[rows].sum() / units[rows].sum() for rows in resamples(clusters, samples, seed)]
     return percentile_interval(estimates, level)
 
 
@@ -126,6 +140,7 @@ def length_controlled_win_rate(
     samples: int,
     seed: int,
     level: float = 0.95,
+    prompts: Sequence[str] | None = None,
 ) -> LengthControlledWinRate:
     """What the win rate would be if both responses were equally long, by a logistic model of length alone.
 
@@ -133,8 +148,10 @@ def length_controlled_win_rate(
     not centred. AlpacaEval 2 adds a fixed difficulty per instruction, known for its own 805 prompts only: **the result
     is comparable with other length-only numbers and with no published length-controlled win rate.**
 
-    Where all differences are equal, length cannot explain anything and the result is the raw win rate. Each bootstrap
-    resample fits its own φ, θ and std.
+    Where both responses are equally long on all prompts, length cannot explain anything and the result is the raw win
+    rate. Where one side's are longer by about as much on all, equal lengths were never seen: φ and θ come to the same
+    there, and the result is NaN. Each bootstrap resample fits its own φ, θ and std; one that does not determine them is
+    left out.
 
     Args:
         preferences: as for `win_rate`; prompts without one are left out of the fit.
@@ -143,6 +160,7 @@ def length_controlled_win_rate(
         samples: how many times the prompts are resampled.
         seed: of the resamples.
         level: coverage of the interval, in (0, 1).
+        prompts: as for `bootstrap_interval`.
 
     Raises:
         ValueError: if fewer than two prompts are scored.
@@ -152,10 +170,12 @@ def length_controlled_win_rate(
     if scored.sum() < 2:
         raise ValueError(f"length control needs two scored prompts at least; {scored.sum()} of {wins.size} are scored")
     differences = np.asarray(reference_lengths, dtype=np.float64) - np.asarray(model_lengths, dtype=np.float64)
+    clusters = clusters_of(prompts, wins.size)[scored]
     wins, differences = wins[scored], differences[scored]
     length_effect, advantage = _fit_length_model(wins, differences)
     estimates = [
-        _percent(_fit_length_model(wins[rows], differences[rows])[1]) for rows in resamples(wins.size, samples, seed)
+        _percent(_fit_length_model(wins[rows], differences[rows])[1])
+        for rows in resamples(np.unique(clusters, return_inverse=True)[1], samples, seed)
     ]
     return LengthControlledWinRate(_percent(advantage), percentile_interval(estimates, level), length_effect, advantage)
 
@@ -179,22 +199,37 @@ def wins_of(preferences: Sequence[float | None]) -> np.ndarray:
     return preferences - 1.0
 
 
-def resamples(size: int, samples: int, seed: int) -> Iterator[np.ndarray]:
-    """Rows of `size` prompts drawn with replacement, `samples` times; the same ones for the same size and seed."""
-    generator = np.random.default_rng(seed)
-    return (generator.integers(size, size=size) for _ in range(samples))
-
-
 def percentile_interval(estimates: Sequence[float], level: float) -> Interval:
-    """The middle `level` of the estimates of all resamples."""
+    """The middle `level` of the estimates of all resamples but those without one (NaN)."""
+    estimates = np.asarray(estimates, dtype=np.float64)
+    estimates = estimates[~np.isnan(estimates)]
+    if estimates.size == 0:
+        return Interval(float("nan"), float("nan"))
     low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(float(low), float(high))
 
 
+def length_feature(differences: np.ndarray) -> np.ndarray:
+    """AlpacaEval's tanh(length difference / std), std (n - 1) that of the known differences, not centred.
+
+    Without spread it is the limit of a small one: 0 where lengths are equal, 1 or -1 where they differ.
+    """
+    known = differences[~np.isnan(differences)]
+    spread = known.std(ddof=1) if np.ptp(known) > 0.0 else 0.0
+    return np.tanh(differences / spread) if spread > 0.0 else np.sign(differences)
+
+
 def _fit_length_model(wins: np.ndarray, differences: np.ndarray) -> tuple[float, float]:
-    """(φ, θ) of the length-only model: each prompt enters as a win of weight y and a loss of weight 1 - y."""
-    spread = differences.std(ddof=1)
-    length = np.tanh(differences / spread) if spread > 0.0 else np.zeros_like(differences)
+    """(φ, θ) of the length-only model: each prompt enters as a win of weight y and a loss of weight 1 - y.
+
+    NaN where the prompts do not determine θ: what they say of it, once φ is fitted, is n/4 times the part of the
+    length feature's square that is not its mean's.
+    """
+    length = length_feature(differences)
+    square = float(np.mean(length**2))
+    own_part = 1.0 if square == 0.0 else length.var() / square
+    if wins.size / 4.0 * own_part < _OUTWEIGHS * _RIDGE:
+        return math.nan, math.nan
     features = np.column_stack([length, np.ones_like(length)])
     model = LogisticRegression(C=1.0 / _RIDGE, fit_intercept=False, solver="newton-cholesky")
     model.fit(

@@ -323,6 +323,11 @@ class Experiment(Section):
                 f"evaluate.prompts.source is 'world', but data.source is {self.data.source!r}: there are no "
                 "held-out instructions of the world to answer. Name a file or data set of prompts, or remove it"
             )
+        if self.evaluate is not None and self.evaluate.judge is not None and self.name == self.evaluate.against:
+            raise ValueError(
+                f"name is {self.name!r}, which is what annotations.json calls the other side (evaluate.against): both "
+                "sides would pass for one model. Choose another name"
+            )
         if self.train.get("epsilon_step") and "epsilon_step" in decided_by(self.method):
             rule = "sets β batch by batch" if self.method == "beta_dpo" else "keeps β constant"
             raise ValueError(

@@ -21,6 +21,7 @@ from epsdpo.data.rows import checked_messages, checked_text, transcript_turns
 from epsdpo.data.sources import DataError, read_file
 from epsdpo.experiment import WORLD, PromptsSection
 from epsdpo.hub import commit_of
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -113,10 +114,10 @@ def _prompt(row: dict[str, Any], number: int, single_turn: bool) -> dict[str, An
         raise Refused("several_turns")
     prompt_id, task = row.get("prompt_id"), row.get("task") or row.get("dataset")
     return {
-        "prompt_id": f"prompt-{number}" if prompt_id is None else str(prompt_id),
+        "prompt_id": f"prompt-{number}" if prompt_id is None else writable(str(prompt_id)),
         "instruction": _as_text(messages, variables),
         "messages": messages,
-        "task": "" if task is None else str(task),
+        "task": "" if task is None else writable(str(task)),
         "given_response": given_response,
         "template_variables": variables,
     }
@@ -125,7 +126,7 @@ def _prompt(row: dict[str, Any], number: int, single_turn: bool) -> dict[str, An
 def _conversation(row: dict[str, Any]) -> tuple[Messages, str | None]:
     """The turns up to where the model is to answer, and the answer that the row brings along."""
     given = row.get("output")
-    given = given if isinstance(given, str) else None
+    given = writable(given) if isinstance(given, str) else None
     if row.get("messages") is not None:
         return checked_messages(row["messages"]), given
     for column in ("instruction", "prompt"):

@@ -21,6 +21,7 @@ from epsdpo.chat_template import writes_date
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
 from epsdpo.generation.rendering import RenderedPrompt
 from epsdpo.generation.response import GenerationError, Response, own_seed
+from epsdpo.texts import writable
 
 _LONGEST_BACKOFF = 60.0
 _SHOWN = 300
@@ -154,7 +155,7 @@ class ServerEngine:
 
     def _read(self, content: bytes, prompt: RenderedPrompt) -> Response:
         try:
-            answer = json.loads(content)
+            answer = writable(json.loads(content))
             choice = answer["choices"][0]
             text = choice["message"]["content"] if self._server.endpoint == "chat" else choice["text"]
             reason = choice["finish_reason"]

@@ -2,7 +2,7 @@
 
 This module knows AlpacaEval's rule for log-probabilities, a strict one for text, Bradley and Terry's for rewards, and
 the form of a chat completion. Nothing here guesses: what is not clearly an answer is a failure that keeps what came
-back.
+back, and `remedies_for` says what may be done about it.
 """
 
 import math
@@ -21,22 +21,82 @@ _DECORATION = " \t\r\n\"'`*()[]."
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _DETAIL_CHARACTERS = 2000
 
+# With less on both identifiers together, the likelier answer is no identifier, and text mode would read a failure. What
+# little the identifiers have then says nothing of the comparison: a judge that thinks first has e^-16 on them. In 298
+# official answers it never is below 0.99.
+SMALLEST_MASS = 0.5
+
+NO_LOGPROBS = "no log-probabilities"
+NEITHER = "neither identifier among the likeliest tokens"
+IMPROBABLE = "the answer most likely begins with something else than an identifier"
+NO_TEXT = "no text"
+CUT = "answer cut at max_tokens"
+NO_IDENTIFIER = "answer is no identifier"
+NOT_FINITE = "not a finite number"
+
+_THINKS = (
+    "A judge that thinks before it answers needs mode: text (of a chat server) with a larger max_tokens, or its "
+    "reasoning switched off: on a server by extra_body, such as {chat_template_kwargs: {enable_thinking: false}}, here "
+    "by the chat template of a local copy"
+)
+_REMEDIES = {
+    NO_LOGPROBS: "Use mode: text",
+    **dict.fromkeys((NEITHER, IMPROBABLE, NO_TEXT, CUT, NO_IDENTIFIER), _THINKS),
+    NOT_FINITE: "Use dtype: float32",
+}
+
+
+def remedies_for(reasons: Iterable[str]) -> list[str]:
+    """What may be done about failures for these reasons, each remedy once."""
+    return list(dict.fromkeys(_REMEDIES[reason] for reason in reasons if reason in _REMEDIES))
+
 
 def second_wins_by_logprobs(top: Iterable[tuple[str, float]]) -> float | None:
     """P(M) / (P(m) + P(M)) at the first token of the answer.
 
     AlpacaEval's preference for outputs in their own order, 2 - P(m)/(P(m)+P(M)), is 1 plus this. An identifier that is
-    not among the tokens counts 0; None if neither is. Tokens that differ by surrounding space only are one answer.
+    not among the tokens counts 0; None if both together have less than `SMALLEST_MASS`. Tokens that differ by
+    surrounding space only are one answer.
     """
     mass = {FIRST: 0.0, SECOND: 0.0}
-    tokens = [(token.strip(_SPACES), logprob) for token, logprob in top]
-    found = [logprob for identifier, logprob in tokens if identifier in mass]
-    if not found or max(found) == -math.inf:
-        return None
-    for identifier, logprob in tokens:
-        if identifier in mass:
-            mass[identifier] += math.exp(logprob - max(found))  # relative to the likelier: both may be far below e^-700
-    return mass[SECOND] / (mass[FIRST] + mass[SECOND])
+    for token, logprob in top:
+        if (identifier := token.strip(_SPACES)) in mass:
+            mass[identifier] += math.exp(logprob)
+    total = mass[FIRST] + mass[SECOND]
+    return None if total < SMALLEST_MASS else mass[SECOND] / total
+
+
+def read_logprobs(top: list[tuple[str, float]]) -> tuple[float, dict[str, Any]] | Failure:
+    """P(M) / (P(m) + P(M)) and the evidence for it, or why there is none."""
+    # A little above 0 is rounding; NaN fails the comparison as well.
+    if not all(isinstance(token, str) and logprob <= 1.0e-3 for token, logprob in top):
+        return Failure("impossible log-probabilities", _shortened(top))
+    second_wins = second_wins_by_logprobs(top)
+    if second_wins is None:
+        present = any(token.strip(_SPACES) in (FIRST, SECOND) for token, _ in top)
+        return Failure(IMPROBABLE if present else NEITHER, _shortened(top))
+    # JSON has no infinity: such a token says nothing more than one that is not there.
+    return second_wins, {"top_logprobs": [[token, logprob] for token, logprob in top if logprob > -math.inf]}
+
+
+def still_an_answer(evidence: Any) -> bool:
+    """Whether evidence that was stored as an answer's is one by today's rule for log-probabilities.
+
+    Evidence of another kind or form is taken for what it was stored as, and so are identifiers other than m and M.
+
+    Args:
+        evidence: as `Answer.evidence` has it, or a choice of a chat completion, as AlpacaEval's package keeps it.
+    """
+    try:
+        if evidence.get("top_logprobs"):
+            top = [(str(token).strip(_SPACES), float(logprob)) for token, logprob in evidence["top_logprobs"]]
+        else:
+            entries = evidence["logprobs"]["content"][0]["top_logprobs"]
+            top = [(str(entry["token"]).strip(_SPACES), float(entry["logprob"])) for entry in entries]
+        found = any(token in (FIRST, SECOND) for token, _ in top)
+        return not found or second_wins_by_logprobs(top) is not None
+    except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+        return True
 
 
 def second_wins_by_text(text: str) -> float | None:
@@ -75,27 +135,20 @@ def read_completion(body: Any, mode: Mode) -> Answer | Failure:
 def _by_logprobs(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failure:
     logprobs = choice.get("logprobs")
     if not logprobs or not logprobs.get("content"):
-        return Failure("no log-probabilities", _shortened(choice))
-    top = [(entry["token"], float(entry["logprob"])) for entry in logprobs["content"][0]["top_logprobs"]]
-    # A little above 0 is rounding; NaN fails the comparison as well.
-    if not all(isinstance(token, str) and logprob <= 1.0e-3 for token, logprob in top):
-        return Failure("impossible log-probabilities", _shortened(top))
-    second_wins = second_wins_by_logprobs(top)
-    if second_wins is None:
-        return Failure("neither identifier among the likeliest tokens", _shortened(top))
-    # JSON has no infinity: such a token says nothing more than one that is not there.
-    return second_wins, {"top_logprobs": [[token, logprob] for token, logprob in top if logprob > -math.inf]}
+        return Failure(NO_LOGPROBS, _shortened(choice))
+    first = logprobs["content"][0]["top_logprobs"]
+    return read_logprobs([(entry["token"], float(entry["logprob"])) for entry in first])
 
 
 def _by_text(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failure:
     text = choice["message"]["content"]
+    if choice.get("finish_reason") == "length":  # before all else: thoughts that were cut leave some servers no text
+        return Failure(CUT, _shortened(choice if text is None else text))
     if not isinstance(text, str):
-        return Failure("no text", _shortened(choice))
-    if choice.get("finish_reason") == "length":
-        return Failure("answer cut at max_tokens", _shortened(text))
+        return Failure(NO_TEXT, _shortened(choice))
     second_wins = second_wins_by_text(text)
     if second_wins is None:
-        return Failure("answer is no identifier", _shortened(text))
+        return Failure(NO_IDENTIFIER, _shortened(text))
     return second_wins, {"text": text}
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epsdpo.evaluation.winrate import Interval
+from epsdpo.clusters import Interval, clusters_of, resamples
+from epsdpo.evaluation.winrate import percentile_interval
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Calibration:
     Attributes:
         n_total: comparisons given.
         n_scored: those for which both have a preference; all else is about these.
+        n_distinct: conversations that these are of.
         official_win_rate: in percent.
         judged_win_rate: in percent.
         bias: judged - official win rate, in points.
@@ -38,6 +40,7 @@ class Calibration:
 
     n_total: int
     n_scored: int
+    n_distinct: int
     official_win_rate: float
     judged_win_rate: float
     bias: Measure
@@ -52,6 +55,7 @@ def calibrate(
     samples: int = 2000,
     seed: int = 0,
     level: float = 0.95,
+    prompts: Sequence[str] | None = None,
 ) -> Calibration:
     """Compare preferences in [1, 2] (None = failed) for the same comparisons in the same order.
 
@@ -59,6 +63,8 @@ def calibrate(
         samples: how many times the prompts are resampled for the intervals.
         seed: of the resamples.
         level: coverage of the intervals, in (0, 1).
+        prompts: what each comparison is about, as text, resampled as `epsdpo.clusters` has it; by default each is about
+            another prompt.
 
     Raises:
         ValueError: if the lists differ in length, fewer than two comparisons have both, or one is out of range.
@@ -68,24 +74,24 @@ def calibrate(
             f"{len(official)} official preferences and {len(judged)} judged ones; they must belong together"
         )
     pairs = np.array([official, judged], dtype=np.float64).T
-    pairs = pairs[~np.isnan(pairs).any(axis=1)]
+    both = ~np.isnan(pairs).any(axis=1)
+    clusters = np.unique(clusters_of(prompts, len(pairs))[both], return_inverse=True)[1]
+    pairs = pairs[both]
     if len(pairs) < 2:
         raise ValueError(f"calibration needs two comparisons that both judged; {len(pairs)} of {len(official)} are")
     if outside := pairs[(pairs < 1.0) | (pairs > 2.0)].tolist():
         raise ValueError(f"preference {outside[0]:g} is outside [1, 2]; a failed judgement must be None")
-    generator = np.random.default_rng(seed)
-    resamples = [pairs[generator.integers(len(pairs), size=len(pairs))] for _ in range(samples)]
+    resampled = [pairs[rows] for rows in resamples(clusters, samples, seed)]
 
     def measure(statistic: Callable[[np.ndarray], float]) -> Measure:
         # A resample in which one judge says the same of all has no correlation; it is left out.
-        estimates = [value for rows in resamples if not np.isnan(value := statistic(rows))] or [np.nan]
-        low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-        return Measure(statistic(pairs), Interval(float(low), float(high)))
+        return Measure(statistic(pairs), percentile_interval([statistic(rows) for rows in resampled], level))
 
     official_rate, judged_rate = 100.0 * (pairs.mean(axis=0) - 1.0)
     return Calibration(
         n_total=len(official),
         n_scored=len(pairs),
+        n_distinct=int(clusters.max()) + 1,
         official_win_rate=float(official_rate),
         judged_win_rate=float(judged_rate),
         bias=measure(lambda rows: 100.0 * float(np.mean(rows[:, 1] - rows[:, 0]))),

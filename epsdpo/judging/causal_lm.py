@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from epsdpo.judging.answers import second_wins_by_logprobs
+from epsdpo.judging.answers import read_logprobs
 from epsdpo.judging.comparison import Answer, Deliver, Failure, Presentation
 from epsdpo.judging.prompt import load_template
 from epsdpo.judging.rendering import batches, padded, render, told
@@ -52,11 +52,8 @@ class CausalLMJudge:
             if not fitting:
                 continue
             for number, top in zip(fitting, self._top_logprobs([prompts[row] for row in fitting]), strict=True):
-                second_wins = second_wins_by_logprobs(top)
-                if second_wins is None:
-                    deliver(number, Failure("neither identifier among the likeliest tokens", repr(top)))
-                else:
-                    deliver(number, Answer(second_wins, {"top_logprobs": [list(pair) for pair in top]}))
+                found = read_logprobs(top)
+                deliver(number, found if isinstance(found, Failure) else Answer(*found))
 
     def _top_logprobs(self, prompts: list[list[int]]) -> list[list[tuple[str, float]]]:
         """The likeliest tokens after each prompt with their log-probabilities, the likeliest first."""

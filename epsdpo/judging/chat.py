@@ -17,7 +17,7 @@ import anyio
 import httpx
 from anyio.from_thread import start_blocking_portal
 
-from epsdpo.judging.answers import read_completion
+from epsdpo.judging.answers import read_completion, remedies_for
 from epsdpo.judging.comparison import Answer, Deliver, Failure, JudgeError, Presentation
 from epsdpo.judging.cost import estimate, estimate_text
 from epsdpo.judging.prompt import load_template
@@ -197,10 +197,10 @@ class _Run:
         self._failures[outcome.reason] += 1
         if self.answers == 0 and self._failures.total() >= _GIVE_UP_AFTER:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in self._failures.most_common())
-            remedy = "Use mode: text. " if "no log-probabilities" in self._failures else ""
+            remedies = "".join(f"{text}. " for text in remedies_for(self._failures))
             raise JudgeError(
                 f"the first {_GIVE_UP_AFTER} requests all failed: {reasons}; the last said {outcome.detail[:300]!r}. "
-                f"{remedy}failures.jsonl has what came back"
+                f"{remedies}failures.jsonl has what came back"
             )
 
 

@@ -6,6 +6,7 @@ This module counts and exports. Rates and their intervals are left to `epsdpo.ev
 from collections import Counter
 from typing import Any
 
+from epsdpo.judging.answers import remedies_for
 from epsdpo.judging.comparison import Comparison, Judgement
 from epsdpo.judging.cost import tokens_used
 
@@ -43,9 +44,10 @@ def completeness(summary: dict[str, Any]) -> str:
     if summary["n_failed"] == 0:
         return f"All {summary['n_total']} comparisons were judged."
     reasons = ", ".join(f"{reason}: {count}" for reason, count in summary["failures"].items())
+    remedies = "".join(f" {remedy}." for remedy in remedies_for(summary["failures"]))
     return (
         f"INCOMPLETE: {summary['n_failed']} of {summary['n_total']} comparisons were not judged ({reasons}). They are "
-        "in no number below. The same command asks for them again."
+        f"in no number below. The same command asks for them again.{remedies}"
     )
 
 

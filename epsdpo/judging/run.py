@@ -7,10 +7,12 @@ This module knows the order of the work and what a record holds. Asking is left 
 import hashlib
 import json
 import logging
+import math
 import time
 from datetime import UTC, datetime
 from typing import Any
 
+from epsdpo.judging.answers import NOT_FINITE
 from epsdpo.judging.comparison import Answer, Comparison, Failure, Judge, Judgement, Presentation, presentations
 from epsdpo.judging.store import JudgementStore
 
@@ -47,15 +49,15 @@ def judge_comparisons(comparisons: list[Comparison], judge: Judge, store: Judgem
 
     def deliver(number: int, outcome: Answer | Failure) -> None:
         key = pending[number]
+        if isinstance(outcome, Answer) and not math.isfinite(outcome.second_wins):  # half precision that overflowed
+            outcome = Failure(NOT_FINITE, repr(outcome.evidence))
         if isinstance(outcome, Failure):
             failures[key] = outcome
             if store is not None:
                 store.add_failure(_failure_record(key, judge, by_key[key], outcome))
         else:
             record = _record(key, judge, by_key[key], outcome)
-            if store is not None:
-                store.add(record)
-            records[key] = record
+            records[key] = record if store is None else store.add(record)
         progress.count(failed=isinstance(outcome, Failure))
 
     if pending:

@@ -81,8 +81,8 @@ class JudgeSection(BaseModel):
     )
     top_logprobs: Annotated[int, Field(ge=2, le=20)] = Field(
         5,
-        description="Tokens among which the identifiers m and M are looked for; one that is missing counts 0. "
-        "[R: AlpacaEval]",
+        description="Tokens among which the identifiers m and M are looked for; one that is missing counts 0, and with "
+        "less than one half on both together the comparison has failed. [R: AlpacaEval]",
     )
     temperature: Annotated[float, Field(ge=0)] = Field(
         0.0, description="Sampling temperature of the judge. [R: AlpacaEval]"

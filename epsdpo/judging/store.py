@@ -1,6 +1,7 @@
 """Where judgements are kept: a line of JSON per answer, appended whole, so that a kill tears one line at most.
 
-This module knows files. What a record says is decided in `epsdpo.judging.run`.
+This module knows files. What a record says is decided in `epsdpo.judging.run`. What UTF-8 cannot write is replaced
+before it is kept; where an older version kept it all the same, when it is read.
 """
 
 import contextlib
@@ -13,7 +14,9 @@ from typing import Any
 
 import filelock
 
+from epsdpo.judging.answers import still_an_answer
 from epsdpo.judging.comparison import JudgeError
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,14 @@ class JudgementStore:
                 raise JudgeError(
                     f"{self.directory}: another process is judging into this folder. Wait for it, or use another"
                 ) from error
-            self._records = {record["key"]: record for record in _read(self.directory / JUDGEMENTS)}
+            records = _read(self.directory / JUDGEMENTS)
+            valid = [record for record in records if still_an_answer(record.get("answer"))]
+            if len(valid) < len(records):
+                logger.warning(
+                    "%s: %d answers have next to nothing on either identifier: they are no judgements, and asked again",
+                    *(self.directory / JUDGEMENTS, len(records) - len(valid)),
+                )
+            self._records = {record["key"]: record for record in valid}
             _drop_torn_line(self.directory / FAILURES)
             self._judgements = resources.enter_context((self.directory / JUDGEMENTS).open("ab", buffering=0))
             self._failures = resources.enter_context((self.directory / FAILURES).open("ab", buffering=0))
@@ -57,21 +67,23 @@ class JudgementStore:
         """The record of an answer, None if there is none yet."""
         return self._records.get(key)
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep an answer under its `key`; it is on the disk when this returns."""
+    def add(self, record: dict[str, Any]) -> dict[str, Any]:
+        """Keep an answer under its `key`, and return it as it is kept; it is on the disk then."""
+        record = writable(record)
         _check(record, "a new judgement")
         if record["key"] in self._records:
             raise JudgeError(f"{self.directory / JUDGEMENTS} holds an answer for {record['key']} already")
         _append(self._judgements.fileno(), record)
         self._records[record["key"]] = record
+        return record
 
     def add_failure(self, record: dict[str, Any]) -> None:
         """Log a failure."""
-        _append(self._failures.fileno(), record)
+        _append(self._failures.fileno(), writable(record))
 
 
 def _append(file: int, record: dict[str, Any]) -> None:
-    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "surrogatepass")
+    line = (json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n").encode()
     end = os.fstat(file).st_size
     try:
         if os.write(file, line) != len(line):
@@ -93,7 +105,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
+            record = writable(json.loads(line))  # which decodes halves of surrogate pairs too
         except ValueError as error:
             raise JudgeError(
                 f"{path}, line {number} is not JSON ({error}). Delete that line, and it is asked again"

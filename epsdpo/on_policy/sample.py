@@ -31,6 +31,7 @@ from epsdpo.on_policy.folder import PAIRS, REPORT
 from epsdpo.on_policy.pairs import REFUSED, make_pairs
 from epsdpo.on_policy.rank import Answered, load_ranker
 from epsdpo.on_policy.scores import score_responses
+from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
         with written_whole(output_dir / name) as partial:
             frame.to_parquet(partial, index=False)
     with written_whole(output_dir / REPORT) as partial:
-        partial.write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(writable(report), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return SampledPairs(pairs, responses, report)
 
 

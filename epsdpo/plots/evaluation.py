@@ -22,12 +22,13 @@ def win_rates(table: pd.DataFrame, title: str) -> Figure:
     heights = np.arange(len(table))[::-1]
     # A length-controlled rate may lie outside its percentile bootstrap.
     errors = np.vstack([table["win_rate"] - table["low"], table["high"] - table["win_rate"]]).clip(min=0.0)
+    ends = table[["low", "high"]].apply(lambda bound: bound.fillna(table["win_rate"]))  # one prompt has no interval
     axes.axvline(50.0, color=REFERENCE, linestyle="--", linewidth=1.0)
     axes.errorbar(table["win_rate"], heights, xerr=errors, fmt="o", color=POLICY, capsize=4, linewidth=2.0)
-    for height, rate, high in zip(heights, table["win_rate"], table["high"], strict=True):
+    for height, rate, high in zip(heights, table["win_rate"], ends["high"], strict=True):
         axes.annotate(f"{rate:.1f}", (high, height), xytext=(8, 0), textcoords="offset points", va="center")
     # The 50 % line and the numbers beside the intervals are always in the picture.
-    low, high = min(50.0, *table["low"]), max(50.0, *table["high"])
+    low, high = min(50.0, *ends["low"]), max(50.0, *ends["high"])
     margin = 0.1 * max(high - low, 10.0)
     axes.set_xlim(low - margin, high + 1.5 * margin)
     axes.set_ylim(-0.6, len(table) - 0.4)
