@@ -13,7 +13,7 @@ import pandas as pd
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError
 from epsdpo.paths import resolve_path
 from epsdpo.plots.runs import OTHER, family_of
-from epsdpo.record import STEPS_FILE, read_steps
+from epsdpo.record import STEPS_FILE, incompleteness, read_steps
 from epsdpo.run_folder import experiment_of
 from epsdpo.trl_logs import TRAINER_STATE, find_log, read_log
 
@@ -27,7 +27,7 @@ class ComparedRun:
         family: of `plots.runs.FAMILIES`; of a log alone nobody knows the method.
         steps: the columns of `record.read_steps`, a row per logged step.
         source: where the steps were read, from the path that was given.
-        left_out: in words, which rows of a log are not among them.
+        left_out: in words, which rows of a log, or of a record that was begun anew, are not among them.
     """
 
     title: str
@@ -86,7 +86,7 @@ def _of_this_kit(train_dir: Path, source: Path) -> ComparedRun:
     if any((folder / EXPERIMENT_FILE).exists() for folder in (train_dir.parent, train_dir)):
         experiment = experiment_of(train_dir)
         title, family = experiment.title, family_of(experiment)
-    return ComparedRun(title, family, read_steps(train_dir), source, "–")
+    return ComparedRun(title, family, read_steps(train_dir), source, incompleteness(train_dir) or "–")
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:

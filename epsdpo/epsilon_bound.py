@@ -41,7 +41,7 @@ from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary
 from epsdpo.kernels import pair_steps, score_tokens
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.plots.epsilon_bound import epsilon_bounds
-from epsdpo.record import read_steps
+from epsdpo.record import DamagedRecord, read_steps
 from epsdpo.run_folder import experiment_of
 from epsdpo.train import trainer_arguments
 from epsdpo.trajectory import DECISIONS
@@ -281,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Spread over the data, whose parts may lie one after the other.
         rows = np.unique(np.linspace(0, len(held_out) - 1, options.pairs).round().astype(int))
         bounds = measure(experiment, train_dir, held_out.select(rows), settings, EPSILONS)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+    except (ConfigError, DamagedRecord, DataError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     table = mean_bounds(bounds, EPSILONS, experiment.seed)

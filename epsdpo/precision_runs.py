@@ -18,6 +18,7 @@ from epsdpo.criterion_precision import measure_pairs
 from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import load_frozen, precision_of
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.paths import resolve_path
@@ -30,7 +31,10 @@ MEASURES = ("mean_step", "beta_final", "win_rate")
 PAIRS = 256  # of each run
 
 # Keys of `train` that say when a run is looked at or kept, and change nothing in it.
-_ONLY_LOOKING = ("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps")
+_ONLY_LOOKING = (
+    *("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps"),
+    *ABOUT_EARLIER_PARTS,
+)
 
 
 def typical_runs(runs: Sequence[Run]) -> list[Run]:

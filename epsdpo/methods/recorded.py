@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from epsdpo.record import BetaRecord, read_steps
+from epsdpo.record import BetaRecord
+from epsdpo.resuming import Resumable
 
 logger = logging.getLogger(__name__)
 
 
-class RecordsSteps:
+class RecordsSteps(Resumable):
     """Mixin before a trainer of TRL: logs `kl/beta`, and writes a row of `steps.jsonl` for every optimiser step.
 
     Raises:
@@ -78,11 +79,12 @@ class _StepRows(TrainerCallback):
         self.logged_before: dict[str, int] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer._step_losses.clear()  # of a step in which this trainer was interrupted
         if state.is_world_process_zero:
-            self.trainer.record.rewind(state.global_step)
-            self.trainer.record.announce(state.max_steps)
-            rows = read_steps(args.output_dir)
-            self.pairs_seen = int(rows["pairs_seen"].iloc[-1]) if len(rows) else 0
+            self.trainer.begin_record(state)
+            self.pairs_seen = 0
+            for _ in range(state.global_step):
+                self.pairs_seen = self._pairs_seen_after_one_more(args)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
@@ -96,16 +98,15 @@ class _StepRows(TrainerCallback):
                 metrics[name] = sum(new) / len(new)
         row = self.trainer.step_row(metrics)
         if state.is_world_process_zero:
-            pairs_of_epoch = len(self.trainer.train_dataset) // args.rows_per_pair
-            self.pairs_seen = _pairs_seen(self.pairs_seen, args.global_batch_size, pairs_of_epoch)
+            self.pairs_seen = self._pairs_seen_after_one_more(args)
             row |= {"pairs_seen": self.pairs_seen, "seconds": time.perf_counter() - self.started}
             self.trainer.record.append({"step": state.global_step, "epoch": state.epoch, **row})
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.trainer.record.close()
+            self.trainer.record.finish()
 
-
-def _pairs_seen(before: int, batch: int, pairs_of_epoch: int) -> int:
-    """How many pairs were seen after one more step; the last one of an epoch takes what is left of it."""
-    return before + min(batch, pairs_of_epoch - before % pairs_of_epoch)
+    def _pairs_seen_after_one_more(self, args) -> int:
+        """How many pairs were seen after one more step; the last one of an epoch takes what is left of it."""
+        pairs_of_epoch = len(self.trainer.train_dataset) // args.rows_per_pair
+        return self.pairs_seen + min(args.global_batch_size, pairs_of_epoch - self.pairs_seen % pairs_of_epoch)
