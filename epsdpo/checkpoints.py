@@ -35,19 +35,33 @@ def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
     Each file is read once for its SHA-256, about a second per GB. A checkpoint of an earlier version, which has no list
     of its files, counts as whole if transformers came to its end with it.
     """
+    return {step: folder for step, folder in ended_checkpoints(output_dir).items() if is_as_listed(folder)}
+
+
+def ended_checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """As `whole_checkpoints`, but without a look at the content of the files."""
     pass_over_unnumbered(output_dir)
     checkpoints = {}
     for step, folder in numbered_checkpoints(output_dir).items():
         try:
             read_state(folder)
-            content = read_list(folder)
-            if content is not None:
-                require_listed(folder, content["files"])
         except (NotWhole, OSError) as error:
             pass_over(folder, error)
             continue
         checkpoints[step] = folder
     return checkpoints
+
+
+def is_as_listed(checkpoint: Path) -> bool:
+    """Whether the files of a checkpoint are what its list says, if it has one; if not, it is said to be passed over."""
+    try:
+        content = read_list(checkpoint)
+        if content is not None:
+            require_listed(checkpoint, content["files"])
+    except (NotWhole, OSError) as error:
+        pass_over(checkpoint, error)
+        return False
+    return True
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
