@@ -1,18 +1,16 @@
 """What a checkpoint says of β, and when it belongs to another run.
 
-It knows the entry that the trainer keeps in `trainer_state.json`, which transformers writes last: β is there exactly
-when the checkpoint is whole. What the trainer does with it is the trainer's business.
+It knows the entry that the trainer keeps in `trainer_state.json`. What the trainer does with it is the trainer's
+business, whether the checkpoint is whole that of `epsdpo.checkpoint_files`.
 """
 
-import json
-import logging
+import math
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
-logger = logging.getLogger(__name__)
+from epsdpo.checkpoint_files import NotWhole
 
 _KEY = "EpsilonDPO"
 
@@ -22,21 +20,20 @@ def put_entry(state: TrainerState, entry: dict[str, Any]) -> None:
     state.stateful_callbacks[_KEY] = {"args": {}, "attributes": entry}
 
 
-def get_entry(state: TrainerState) -> dict[str, Any] | None:
-    """What `put_entry` put into the checkpoint that `state` was read from, or None."""
-    saved = (state.stateful_callbacks or {}).get(_KEY)
-    return saved and saved["attributes"]
+def get_entry(callbacks: Any) -> dict[str, Any] | None:
+    """What `put_entry` put into the checkpoint whose state has these `stateful_callbacks`, or None."""
+    saved = callbacks.get(_KEY) if isinstance(callbacks, dict) else None
+    entry = saved.get("attributes") if isinstance(saved, dict) else None
+    return entry if isinstance(entry, dict) else None
 
 
-def require_readable(checkpoint: Path, sharding: str) -> None:
+def require_same_layout(checkpoint: Path, entry: dict[str, Any] | None, sharding: str) -> None:
     """Refuse a checkpoint in shards that are not this run's, before its loading fails in the depths of torch.
 
     Raises:
         ValueError: naming both ways of sharding and the remedy.
     """
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-    saved = state.get("stateful_callbacks", {}).get(_KEY)
-    written = saved and saved["attributes"].get("sharding")
+    written = entry and entry.get("sharding")
     if written not in (None, sharding):
         raise ValueError(
             f"{checkpoint} was written by a run with {written}, and cannot be read with {sharding}. Continue with "
@@ -44,28 +41,53 @@ def require_readable(checkpoint: Path, sharding: str) -> None:
         )
 
 
-def require_same_run(
-    step: int, entry: dict[str, Any] | None, settings: dict[str, Any], fresh_beta: bool
-) -> dict[str, Any] | None:
-    """The entry of a checkpoint at optimiser step `step`, if the run may go on from it; None: with a fresh β.
+def require_beta(step: int, entry: dict[str, Any] | None, beta: float, fresh_beta: bool) -> None:
+    """Refuse a checkpoint at optimiser step `step` that holds no β, unless `fresh_beta` permits to start it over.
+
+    Args:
+        beta: with which it would start over.
 
     Raises:
-        ValueError: if it holds no β and `fresh_beta` does not permit that, or belongs to a run with other settings.
+        NotWhole: naming the remedies.
     """
-    if entry is None:
-        if not fresh_beta:
-            raise ValueError(
-                f"the checkpoint at step {step} holds no β, so it was not written by EpsilonDPOTrainer and the run "
-                f"cannot continue where it stopped. Start without resume_from_checkpoint, or set fresh_beta=True "
-                f"to continue its weights with β={settings['beta']}"
-            )
-        logger.warning("resuming at step %d with a fresh β of %g, as fresh_beta=True asks for", step, settings["beta"])
-        return None
-    changed = {key: value for key, value in entry["settings"].items() if value != settings.get(key)}
+    if entry is None and not fresh_beta:
+        raise NotWhole(
+            f"the checkpoint at step {step} holds no β, so it was not written by EpsilonDPOTrainer and the run "
+            f"cannot continue where it stopped. Start a new run in another output_dir, or set fresh_beta=True "
+            f"to continue its weights with β={beta}"
+        )
+
+
+def require_same_run(step: int, entry: dict[str, Any], first: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Refuse what the checkpoint at optimiser step `step` says of β if no run, or another one, can have written it.
+
+    Args:
+        first: what the entry said before the first step; β itself and all that makes the next one.
+        settings: what a run must not change.
+
+    Raises:
+        NotWhole: if something is missing, or β is no positive number.
+        ValueError: if it belongs to a run with other settings.
+    """
+    saved = entry.get("settings") if isinstance(entry.get("settings"), dict) else {}
+    lacks = [*(first.keys() - entry.keys()), *(f"settings.{key}" for key in settings.keys() - saved.keys())]
+    if lacks:
+        raise NotWhole(f"what the checkpoint at step {step} says of β lacks {', '.join(sorted(lacks))}")
+    for name in first:
+        if not _is_like(first[name], entry[name]) or (name == "beta" and not entry[name] > 0):
+            raise NotWhole(f"the checkpoint at step {step} says {name}={entry[name]!r}, which no training comes to")
+    changed = {key: value for key, value in saved.items() if value != settings.get(key)}
     if changed:
         changes = ", ".join(f"{key}: {old} → {settings.get(key)}" for key, old in changed.items())
         raise ValueError(
             f"the checkpoint at step {step} belongs to a run with other settings ({changes}). "
             "Restore them to resume it, or start a new run in another output_dir"
         )
-    return entry
+
+
+def _is_like(first: Any, saved: Any) -> bool:
+    """Whether a value read back has the form of what it was at first: a finite number, or a mapping of such."""
+    if isinstance(first, dict):
+        alike = isinstance(saved, dict) and first.keys() == saved.keys()
+        return alike and all(_is_like(first[key], saved[key]) for key in first)
+    return type(saved) in (int, float) and math.isfinite(saved)

@@ -1,22 +1,27 @@
-"""What every training leaves behind: checkpoints that it can go on from, and a model folder that is whole or not there.
+"""What every training leaves behind: checkpoints to look at, and a model folder that is whole or not there.
 
-SFT and preference training share it. What is trained is left to `epsdpo.sft` and `epsdpo.train`.
+SFT and preference training share it. What is trained is left to `epsdpo.sft` and `epsdpo.train`, from which checkpoint
+a run goes on to `epsdpo.resuming`.
 """
 
-import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from epsdpo.checkpoint_files import (
+    NotWhole,
+    numbered_checkpoints,
+    pass_over,
+    pass_over_unnumbered,
+    read_list,
+    read_state,
+    require_listed,
+)
 from epsdpo.experiment import Experiment
 
 ADAPTER_FOLDER = "adapter"
-
-logger = logging.getLogger(__name__)
 
 
 def process_state(experiment: Experiment) -> PartialState:
@@ -25,17 +30,38 @@ def process_state(experiment: Experiment) -> PartialState:
 
 
 def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
-    """Optimiser step -> checkpoint, in order, of those written to their end; one cut off by a kill is passed over."""
+    """Optimiser step -> checkpoint, in order, of those written to their end and still so; others are passed over.
+
+    Each file is read once for its SHA-256, about a second per GB. A checkpoint of an earlier version, which has no list
+    of its files, counts as whole if transformers came to its end with it.
+    """
+    return {step: folder for step, folder in ended_checkpoints(output_dir).items() if is_as_listed(folder)}
+
+
+def ended_checkpoints(output_dir: str | Path) -> dict[int, Path]:
+    """As `whole_checkpoints`, but without a look at the content of the files."""
+    pass_over_unnumbered(output_dir)
     checkpoints = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for step, folder in numbered_checkpoints(output_dir).items():
         try:
-            # transformers writes this file last.
-            state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        except (FileNotFoundError, json.JSONDecodeError):
-            logger.warning("%s is not whole (training was killed while writing it); passing it over", folder)
+            read_state(folder)
+        except (NotWhole, OSError) as error:
+            pass_over(folder, error)
             continue
-        checkpoints[state["global_step"]] = folder
-    return dict(sorted(checkpoints.items()))
+        checkpoints[step] = folder
+    return checkpoints
+
+
+def is_as_listed(checkpoint: Path) -> bool:
+    """Whether the files of a checkpoint are what its list says, if it has one; if not, it is said to be passed over."""
+    try:
+        content = read_list(checkpoint)
+        if content is not None:
+            require_listed(checkpoint, content["files"])
+    except (NotWhole, OSError) as error:
+        pass_over(checkpoint, error)
+        return False
+    return True
 
 
 def last_whole_checkpoint(output_dir: str | Path) -> Path | None:

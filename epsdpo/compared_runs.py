@@ -14,7 +14,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.experiment.keys import setting_of
 from epsdpo.paths import resolve_path
 from epsdpo.plots.runs import OTHER, family_of
-from epsdpo.record import STEPS_FILE, read_steps
+from epsdpo.record import STEPS_FILE, incompleteness, read_steps
 from epsdpo.run_folder import experiment_of
 from epsdpo.trajectory import as_windows
 from epsdpo.trl_logs import TRAINER_STATE, MissingBeta, find_log, read_log
@@ -29,7 +29,7 @@ class ComparedRun:
         family: of `plots.runs.FAMILIES`; of a log alone nobody knows the method.
         steps: the columns of `record.read_steps` and `trajectory.WINDOW_COLUMNS`, a row per logged step.
         source: where the steps were read, from the path that was given.
-        left_out: in words, which rows of a log are not among them.
+        left_out: in words, which rows of a log, or of a record that was begun anew, are not among them.
     """
 
     title: str
@@ -136,7 +136,7 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     known = steps["beta_initial"].iloc[0]
     if beta is not None and beta != known:
         raise ConfigError(f"betas: {run.title} has {beta:g}, and its own record says {known:g}; leave it out")
-    return ComparedRun(run.title, family, steps, run.source, "–")
+    return ComparedRun(run.title, family, steps, run.source, incompleteness(run.path) or "–")
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:

@@ -62,8 +62,9 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
     fresh_beta: bool = field(
         default=False,
         metadata={
-            "help": "Resume from a checkpoint that holds no β state by starting β over from `beta`. Without it such "
-            "a checkpoint is refused, since the run would not be the one that was interrupted. [K]"
+            "help": "Resume from a checkpoint that holds no β state, as another trainer writes it, by starting β over "
+            "from `beta`. Without it such a checkpoint is refused, since the run would not be the one that was "
+            "interrupted. [K]"
         },
     )
 

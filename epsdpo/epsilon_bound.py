@@ -44,7 +44,7 @@ from epsdpo.heads import expose_hidden_states, head_of, require_same_arithmetic,
 from epsdpo.kernels import pair_steps, score_tokens
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.plots.epsilon_bound import epsilon_bounds
-from epsdpo.record import read_steps
+from epsdpo.record import DamagedRecord, read_steps
 from epsdpo.run_folder import experiment_of
 from epsdpo.train import trainer_arguments
 from epsdpo.trajectory import DECISIONS
@@ -332,7 +332,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         experiment = after_sft(experiment_of(train_dir), options.sft_dir)
         bounds = measure_run(experiment, train_dir, load_prepared(options.data), EPSILONS, options.pairs)
-    except (ConfigError, DataError, FileNotFoundError) as error:
+    except (ConfigError, DamagedRecord, DataError, FileNotFoundError) as error:
         print(error, file=sys.stderr)
         return 2
     table = mean_bounds(bounds, EPSILONS, experiment.seed)

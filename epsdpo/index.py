@@ -18,6 +18,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, load_saved
 from epsdpo.files import written_whole
 from epsdpo.manifest import LOG, read_manifest
 from epsdpo.progress import StageStatus, as_time, batch_status
+from epsdpo.record import DamagedRecord, first_and_last_row, incompleteness
 from epsdpo.run_folder import PAGE, SUMMARY
 
 INDEX = "index.html"
@@ -50,7 +51,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <th class="number">win rate (%)</th><th class="number">length-controlled (%)</th>
 <th>stages</th><th class="number">time</th><th>commit</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.title }}</td><td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
+<tr><td>{{ row.title }}{% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}</td>
+<td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
 <td class="number">{{ row.beta_initial }}</td><td class="number">{{ row.beta_final }}</td>
 <td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
 {% if row.not_judged %}<br><span class="failed">{{ row.not_judged }}</span>{% endif %}</td>
@@ -112,6 +114,7 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
         "name": folder.name,
         "title": experiment.title,
         "method": experiment.method,
+        "record": _record(folder / "train"),
         "epsilon": f"{train.get('epsilon', 0.01):g}" if experiment.method == "epsilon_dpo" else "–",
         "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",
         "beta_final": f"{betas[1]:.4g}" if betas else "–",
@@ -131,12 +134,20 @@ def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, 
     }
 
 
-def _betas(train_dir: Path) -> tuple[float, float] | None:
-    """β before the first and after the last recorded step."""
+def _record(train_dir: Path) -> str:
+    """What is wrong with the record of a training, in words; "" where nothing is."""
     try:
-        lines = (train_dir / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-        return json.loads(lines[0])["beta_before"], json.loads(lines[-1])["beta_after"]
-    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+        return incompleteness(train_dir) or ""
+    except DamagedRecord as damage:
+        return str(damage)
+
+
+def _betas(train_dir: Path) -> tuple[float, float] | None:
+    """β before the first and after the last recorded step; None where these two rows cannot be read."""
+    try:
+        first, last = first_and_last_row(train_dir)
+        return first["beta_before"], last["beta_after"]
+    except (KeyError, TypeError):
         return None
 
 

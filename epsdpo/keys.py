@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
 
 PACKAGE = Path(__file__).resolve().parent
 KEY_LENGTH = 16  # hexadecimal digits
@@ -63,7 +64,7 @@ _NEVER_DECISIVE_KEYS = {
 
 def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     """The part of an experiment that decides what comes out of its `stage`; the rest can change without it."""
-    values = experiment.model_dump()
+    values = experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)})
     data, model = values["data"], values["model"]
     tokenizer = {name: model[name] for name in ("name_or_path", "revision", "chat_template")}
     start = {**tokenizer, "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from epsdpo.plots.saving import as_image
 from epsdpo.plots.trajectory import live
-from epsdpo.record import STEPS_FILE, read_steps, read_total_steps
+from epsdpo.record import STEPS_FILE, DamagedRecord, read_steps, read_total_steps
 
 
 class LiveChart(TrainerCallback):
@@ -51,7 +51,10 @@ class LiveChart(TrainerCallback):
         """Draw what is recorded by now, unless there is nothing yet or the last drawing is recent."""
         if time.monotonic() - self.drawn < self.seconds_between or not (self.train_dir / STEPS_FILE).exists():
             return
-        steps = read_steps(self.train_dir)
+        try:
+            steps = read_steps(self.train_dir)
+        except DamagedRecord:
+            return  # what an earlier run has left: the one that is about to begin looks at it, and says what it does
         if len(steps):
             seconds = steps["seconds"].median() * max(0, read_total_steps(self.train_dir) - steps["step"].iloc[-1])
             self._draw(steps, f"about {seconds:.0f} s left")

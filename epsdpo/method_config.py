@@ -14,7 +14,28 @@ PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WO
 
 
 @dataclass
-class MethodConfig:
+class ResumingConfig:
+    """What a run does about what an earlier one has left in its output folder; to be combined with a config of TRL."""
+
+    fresh_record: bool = field(
+        default=False,
+        metadata={
+            "help": "Continue although no checkpoint has all the rows of the record that belong to it: what is left of "
+            "the record moves to `superseded/`, and a new one, marked as incomplete, begins after the checkpoint. "
+            "Without it such a run is refused. [K]"
+        },
+    )
+    start_over: bool = field(
+        default=False,
+        metadata={
+            "help": "Train from the start in an `output_dir` that holds a run: its record and its checkpoints move to "
+            "`superseded/`. Without it such a folder is refused. [K]"
+        },
+    )
+
+
+@dataclass
+class MethodConfig(ResumingConfig):
     """The batch of a run, stated once in pairs; to be combined with a config of TRL, as in `EpsilonDPOConfig`.
 
     Raises:

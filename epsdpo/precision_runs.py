@@ -18,6 +18,7 @@ from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
 from epsdpo.experiment import Experiment
 from epsdpo.experiment.keys import setting_of
+from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.paths import resolve_path
@@ -29,7 +30,10 @@ METHODS = ("dpo", "epsilon_dpo")
 MEASURES = ("mean_step", "beta_final", "win_rate")
 
 # Keys of `train` that say when a run is looked at or kept, and change nothing in it.
-_ONLY_LOOKING = ("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps")
+_ONLY_LOOKING = (
+    *("save_strategy", "save_steps", "save_total_limit", "logging_steps", "eval_strategy", "eval_steps"),
+    *ABOUT_EARLIER_PARTS,
+)
 
 
 def typical_runs(runs: Sequence[Run]) -> list[Run]:

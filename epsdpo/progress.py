@@ -24,6 +24,7 @@ from rich.text import Text
 
 from epsdpo.experiment import ConfigError
 from epsdpo.manifest import read_manifest, read_stage_file
+from epsdpo.record import DamagedRecord, first_and_last_row, read_total_steps
 
 PLAN = Path(".epsdpo") / "plan.json"
 
@@ -104,14 +105,13 @@ def _is_gone(state: dict[str, Any]) -> bool:
 def _training_progress(folder: Path) -> str:
     """Step, β (of preference training), loss and time left, from the last whole line of the record."""
     try:
-        lines = (folder / "steps.jsonl").read_text(encoding="utf-8").splitlines()
-        row = json.loads(lines[-1])
-        total = json.loads((folder / "progress.json").read_text(encoding="utf-8"))["total_steps"]
-    except (FileNotFoundError, IndexError, json.JSONDecodeError):
+        _, row = first_and_last_row(folder)
+        total = read_total_steps(folder)
+        left = row["seconds"] * (total - row["step"])
+        beta = f"β {row['beta_after']:.4g} · " if "beta_after" in row else ""
+        return f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f} · {as_time(left)} left"
+    except (KeyError, TypeError, DamagedRecord):
         return "starting"
-    left = row["seconds"] * (total - row["step"])
-    beta = f"β {row['beta_after']:.4g} · " if "beta_after" in row else ""
-    return f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f} · {as_time(left)} left"
 
 
 def as_time(seconds: float) -> str:

@@ -19,7 +19,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
 from epsdpo.experiment.keys import setting_of
 from epsdpo.judging.results import completeness
 from epsdpo.manifest import MANIFEST
-from epsdpo.record import read_steps
+from epsdpo.record import incompleteness, read_steps
 from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import summarise
 
@@ -161,7 +161,7 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
 def headline(runs: list[Run]) -> str:
     """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so.
 
-    First come the runs of which not every comparison was judged.
+    First come the runs of which not every comparison was judged, or not every step is recorded.
     """
     judged = with_win_rate(runs)
     baseline = judged[0].experiment.title if judged else None
@@ -201,12 +201,16 @@ def _evaluation_in_words(summary: dict[str, Any]) -> str:
 
 
 def _incomplete(runs: list[Run]) -> str:
-    """HTML: a paragraph for each run whose judge left comparisons out."""
+    """HTML: a paragraph for each run whose judge left comparisons out, or whose record has not all its steps."""
+    problems = []
+    for run in runs:
+        problems.append((run, incompleteness(run.directory / "train")))
+        if run.evaluation is not None and run.evaluation.get("n_failed"):
+            problems.append((run, completeness(run.evaluation)))
     return "".join(
-        f"<p style='color: #D55E00'><b>{html.escape(run.experiment.title)}: "
-        f"{html.escape(completeness(run.evaluation))}</b></p>"
-        for run in runs
-        if run.evaluation is not None and run.evaluation.get("n_failed")
+        f"<p style='color: #D55E00'><b>{html.escape(run.experiment.title)}: {html.escape(problem)}</b></p>"
+        for run, problem in problems
+        if problem
     )
 
 

@@ -14,6 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from epsdpo.adapters import require_mergeable
-from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
+from epsdpo.checkpoints import keep_model, process_state
 from epsdpo.data import PreparedData, load_prepared
 from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experiment
 from epsdpo.files import written_whole
 from epsdpo.keys import differences, key_parts, settings_of
+from epsdpo.method_config import ResumingConfig
 from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source
 from epsdpo.progress_lines import LossLines
-from epsdpo.record import PROGRESS_FILE, STEPS_FILE
+from epsdpo.record import StepRecord
+from epsdpo.resuming import CannotContinue, Resumable
 from epsdpo.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.watch import end_with_stdin
 
@@ -59,7 +62,7 @@ def finetune(
 
     Raises:
         ConfigError: if the experiment has no `model.sft`, its batch does not divide, the folder holds the SFT of
-            other settings, or the layers of `model.lora` cannot be trained and merged.
+            other settings, or one whose record was damaged, or the layers of `model.lora` cannot be trained and merged.
     """
     section = experiment.model.sft
     if section is None:
@@ -76,19 +79,20 @@ def finetune(
 
     require_mergeable(experiment)  # adapters are trained after this; better refused before it
     tokenizer = load_tokenizer(experiment.model, experiment.data)
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=reference_source(experiment.model, experiment.data)[0],
         args=_arguments(experiment, section, output_dir, processes.num_processes),
         train_dataset=demonstrations(data, section.max_length),
         processing_class=tokenizer,
-        callbacks=[_LossRecord(output_dir), *([LossLines()] if callbacks is None else callbacks)],
+        callbacks=[LossLines()] if callbacks is None else list(callbacks),
     )
+    trainer.title = f"the SFT of {experiment.name}"
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary
     warn_of_lost_updates(trainer.model, trainer.accelerator, section.learning_rate)
-    checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint is not None:
-        logger.info("continuing from %s", checkpoint)
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    try:
+        trainer.train(resume_from_checkpoint=True)
+    except CannotContinue as error:
+        raise ConfigError(f"{experiment.name}: {error}") from error
 
     generation = trainer.accelerator.unwrap_model(trainer.model).generation_config
     generation.eos_token_id = _end_tokens(generation.eos_token_id, data, tokenizer)
@@ -112,7 +116,7 @@ def demonstrations(data: PreparedData, max_length: int) -> datasets.Dataset:
     return data.train.map(demonstration, remove_columns=data.train.column_names)
 
 
-def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, processes: int) -> SFTConfig:
+def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, processes: int) -> "_Arguments":
     at_once = section.per_device_train_batch_size * processes
     accumulation, left_over = divmod(section.global_batch_size, at_once)
     if accumulation == 0 or left_over:
@@ -125,7 +129,8 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "warmup_steps",
         "weight_decay", "bf16", "save_steps", "logging_steps", "seed",
     )  # fmt: skip
-    return SFTConfig(
+    return _Arguments(
+        fresh_record=experiment.train.get("fresh_record", False),
         output_dir=str(output_dir),
         gradient_accumulation_steps=accumulation,
         optim="adamw_torch",
@@ -174,25 +179,31 @@ def _claim(settings: dict[str, Any], output_dir: Path) -> None:
         partial.write_text(json.dumps(parts, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-class _LossRecord(TrainerCallback):
-    """Writes a row per log to `steps.jsonl`, the file that charts and `epsdpo status` read."""
+@dataclass
+class _Arguments(ResumingConfig, SFTConfig):
+    """TRL's, and what becomes of an earlier run."""
 
-    def __init__(self, output_dir: Path):
-        self.output_dir = output_dir
-        self.rows: list[dict[str, float]] = []
+
+class _Trainer(Resumable, SFTTrainer):
+    """TRL's, which goes on where it stopped and writes a row per log to `steps.jsonl`."""
+
+    def __init__(self, *positional, **named):
+        super().__init__(*positional, **named)
+        self.record = StepRecord(self.args.output_dir, steps_per_row=self.args.logging_steps)
+        self.add_callback(_LossRecord(self))
+
+
+class _LossRecord(TrainerCallback):
+    """Keeps the record, which charts and `epsdpo status` read, in step with the training loop."""
+
+    def __init__(self, trainer: _Trainer):
+        self.trainer = trainer
         self.last_time, self.last_step = 0.0, 0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.last_time, self.last_step = time.monotonic(), state.global_step
-        if not state.is_world_process_zero:
-            return
-        path = self.output_dir / STEPS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        # Those after the checkpoint are run again.
-        self.rows = [row for row in map(json.loads, lines) if row["step"] <= state.global_step]
-        with written_whole(self.output_dir / PROGRESS_FILE) as partial:
-            partial.write_text(json.dumps({"total_steps": state.max_steps}), encoding="utf-8")
-        self._write()
+        if state.is_world_process_zero:
+            self.trainer.begin_record(state)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero or "loss" not in logs:
@@ -200,12 +211,12 @@ class _LossRecord(TrainerCallback):
         now = time.monotonic()
         seconds = (now - self.last_time) / max(1, state.global_step - self.last_step)
         self.last_time, self.last_step = now, state.global_step
-        self.rows.append({"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"], "seconds": seconds})
-        self._write()
+        row = {"step": state.global_step, "epoch": state.epoch, "loss": logs["loss"], "seconds": seconds}
+        self.trainer.record.append(row)
 
-    def _write(self) -> None:
-        with written_whole(self.output_dir / STEPS_FILE) as partial:
-            partial.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+    def on_train_end(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            self.trainer.record.finish()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

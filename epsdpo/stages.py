@@ -35,6 +35,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_exp
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY, resolve_path
+from epsdpo.record import first_step, incompleteness
 from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, tested_on, titles_in
 
 TIMED_OUT = 124  # the exit code of `timeout`
@@ -168,7 +169,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         output_dir,
         stage=stage,
         parameters=parameters,
-        facts={} if experiment is None else experiment_facts(experiment),
+        facts={**({} if experiment is None else experiment_facts(experiment)), **_record_facts(stage, output_dir)},
         parts=parts,
         inputs=inputs,
         started=started,
@@ -205,6 +206,12 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
     names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
     paths = [parameters[name] for name in names if name != "output_dir" and parameters[name]]
     return [resolve_path(path) for path in (*paths, *parameters.get("runs", []))]
+
+
+def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:
+    """What a manifest says of a record that was begun anew in the middle of a training."""
+    problem = incompleteness(output_dir) if stage in ("sft", "train") else None
+    return {"record": {"first_step": first_step(output_dir), "problem": problem}} if problem else {}
 
 
 def _experiment(parameters: dict[str, Any]) -> Experiment | None:

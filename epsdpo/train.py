@@ -18,7 +18,8 @@ from pathlib import Path
 from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
 
 from epsdpo.adapters import lora_config, merge_adapter, require_mergeable
-from epsdpo.checkpoints import keep_model, last_whole_checkpoint, process_state
+from epsdpo.checkpoints import keep_model, process_state
+from epsdpo.checkpoints import last_whole_checkpoint as last_whole_checkpoint  # part of what this module offers
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
@@ -27,6 +28,7 @@ from epsdpo.methods.configs import config_class
 from epsdpo.methods.trainers import trainer_class
 from epsdpo.models import MODEL_FOLDER, after_sft, load_tokenizer, pin_revision, reference_source
 from epsdpo.progress_lines import ProgressLines
+from epsdpo.resuming import CannotContinue
 from epsdpo.watch import end_with_stdin
 
 logger = logging.getLogger(__name__)
@@ -52,8 +54,8 @@ def train(
         sft_dir: what `epsdpo.sft` wrote, for an experiment with `model.sft`.
 
     Raises:
-        ConfigError: if the folder holds a run of another config, `sft_dir` is not what the experiment needs, or the
-            layers of `model.lora` cannot be trained and merged.
+        ConfigError: if the folder holds a run of another config, or one whose record was damaged, `sft_dir` is not what
+            the experiment needs, or the layers of `model.lora` cannot be trained and merged.
         OutOfMemory: if an allocation fails, with settings that need less.
     """
     output_dir = Path(output_dir)
@@ -76,10 +78,9 @@ def train(
     trainer = None
     try:
         trainer = build_trainer(experiment, data, arguments, [ProgressLines()] if callbacks is None else callbacks)
-        checkpoint = last_whole_checkpoint(output_dir)
-        if checkpoint is not None:
-            logger.info("continuing %s from %s", experiment.name, checkpoint)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        trainer.train(resume_from_checkpoint=True)
+    except CannotContinue as error:
+        raise ConfigError(f"{experiment.name}: {error}") from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
@@ -134,6 +135,7 @@ def build_trainer(
         callbacks=list(callbacks),
         peft_config=lora_config(experiment.model.lora),
     )
+    trainer.title = experiment.name
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer
 

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import textwrap
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy, get_last_checkpoint
+from transformers.trainer_utils import SaveStrategy
 from trl import DPOConfig, DPOTrainer, is_conversational
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import get_config_model_id, use_adapter
 
-from epsdpo.beta_state import get_entry, put_entry, require_readable, require_same_run
+from epsdpo.beta_state import get_entry, put_entry, require_beta, require_same_layout, require_same_run
 from epsdpo.chat_template import writes_date
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data.beside import require_written_by_trl
@@ -41,6 +40,7 @@ from epsdpo.pairs import (
 )
 from epsdpo.record import BetaRecord
 from epsdpo.reference import hold_to_policy, load_reference, require_keepable, reshard, save_reference
+from epsdpo.resuming import Resumable
 from epsdpo.sharding import (
     as_loaded,
     keep_results_in_float32,
@@ -56,24 +56,25 @@ logger = logging.getLogger(__name__)
 TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
-class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
+class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
     """Trainer for ε-DPO (arXiv 2502.13177); it is called as `trl.DPOTrainer` is, with an `EpsilonDPOConfig`.
 
     For each pair β̃ is β/(1+ε), β or β/(1-ε), by whether the pair's log-ratio is monotone under a perturbation of β
     (Eq. 5); the loss is sigmoid DPO with β̃, and after each optimiser step β follows the mean over all its pairs, of
     all micro-batches and processes (Algorithm 1). Evaluation reports the decisions and leaves β alone.
 
-    β is kept in the checkpoints, so an interrupted run continues as if it had not been interrupted. Beside TRL's
-    metrics it logs `kl/beta` (the β of the step), `kl/p_epsilon_steps` and `kl/n_epsilon_steps` (fractions of pairs
-    that chose β⁻ and β⁺) and `kl/avg_steps` (their difference); rewards use each pair's β̃. Every step and pair is
-    written to `output_dir` (see `epsdpo.record`); pairs are named by the data's `pair_id` column, or by row number.
+    β is kept in the checkpoints, so an interrupted run continues as if it had not been interrupted; from checkpoints
+    and records that are not whole it does not (see `epsdpo.resuming`). Beside TRL's metrics it logs `kl/beta` (the β of
+    the step), `kl/p_epsilon_steps` and `kl/n_epsilon_steps` (fractions of pairs that chose β⁻ and β⁺) and
+    `kl/avg_steps` (their difference); rewards use each pair's β̃. Every step and pair is written to `output_dir` (see
+    `epsdpo.record`); pairs are named by the data's `pair_id` column, or by row number.
 
     Data may be in any format that TRL takes, or already tokenised, with columns `prompt_ids`, `chosen_ids` and
     `rejected_ids` (lists of int), which are used as they are.
 
     Raises:
-        ValueError: for a model or option that ε-DPO cannot serve, and for a checkpoint that holds no β or that of a
-            run with other settings.
+        ValueError: for a model or option that ε-DPO cannot serve, for a checkpoint that is damaged, holds no β or
+            that of a run with other settings, and for an `output_dir` that holds a run which is not to be continued.
         FloatingPointError: when a pair's loss is not finite; the message names step, β and pairs.
     """
 
@@ -375,14 +376,31 @@ class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def train(self, resume_from_checkpoint=None, *positional, **named):
-        newest = resume_from_checkpoint is True
-        checkpoint = get_last_checkpoint(self.args.output_dir) if newest else resume_from_checkpoint
-        if checkpoint:
-            require_readable(Path(checkpoint), sharding_of(self.accelerator))
-            if self.args.sync_ref_model:
-                load_reference(self.ref_model, self.accelerator, Path(checkpoint))
-        return super().train(resume_from_checkpoint, *positional, **named)
+    def may_be_anothers(self, state):
+        entry = get_entry(state.get("stateful_callbacks"))
+        require_beta(state["global_step"], entry, self.args.beta, self.args.fresh_beta)
+        return entry is None
+
+    def require_same_layout(self, checkpoint, state):
+        require_same_layout(checkpoint, get_entry(state.get("stateful_callbacks")), sharding_of(self.accelerator))
+
+    def require_same_run(self, state):
+        entry = get_entry(state.get("stateful_callbacks"))
+        if entry is not None:
+            require_same_run(state["global_step"], entry, self._first_beta_state, self._beta_settings())
+
+    def add_to_checkpoint(self, checkpoint):
+        self._put_beta_entry(self.state)
+        if self.args.sync_ref_model:
+            save_reference(self.ref_model, self.accelerator, checkpoint)
+
+    def load_beside_the_policy(self, checkpoint):
+        if self.args.sync_ref_model:
+            load_reference(self.ref_model, self.accelerator, checkpoint)
+
+    def _put_beta_entry(self, state: TrainerState) -> None:
+        entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
+        put_entry(state, {**self._beta_state(), **entry})
 
     def _beta_settings(self) -> dict[str, Any]:
         """What a run must not change when it is resumed."""
@@ -410,26 +428,17 @@ class EpsilonDPOTrainer(SeparateEvaluations, DPOTrainer):
             self.model.config.dtype = next(iter(self._loaded_dtypes.values()))  # it was set to that of the masters
             self.model.config.save_pretrained(output_dir or self.args.output_dir)
 
-    def _save_checkpoint(self, model, trial):
-        self._put_beta_entry(self.state)
-        if self.args.sync_ref_model:
-            folder = Path(self._get_output_dir(trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            save_reference(self.ref_model, self.accelerator, folder)
-        super()._save_checkpoint(model, trial)
-
-    def _put_beta_entry(self, state: TrainerState) -> None:
-        entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
-        put_entry(state, {**self._beta_state(), **entry})
-
     def _restore_beta(self, state: TrainerState) -> None:
         """Take β from the checkpoint that `state` is of, or begin from the config at step 0."""
         self._window.clear()  # like TRL's metrics, of a training that was interrupted
         self._metrics["train"].clear()
         self._set_beta_state(self._first_beta_state)
-        if state.global_step:
-            settings = self._beta_settings()
-            entry = require_same_run(state.global_step, get_entry(state), settings, self.args.fresh_beta)
-            if entry is not None:
+        step = state.global_step
+        if step:
+            entry = get_entry(state.stateful_callbacks)
+            if entry is None:
+                logger.warning("step %d: going on with a fresh β of %g, as fresh_beta=True asks for", step, self.beta)
+            else:
                 self._set_beta_state(entry)
         self._put_beta_entry(state)  # so that a state says what run it is of, wherever and whenever it is saved
 
@@ -445,8 +454,7 @@ class _Bookkeeping(TrainerCallback):
         self.trainer._restore_beta(state)
         unshard_head_once(self.trainer.model)
         if state.is_world_process_zero:
-            self.trainer.record.rewind(state.global_step)
-            self.trainer.record.announce(state.max_steps)
+            self.trainer.begin_record(state)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
@@ -461,4 +469,4 @@ class _Bookkeeping(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.trainer.record.close()
+            self.trainer.record.finish()

@@ -18,6 +18,7 @@ from distributed_worker import SETTINGS, TRAIN_PAIRS
 from safetensors.torch import load_file
 
 from epsdpo import train
+from epsdpo.checkpoint_files import FILES_LIST
 from epsdpo.record import read_pairs, read_steps
 
 REPOSITORY = Path(__file__).parents[1]
@@ -93,7 +94,7 @@ def kill(process: subprocess.Popen) -> None:
 
 def kill_after_checkpoint(process: subprocess.Popen, checkpoint: Path) -> None:
     deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not (checkpoint / "trainer_state.json").exists():
+    while process.poll() is None and time.monotonic() < deadline and not (checkpoint / FILES_LIST).exists():
         time.sleep(0.01)
     assert process.poll() is None, f"the run ended before it could be killed:\n{process.communicate()[0][-6000:]}"
     kill(process)

@@ -1,4 +1,4 @@
-"""The β record: what is written is read back, and kills at any moment lose and repeat nothing."""
+"""The β record: what is written is read back, kills at any moment lose and repeat nothing, and damage is said."""
 
 import shutil
 
@@ -6,7 +6,19 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from epsdpo.record import PAIR_SCHEMA, PAIRS_FILE, PAIRS_STREAM, STEPS_FILE, BetaRecord, read_pairs, read_steps
+from epsdpo.record import (
+    PAIR_SCHEMA,
+    PAIRS_FILE,
+    PAIRS_STREAM,
+    STEPS_FILE,
+    BetaRecord,
+    DamagedRecord,
+    StepRecord,
+    first_step,
+    incompleteness,
+    read_pairs,
+    read_steps,
+)
 
 
 def step_pairs(step):
@@ -118,3 +130,124 @@ def test_folder_without_a_record_is_named(tmp_path):
 def test_parquet_has_the_documented_schema(tmp_path):
     write(tmp_path, [1]).close()
     assert pa.parquet.read_schema(tmp_path / PAIRS_FILE).equals(PAIR_SCHEMA)
+
+
+def rewrite(path, change):
+    lines = path.read_bytes().splitlines(keepends=True)
+    change(lines)
+    path.write_bytes(b"".join(lines))
+
+
+STEP_DAMAGES = {
+    "garbage": (lambda lines: lines.__setitem__(1, b"}\xff{\n"), "row 2, that of step 2, cannot be read"),
+    "no-row": (lambda lines: lines.__setitem__(1, b"[2]\n"), "row 2, that of step 2, cannot be read"),
+    "zeros": (lambda lines: lines.__setitem__(2, b"\0" * 80 + b"\n"), "row 3, that of step 3, cannot be read"),
+    "lost-first": (lambda lines: lines.__delitem__(0), "row 1 is of step 2 instead of 1"),
+    "lost": (lambda lines: lines.__delitem__(1), "row 2 is of step 3 instead of 2"),
+    "twice": (lambda lines: lines.insert(1, lines[0]), "row 2 is of step 1 instead of 2"),
+}
+ENDED_DAMAGES = {
+    "lost-last": (lambda lines: lines.__delitem__(-1), "holds 3 of the 4 rows"),
+    "torn": (lambda lines: lines.__setitem__(-1, lines[-1][:-3]), "holds 3 of the 4 rows"),
+    "emptied": (lambda lines: lines.clear(), "holds 0 of the 4 rows"),
+    "more": (lambda lines: lines.append(b'{"step": 5}\n'), "row 5 was added"),
+    "another-number": (
+        lambda lines: lines.__setitem__(1, lines[1].replace(b"0.2857", b"0.2957")),
+        "its first 4 rows are not those",
+    ),
+}
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("damage", [*STEP_DAMAGES, *ENDED_DAMAGES])
+def test_damaged_steps_are_refused_by_row(tmp_path, damage, ended):
+    """What a kill may have done, the loss of the last rows, is damage once the run has ended."""
+    record = write(tmp_path, range(1, 5))
+    record.announce(4)
+    if ended:
+        record.finish()
+    change, problem = {**STEP_DAMAGES, **ENDED_DAMAGES}[damage]
+    rewrite(tmp_path / STEPS_FILE, change)
+    if damage in ENDED_DAMAGES and not ended:
+        read_steps(tmp_path)
+        return
+    with pytest.raises(DamagedRecord, match=rf"{STEPS_FILE}: .*{problem}.*restore the file from a copy"):
+        read_steps(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0.05, 0.2, 0.3])
+def test_flipped_bits_of_pairs_are_noticed(tmp_path, place):
+    write(tmp_path, range(1, 100)).finish()
+    content = bytearray((tmp_path / PAIRS_FILE).read_bytes())
+    content[int(place * len(content))] ^= 1
+    (tmp_path / PAIRS_FILE).write_bytes(content)
+    with pytest.raises(DamagedRecord, match=rf"{PAIRS_FILE}: cannot be read.*restore the file"):
+        read_pairs(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 100])
+def test_pairs_that_are_no_parquet_are_refused(tmp_path, kept):
+    write(tmp_path, [1]).finish()
+    content = (tmp_path / PAIRS_FILE).read_bytes()
+    (tmp_path / PAIRS_FILE).write_bytes(content[:kept])
+    with pytest.raises(DamagedRecord, match=f"{PAIRS_FILE}: cannot be read"):
+        read_pairs(tmp_path)
+
+
+def decided(record, steps):
+    for step in steps:
+        record.append({"step": step, "relaxed": 0.5, "pairs_seen": 2 * step}, step_pairs(step))
+
+
+@pytest.mark.parametrize("name", [PAIRS_STREAM, PAIRS_FILE])
+def test_pairs_that_are_not_those_of_the_steps_are_refused(tmp_path, name):
+    record = BetaRecord(tmp_path / "run")
+    record.rewind(0)
+    record.announce(4)
+    decided(record, range(1, 4))
+    assert len(read_pairs(tmp_path / "run")) == 6
+    if name == PAIRS_FILE:
+        record.finish()
+    other = BetaRecord(tmp_path / "other")
+    other.rewind(0)
+    for steps, problem in (([1, 2], "0 pairs of step 3, where 2"), ([1, 2, 2, 3], "4 pairs of step 2, where 2")):
+        other.rewind(0)
+        decided(other, steps)
+        if name == PAIRS_FILE:
+            other.close()
+        shutil.copy(tmp_path / "other" / name, tmp_path / "run" / name)
+        with pytest.raises(DamagedRecord, match=rf"{PAIRS_FILE}: holds {problem} were written"):
+            read_pairs(tmp_path / "run")
+
+
+def test_rows_have_the_same_digest_wherever_they_lie(tmp_path):
+    """Told once from what was written, once from what is read back out of both files."""
+    record = write(tmp_path, range(1, 6))
+    told = record.rows()
+    assert BetaRecord(tmp_path).missing(told) is None
+    record.close()
+    assert BetaRecord(tmp_path).missing(told) is None
+    resumed = BetaRecord(tmp_path)
+    resumed.rewind(3)
+    write(tmp_path, [4, 5], resumed)
+    assert resumed.rows() == told and BetaRecord(tmp_path).missing(told) is None
+    resumed.rewind(3)
+    assert "holds 3 of the 5 rows" in resumed.missing(told)
+
+
+def test_a_record_that_begins_later_says_so(tmp_path):
+    for steps_per_row, step, first in ((1, 3, 4), (10, 25, 30)):
+        folder = tmp_path / str(steps_per_row)
+        record = StepRecord(folder, steps_per_row)
+        record.rewind(step)
+        record.announce(40)
+        record.append({"step": first})
+        assert read_steps(folder)["step"].tolist() == [first]
+        assert first_step(folder) == first and f"begins at step {first}" in incompleteness(folder)
+    record = StepRecord(tmp_path / "whole", 10)
+    record.rewind(0)
+    record.announce(40)
+    record.append({"step": 10})
+    record.rewind(15)
+    record.announce(40)
+    assert first_step(tmp_path / "whole") == 1 and incompleteness(tmp_path / "whole") is None

@@ -1,6 +1,7 @@
 """SFT on chosen responses: what is learnt, from which tokens, and interrupted runs. Models are tiny and real."""
 
 import math
+import shutil
 
 import pytest
 import tiny_stages
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from epsdpo.data import load_prepared, prepare
 from epsdpo.experiment import ConfigError
 from epsdpo.models import after_sft, load_tokenizer, reference_source
-from epsdpo.record import read_steps, read_total_steps
+from epsdpo.record import incompleteness, read_steps, read_total_steps
 from epsdpo.sft import demonstrations, finetune
 from epsdpo.train import train
 
@@ -92,10 +93,18 @@ class Killed(TrainerCallback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_ends_as_one_that_was_not(values, prepared, finished, tmp_path):
-    experiment = tiny_stages.experiment_of(values)
+@pytest.fixture(scope="module")
+def cut(values, prepared, tmp_path_factory):
+    """The folder of a run that was interrupted after its second step, with a checkpoint of that."""
+    folder = tmp_path_factory.mktemp("cut")
     with pytest.raises(KeyboardInterrupt):
-        finetune(experiment, prepared, tmp_path, callbacks=[Killed()])
+        finetune(tiny_stages.experiment_of(values), prepared, folder, callbacks=[Killed()])
+    return folder
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(cut, values, prepared, finished, tmp_path):
+    experiment = tiny_stages.experiment_of(values)
+    shutil.copytree(cut, tmp_path, dirs_exist_ok=True)
     assert not (tmp_path / "model").exists() and read_steps(tmp_path)["step"].tolist() == [1, 2]
     finetune(experiment, prepared, tmp_path)
     assert read_steps(tmp_path)["step"].tolist() == [1, 2, 3]
@@ -103,6 +112,35 @@ def test_an_interrupted_run_ends_as_one_that_was_not(values, prepared, finished,
     resumed, undisturbed = (load_file(folder / "model" / "model.safetensors") for folder in (tmp_path, finished))
     for name, weight in undisturbed.items():
         assert torch.equal(resumed[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["removed", "halved"])
+def test_a_damaged_checkpoint_begins_no_other_run(cut, values, prepared, finished, tmp_path, caplog, name, damage):
+    """The one checkpoint that is kept: SFT begins from the start."""
+    run = shutil.copytree(cut, tmp_path / "run")
+    path = run / "checkpoint-2" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if damage == "removed":
+        path.unlink()
+    finetune(tiny_stages.experiment_of(values), prepared, run)
+    assert any("passing over" in message and name in message for message in caplog.messages)
+    assert read_steps(run)["loss"].tolist() == read_steps(finished)["loss"].tolist()
+    resumed, undisturbed = (load_file(folder / "model" / "model.safetensors") for folder in (run, finished))
+    assert all(torch.equal(resumed[name], weight) for name, weight in undisturbed.items())
+
+
+@pytest.mark.parametrize("damage", ["removed", "garbage", "twice"])
+def test_a_damaged_record_is_refused_or_begun_anew(cut, values, prepared, tmp_path, damage):
+    run = shutil.copytree(cut, tmp_path / "run")
+    first, second = (run / "steps.jsonl").read_bytes().splitlines(keepends=True)
+    left = {"removed": b"", "garbage": b"\0\0\n" + second, "twice": first + first + second}[damage]
+    (run / "steps.jsonl").write_bytes(left)
+    with pytest.raises(ConfigError, match=r"tiny: .*checkpoint-2: .*steps\.jsonl.*--set train\.fresh_record=true"):
+        finetune(tiny_stages.experiment_of(values), prepared, run)
+    anew = tiny_stages.experiment_of({**values, "train": {**values["train"], "fresh_record": True}})
+    finetune(anew, prepared, run)
+    assert read_steps(run)["step"].tolist() == [3] and "begins at step 3" in incompleteness(run)
 
 
 def test_policy_and_reference_start_from_the_sft_model(values, prepared, finished, tmp_path):

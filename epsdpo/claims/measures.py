@@ -16,11 +16,11 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.claims.settings import recipe_and_world
-from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
 from epsdpo.experiment.keys import setting_of
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.plots.runs import family_of
-from epsdpo.record import read_pairs
+from epsdpo.record import incompleteness, read_pairs
 from epsdpo.report import origin_of
 from epsdpo.run_folder import SUMMARY
 from epsdpo.trajectory import DECISIONS, summarise
@@ -105,6 +105,8 @@ def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
 
 
 def _measures(folder: Path) -> dict[str, float]:
+    if problem := incompleteness(folder / "train"):
+        raise ConfigError(f"{folder / 'train'}: {problem} No claim can be tested on it; train it again")
     summary = json.loads((folder / "evaluate" / SUMMARY).read_text(encoding="utf-8"))
     summary.setdefault("length_controlled_win_rate", math.nan)  # where lengths do not allow for one
     trajectory = summarise(folder / "train")

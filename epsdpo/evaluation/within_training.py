@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from epsdpo.checkpoints import whole_checkpoints
+from epsdpo.checkpoints import ended_checkpoints, is_as_listed
 from epsdpo.evaluation.run import evaluate
 from epsdpo.experiment import Experiment
 from epsdpo.run_folder import SUMMARY
@@ -34,19 +34,20 @@ def checkpoints_to_measure(experiment: Experiment, train_dir: Path) -> dict[int,
     """
     if experiment.evaluate is None or not experiment.evaluate.checkpoints:
         return {}
-    checkpoints = whole_checkpoints(train_dir)
-    if not checkpoints:
-        raise ValueError(
-            f"evaluate.checkpoints is true, but {train_dir} holds no whole checkpoint. Train with "
-            "save_strategy: steps, save_steps and save_total_limit: null, or set evaluate.checkpoints: false"
-        )
-    for folder in checkpoints.values():
+    ended = ended_checkpoints(train_dir)
+    for folder in ended.values():
         if not any((folder / name).exists() for name in _WEIGHTS):
             raise ValueError(
                 f"{folder} holds shards of a distributed run, no {' or '.join(_WEIGHTS)}. Train with "
                 "fsdp_state_dict_type: FULL_STATE_DICT under FSDP2, or zero3_save_16bit_model: true under ZeRO-3, in "
                 "the file for `accelerate launch`, or set evaluate.checkpoints: false"
             )
+    checkpoints = {step: folder for step, folder in ended.items() if is_as_listed(folder)}
+    if not checkpoints:
+        raise ValueError(
+            f"evaluate.checkpoints is true, but {train_dir} holds no whole checkpoint. Train with "
+            "save_strategy: steps, save_steps and save_total_limit: null, or set evaluate.checkpoints: false"
+        )
     return checkpoints
 
 

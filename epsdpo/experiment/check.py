@@ -89,8 +89,38 @@ def _train_problems(experiment: Experiment) -> list[tuple[str, str]]:
         (key, problem or (None if key in known else _without_effect(key, experiment.method)))
         for key, problem in problems
     ]
-    problems = [(key, problem) for key, problem in problems if problem]
+    problems = [(key, problem) for key, problem in problems if problem] or list(_not_to_be_continued(experiment.train))
     return problems or range_problem(experiment)
+
+
+def _not_to_be_continued(train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, problem) for each key with which an interrupted run, which resumes by itself, would go on as another."""
+    if train.get("save_only_model"):
+        yield (
+            "save_only_model",
+            "train.save_only_model is True: an interrupted run resumes by itself, which it cannot from weights alone. "
+            "Set it to false; save_total_limit: 1 keeps one checkpoint alone, save_strategy: 'no' none",
+        )
+    if train.get("ignore_data_skip"):
+        yield (
+            "ignore_data_skip",
+            "train.ignore_data_skip is True: an interrupted run, which resumes by itself, would begin again with the "
+            "first pairs of its epoch. Set it to false",
+        )
+    accelerator = train.get("accelerator_config")
+    if isinstance(accelerator, Mapping) and accelerator.get("use_seedable_sampler") is False:
+        yield (
+            "accelerator_config",
+            "train.accelerator_config has use_seedable_sampler: false, with which an interrupted run, which resumes by "
+            "itself, would take its pairs in another order. Remove it",
+        )
+    optimizer = train.get("optim") or ""
+    if optimizer.endswith(("_layerwise", "lomo")):
+        yield (
+            "optim",
+            f"train.optim is {optimizer!r}, whose state is in no checkpoint, and an interrupted run resumes by itself. "
+            "Choose another optimizer",
+        )
 
 
 def _without_effect(key: str, method: str) -> str:

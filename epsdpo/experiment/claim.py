@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from epsdpo.experiment.load import load_experiment
-from epsdpo.experiment.schema import ConfigError, Experiment, ModelSection
+from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS, ConfigError, Experiment, ModelSection
 from epsdpo.experiment.values import flatten
 from epsdpo.files import written_whole
 
@@ -52,7 +53,7 @@ def claim_folder(
         if experiment.model.revision is None:
             model = experiment.model.model_copy(update={"revision": claimed.model.revision})
             experiment = experiment.model_copy(update={"model": model})
-        old, new = flatten(claimed.model_dump()), flatten(experiment.model_dump())
+        old, new = (_decisive(one) for one in (claimed, experiment))
         changes = [
             f"{key} was {old.get(key, 'not set')!r}, is {new.get(key, 'not set')!r}"
             for key in {**old, **new}
@@ -70,3 +71,7 @@ def claim_folder(
     with written_whole(path) as partial:
         save_experiment(experiment, partial)
     return experiment
+
+
+def _decisive(experiment: Experiment) -> dict[str, Any]:
+    return flatten(experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)}))

@@ -35,11 +35,15 @@ STATED_ELSEWHERE = {
     "hub_token": "the environment variable HF_TOKEN: a config is copied into every run folder",
     "trust_remote_code": "nowhere: code from a hub is never run",
     "resume_from_checkpoint": "nowhere: an interrupted run resumes by itself",
+    "start_over": "nowhere: delete the run's folder, or choose another with --output",
     "loss_type": "the top-level `method`, which has TRL's losses by their names",
     "loss_weights": "nowhere: a method has one loss",
     "sync_ref_model": "the top-level `method`: tr_dpo moves its reference",
     "disable_tqdm": "nowhere: progress is a line for each `logging_steps`",
 }
+
+# Keys of `train` that decide what becomes of an earlier part of the run, and not what it comes to.
+ABOUT_EARLIER_PARTS = ("fresh_record",)
 
 
 class ConfigError(ValueError):

@@ -12,13 +12,14 @@ import torch
 from transformers import TrainerCallback
 
 from epsdpo.evaluations import SeparateEvaluations
-from epsdpo.record import BetaRecord, read_steps
+from epsdpo.record import BetaRecord
 from epsdpo.reference import hold_to_policy
+from epsdpo.resuming import Resumable
 
 logger = logging.getLogger(__name__)
 
 
-class RecordsSteps(SeparateEvaluations):
+class RecordsSteps(Resumable, SeparateEvaluations):
     """Mixin before a trainer of TRL: logs `kl/beta`, and writes a row of `steps.jsonl` for every optimiser step.
 
     Raises:
@@ -84,10 +85,10 @@ class _StepRows(TrainerCallback):
         self.trainer._step_losses.clear()
         self.trainer.trl_metrics("train").clear()
         if state.is_world_process_zero:
-            self.trainer.record.rewind(state.global_step)
-            self.trainer.record.announce(state.max_steps)
-            rows = read_steps(args.output_dir)
-            self.pairs_seen = int(rows["pairs_seen"].iloc[-1]) if len(rows) else 0
+            self.trainer.begin_record(state)
+            self.pairs_seen = 0
+            for _ in range(state.global_step):
+                self.pairs_seen = self._pairs_seen_after_one_more(args)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()
@@ -101,16 +102,15 @@ class _StepRows(TrainerCallback):
                 metrics[name] = sum(new) / len(new)
         row = self.trainer.step_row(metrics)
         if state.is_world_process_zero:
-            pairs_of_epoch = len(self.trainer.train_dataset) // args.rows_per_pair
-            self.pairs_seen = _pairs_seen(self.pairs_seen, args.global_batch_size, pairs_of_epoch)
+            self.pairs_seen = self._pairs_seen_after_one_more(args)
             row |= {"pairs_seen": self.pairs_seen, "seconds": time.perf_counter() - self.started}
             self.trainer.record.append({"step": state.global_step, "epoch": state.epoch, **row})
 
     def on_train_end(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            self.trainer.record.close()
+            self.trainer.record.finish()
 
-
-def _pairs_seen(before: int, batch: int, pairs_of_epoch: int) -> int:
-    """How many pairs were seen after one more step; the last one of an epoch takes what is left of it."""
-    return before + min(batch, pairs_of_epoch - before % pairs_of_epoch)
+    def _pairs_seen_after_one_more(self, args) -> int:
+        """How many pairs were seen after one more step; the last one of an epoch takes what is left of it."""
+        pairs_of_epoch = len(self.trainer.train_dataset) // args.rows_per_pair
+        return self.pairs_seen + min(args.global_batch_size, pairs_of_epoch - self.pairs_seen % pairs_of_epoch)
