@@ -4,7 +4,7 @@ It finds what lies behind a list of paths. Reading belongs to `epsdpo.record` an
 `epsdpo.plots`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,40 +50,40 @@ class _Found:
 
 
 def find_runs(
-    paths: Sequence[str], titles: Sequence[str] = (), betas: Mapping[str, float] | None = None
+    paths: Sequence[str], titles: Sequence[str] = (), betas: Sequence[float | None] = ()
 ) -> list[ComparedRun]:
     """The runs behind `paths`, in their order.
 
     Args:
         paths: of training folders, experiment folders, batch folders, TRL output or checkpoint folders, or log files.
         titles: one for each run that is found; none for the runs' own titles, or the names of their files or folders.
-        betas: title of a run -> the β of its configuration, for logs that do not say it; see `trl_logs.read_log`.
+        betas: one for each run that is found, the β of its configuration, for logs that do not say it (see
+            `trl_logs.read_log`); None where a run says it.
 
     Raises:
-        ConfigError: if nothing can be read at a path; if titles are too few or too many, or occur twice; if a β is
-            missing, of no run, or not what the run says itself.
+        ConfigError: if nothing can be read at a path; if titles or β's are too few or too many, or titles occur twice;
+            if a β is missing, is none, or is not what the run says itself.
     """
     found = [run for path in paths for run in _found_at(Path(path))]
     if not found:
         raise ConfigError("no runs to compare; name folders or logs in `runs`")
-    if titles and len(titles) != len(found):
-        own = ", ".join(run.title for run in found)
-        raise ConfigError(f"{len(titles)} titles for {len(found)} runs; give one for each of: {own}")
+    for what, given in (("titles", titles), ("betas", betas)):
+        if given and len(given) != len(found):
+            own = ", ".join(run.title for run in found)
+            raise ConfigError(f"{len(given)} {what} for {len(found)} runs; give one for each of: {own}")
     names = list(titles) or [run.title for run in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"several runs are called {', '.join(twice)}; give each a title of its own in `titles`")
-    betas = _checked(betas or {}, names)
-    return [_read(replace(run, title=name), betas.get(name)) for name, run in zip(names, found, strict=True)]
-
-
-def _checked(betas: Mapping[str, float], names: Sequence[str]) -> Mapping[str, float]:
-    for name, beta in betas.items():
-        if name not in names:
-            raise ConfigError(f"betas: no run is called {name!r}; the runs are {', '.join(names)}")
-        if type(beta) not in (int, float) or not 0.0 < beta < float("inf"):
-            raise ConfigError(f"betas: {name} has {beta!r}, which is no β; give a number above 0")
-    return betas
+    runs = []
+    for place, (name, run) in enumerate(zip(names, found, strict=True)):
+        try:
+            runs.append(_read(replace(run, title=name), betas[place] if betas else None))
+        except MissingBeta as error:
+            stated = ["null"] * len(found)
+            stated[place] = "0.1"
+            raise ConfigError(f"{error}: β of {name!r}, such as betas=[{', '.join(stated)}]") from None
+    return runs
 
 
 def _found_at(given: Path) -> list[_Found]:
@@ -121,11 +121,10 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     Args:
         beta: that is stated, None where none is.
     """
+    if beta is not None and (type(beta) not in (int, float) or not 0.0 < beta < float("inf")):
+        raise ConfigError(f"betas: {run.title} has {beta!r}, which is no β; give a number above 0")
     if not run.recorded:
-        try:
-            log = read_log(run.path, beta)
-        except MissingBeta as error:
-            raise ConfigError(f"{error}: `betas: {{{run.title}: 0.1}}`, say") from None
+        log = read_log(run.path, beta)
         left_out = f"{log.left_out} rows without β or of no training, {log.repeated} of steps that a later row repeats"
         return ComparedRun(run.title, OTHER, log.steps, run.source, left_out)
     experiment, steps = _experiment_behind(run.path), read_steps(run.path)

@@ -40,7 +40,7 @@ from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, 
 
 TIMED_OUT = 124  # the exit code of `timeout`
 
-_KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list, dict)}
+_KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 _TRACEBACK_LINES = 12
 
 # nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.

@@ -136,9 +136,13 @@ def read_log(path: Path, beta: float | None = None) -> TrlLog:
                 f"{place}: {what} was logged without a whole optimiser step ({columns['step']} is {step})"
             )
         kept[int(step)] = values
+    if not kept and kept_beta:
+        raise ConfigError(f"{path}: no row holds a loss, or what else is logged in training; give the log of a run")
     if not kept:
-        wanted = columns["beta_before"] or "what is logged in training"
-        raise MissingBeta(f"{path}: no row holds a value of {wanted}; give the log of a training run")
+        raise MissingBeta(
+            f"{path}: no row holds a value of {columns['beta_before']}; give the log of a training run, or, if it kept "
+            "its β, state it"
+        )
     done = max(source.done, *(int(values["step"]) for _, values in rows if values["step"].is_integer()))
     steps = _placed(kept, source.whole, done)
     if kept_beta:

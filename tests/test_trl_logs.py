@@ -74,10 +74,10 @@ def test_a_log_of_plain_dpo_is_taken_with_its_stated_beta(make_trainer, tmp_path
     trainer = make_trainer(trainer=TokenisedDPOTrainer, config=DPOConfig, max_steps=5, logging_steps=2)
     trainer.train()
     trainer.state.save_to_json(str(tmp_path / "trainer_state.json"))
-    missing = r"no column holds β; looked for kl/beta or beta.*rewards/margins.*state it: `betas: \{theirs: 0.1\}`"
+    missing = r"no column holds β; looked for kl/beta or beta.*rewards/margins.*β of 'theirs', such as betas=\[0\.1\]"
     with pytest.raises(ConfigError, match=missing):
         find_runs([str(tmp_path)], ["theirs"])
-    (run,) = find_runs([str(tmp_path)], ["theirs"], {"theirs": 0.1})
+    (run,) = find_runs([str(tmp_path)], ["theirs"], [0.1])
     assert run.steps["beta_before"].tolist() == run.steps["beta_after"].tolist() == [0.1] * 3
     assert run.steps["step"].tolist() == [1.5, 3.5, 5.0]  # the last is the line with the training time
     logged = trainer.state.log_history
@@ -175,14 +175,14 @@ def test_the_beta_of_the_config_where_a_log_does_not_say_it(write):
     assert [line.get_label() for line in axes.lines] == ["stayed"]
     assert axes.texts[0].get_text() == "β of the config not known: moving"
     relative_trajectory({"moving": frames["moving"]}, {"moving": "other"}, "title")
-    (stated,) = find_runs([str(moving)], betas={"moving": 0.1})
+    (stated,) = find_runs([str(moving)], betas=[0.1])
     assert relative_steps(stated.steps)["beta_ratio"].tolist() == pytest.approx([0.8, 0.6, 0.4])
     assert relative_steps(stated.steps)["share_of_run"].tolist() == pytest.approx([4.5 / 29, 14.5 / 29, 24.5 / 29])
     for path, betas, message in (
-        (stayed, {"stayed": 0.1}, r"stayed\.csv: its β is stated as 0\.1, and its log says 0\.08"),
-        (moving, {"other": 0.1}, "no run is called 'other'; the runs are moving"),
-        (moving, {"moving": "0.1"}, "moving has '0.1', which is no β"),
-        (moving, {"moving": -1.0}, "moving has -1.0, which is no β"),
+        (stayed, [0.1], r"stayed\.csv: its β is stated as 0\.1, and its log says 0\.08"),
+        (moving, [0.1, 0.1], "2 betas for 1 runs; give one for each of: moving"),
+        (moving, ["0.1"], "moving has '0.1', which is no β"),
+        (moving, [-1.0], "moving has -1.0, which is no β"),
     ):
         with pytest.raises(ConfigError, match=message):
             find_runs([str(path)], betas=betas)
@@ -191,7 +191,7 @@ def test_the_beta_of_the_config_where_a_log_does_not_say_it(write):
 def test_the_record_of_a_run_knows_its_beta_and_means_count_by_their_steps(make_trainer, write, tmp_path):
     make_trainer(max_steps=2).train()
     with pytest.raises(ConfigError, match=r"run has 0\.2, and its own record says 0\.1; leave it out"):
-        find_runs([str(tmp_path / "run")], betas={"run": 0.2})
+        find_runs([str(tmp_path / "run")], betas=[0.2])
     log = read_log(write("a.csv", "step,kl/beta,kl/avg_steps\n3,0.1,1.0\n4,0.1,0.0\n"), beta=0.1)
     assert summarise_steps(log.steps)["mean_step"] == pytest.approx(0.5)  # the table may begin at step 3
     state = write(
@@ -250,6 +250,12 @@ def test_an_export_of_a_tracker_by_hand(write):
     relative = relative_steps(read_log(path, beta=0.125).steps)
     assert relative["share_of_run"].tolist() == [4.5 / 29, 0.5, 20 / 29, 25 / 29]
     assert relative["beta_ratio"].tolist() == pytest.approx([0.8, 0.72, 0.64, 0.56])
+
+
+def test_a_log_of_nothing_from_training_is_refused_with_any_beta(write):
+    path = write("eval.csv", "step,eval_loss\n10,0.7\n")
+    with pytest.raises(ConfigError, match="no row holds a loss, or what else is logged in training"):
+        read_log(path, beta=0.1)
 
 
 def test_a_table_that_begins_in_the_middle_of_a_run(write):
@@ -346,7 +352,7 @@ def test_the_stage_compares_a_run_of_this_kit_with_a_log(make_trainer, write, tm
     plain = write("plain.csv", "step,loss\n2,0.7\n4,0.6\n")
     output = tmp_path / "compare"
     runs = [str(tmp_path / "run"), str(log), str(plain)]
-    run_stage("compare", {"runs": runs, "betas": {"plain": 0.2}, "publication": True}, output)
+    run_stage("compare", {"runs": runs, "betas": [None, None, 0.2], "publication": True}, output)
     assert {path.name for path in output.glob("*.pdf")} == {"beta.pdf", "beta_relative.pdf", "training.pdf"}
     summary = pd.read_csv(output / "summary.csv").set_index("run")
     assert summary.loc["theirs <b>", ["rows", "beta_first", "beta_last", "mean_step"]].tolist() == [2, 0.1, 0.08, 0.5]
