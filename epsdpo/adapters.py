@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from epsdpo.experiment import Experiment, LoraSection
+from epsdpo.loading import load_causal_lm
 from epsdpo.models import load_tokenizer, reference_source
 
 
@@ -36,6 +36,7 @@ def merge_adapter(experiment: Experiment, adapter_dir: Path, output_dir: Path) -
     """
     unset_hf_deepspeed_config()  # training is over; under ZeRO-3 the model would be loaded in shares
     source, revision = reference_source(experiment.model, experiment.data)
-    base = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, experiment.model.dtype))
-    PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(output_dir)
+    base = load_causal_lm(source, revision, dtype=getattr(torch, experiment.model.dtype))
+    model = PeftModel.from_pretrained(base, adapter_dir, trust_remote_code=False)
+    model.merge_and_unload().save_pretrained(output_dir)
     load_tokenizer(experiment.model, experiment.data).save_pretrained(output_dir)

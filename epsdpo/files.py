@@ -1,6 +1,7 @@
 """How a file is written so that it is there whole or not at all, whenever its writer is killed; and full disks."""
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,15 +9,44 @@ from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
+_CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # what some network file systems answer, for folders above all
 _ROOM_TO_WORK = 2**20  # bytes; with less, hardly a log line can be written
 
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A place beside `path` to write to; it takes the name `path` when the block ends, unless by an exception."""
+    """A place beside `path` to write to; it takes the name `path` when the block ends, unless by an exception.
+
+    Content and name are on the disk when the block has ended, so that also a machine that loses power keeps either what
+    was there or what is new.
+    """
     partial = path.with_name(path.name + ".partial")
     yield partial
+    flush_to_disk(partial)
     partial.replace(path)
+    flush_to_disk(path.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def flush_tree(folder: Path) -> None:
+    """Wait until all that lies below a folder, with all names and its own, is on the disk; what is there costs little.
+
+    It belongs before anything that says that the folder is complete: a manifest, or the name that it gets for it.
+    """
+    for path in (*folder.rglob("*"), folder, folder.resolve().parent):
+        if path.is_dir() or path.is_file():
+            flush_to_disk(path)
 
 
 def disk_is_full(folder: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
 from epsdpo.hub import commit_of
+from epsdpo.loading import OwnCodeError, read_tokenizer
 from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
@@ -39,11 +40,11 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     Raises:
         ConfigError: if it or the template cannot be loaded, naming them and what to try.
     """
-    from transformers import AutoTokenizer  # late, for those who only ask for a revision
-
     source, revision = reference_source(model, data)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = read_tokenizer(source, revision)
+    except OwnCodeError as error:
+        raise ConfigError(f"model.name_or_path: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.name_or_path: cannot load the tokenizer of {source!r}"
@@ -61,15 +62,13 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
     Raises:
         ConfigError: if there is none, naming the place and what to try.
     """
-    from transformers import AutoTokenizer
-
     try:
         if place.endswith(".jinja"):
             return resolve_path(place).read_text(encoding="utf-8")
         source, _, revision = place.partition("@")
-        template = AutoTokenizer.from_pretrained(
-            source, revision=revision or None, local_files_only=local_files_only
-        ).chat_template
+        template = read_tokenizer(source, revision or None, local_files_only=local_files_only).chat_template
+    except OwnCodeError as error:
+        raise ConfigError(f"model.chat_template: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.chat_template: cannot read one from {place!r}: {error}\n"

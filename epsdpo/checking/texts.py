@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.checking.sources import on_hub
@@ -26,6 +26,7 @@ from epsdpo.data.rows import (
 )
 from epsdpo.data.sources import DataError, Rows, find_source, read_split
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection, Experiment
+from epsdpo.loading import read_tokenizer
 from epsdpo.models import read_chat_template
 
 _LOOKED_AT = 20  # rows of local data
@@ -125,6 +126,6 @@ def sample_rows(section: DataSection) -> Rows:
 def local_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     """A model's tokenizer, if it is here."""
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+        return read_tokenizer(name, revision, local_files_only=True)
     except (OSError, ValueError):
         return None

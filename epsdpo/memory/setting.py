@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import pyarrow.compute as pc
 import torch
-import transformers
 from datasets import Dataset
 from peft import PeftConfig, get_peft_model
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
+from epsdpo.loading import empty_model
 from epsdpo.method_config import MethodConfig, accumulation_steps
 
 FLOAT32 = 4  # bytes
@@ -63,12 +63,10 @@ class ModelShape:
     @classmethod
     def of(cls, config: PretrainedConfig, peft_config: PeftConfig | None = None) -> ModelShape:
         """Measure the model that `config` describes, with adapters if `peft_config` is given."""
-        # As TRL chooses the class. A model that the trainer will refuse must get as far as that refusal.
-        architecture = getattr(transformers, (config.architectures or [""])[0], AutoModelForCausalLM.from_config)
-        with torch.device("meta"):
-            model = architecture(config)
-            kinds, head = set(model._no_split_modules or ()), model.get_output_embeddings()
-            if peft_config is not None:
+        model = empty_model(config)
+        kinds, head = set(model._no_split_modules or ()), model.get_output_embeddings()
+        if peft_config is not None:
+            with torch.device("meta"):
                 model = get_peft_model(model, peft_config)
         layers = [module for module in model.modules() if type(module).__name__ in kinds]
         counts = [_count(layer) for layer in layers] or [_count(model)]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from epsdpo.loading import never_running_code
 from epsdpo.record import BetaRecord, read_steps
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,9 @@ class RecordsSteps:
         FloatingPointError: when the loss of a step is not finite; the message names step and β.
     """
 
-    def __init__(self, *positional, **named):
-        super().__init__(*positional, **named)
+    def __init__(self, model, *positional, **named):
+        with never_running_code(model if isinstance(model, str) else "the model"):
+            super().__init__(model, *positional, **named)
         self.record = BetaRecord(self.args.output_dir)
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches of the optimiser step under way
         self.add_callback(_StepRows(self))
