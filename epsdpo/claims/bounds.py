@@ -16,6 +16,7 @@ from epsdpo.claims.settings import recipe_and_world
 from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import EPSILONS, measure
 from epsdpo.experiment import Experiment
+from epsdpo.files import written_whole
 from epsdpo.planned import data_folder
 from epsdpo.record import read_total_steps
 from epsdpo.train import trainer_arguments
@@ -51,7 +52,9 @@ def bounds_of(
             if not file.exists():
                 tell(f"measuring up to which ε decisions hold: {name}, {precision}")
                 keep_in.mkdir(parents=True, exist_ok=True)
-                _measured(folder, experiment, precision).to_csv(file, index=False)
+                table = _measured(folder, experiment, precision)
+                with written_whole(file) as partial:
+                    table.to_csv(partial, index=False)
             place = {"name": name, "recipe": recipe, "world": world, "criterion_dtype": precision}
             tables.append(pd.read_csv(file).assign(**place))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
