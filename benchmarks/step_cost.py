@@ -34,6 +34,7 @@ from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from epsdpo.files import written_whole
 from epsdpo.plots.saving import save
 from epsdpo.plots.style import new_figure
 
@@ -259,7 +260,8 @@ def main() -> None:
     path = options.output / f"{options.setting}.json"
     results = {"results": table.to_dict("records"), "rounds": by_round(measured)}
     content = {"setting": options.setting, "machine": machine} | results
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with written_whole(path) as partial:  # make takes the file for the whole measurement
+        partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     where = machine["gpu"] or f"{machine['processor']}, {machine['threads']} threads"
     caption = (
         f"Seconds and peak memory of one step of one pair, beside TRL's DPO, on {where}; the lines on the bars are "

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from epsdpo.experiment import ConfigError, Experiment, LoraSection
-from epsdpo.models import empty_model, load_tokenizer, reference_source
+from epsdpo.loading import empty_model, load_causal_lm, read_config
+from epsdpo.models import load_tokenizer, reference_source
 
 _SHOWN = 160  # characters of what PEFT says, which may print whole modules
 
@@ -37,7 +38,7 @@ def require_mergeable(experiment: Experiment) -> None:
     """`check_adapters` for the model that an experiment starts from, by its config.json alone."""
     if experiment.model.lora is not None:
         source, revision = reference_source(experiment.model, experiment.data)
-        check_adapters(AutoConfig.from_pretrained(source, revision=revision), experiment.model.lora)
+        check_adapters(read_config(source, revision), experiment.model.lora)
 
 
 def check_adapters(config: PretrainedConfig, section: LoraSection) -> None:
@@ -99,6 +100,7 @@ def merge_adapter(experiment: Experiment, adapter_dir: Path, output_dir: Path) -
     """
     unset_hf_deepspeed_config()  # training is over; under ZeRO-3 the model would be loaded in shares
     source, revision = reference_source(experiment.model, experiment.data)
-    base = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=getattr(torch, experiment.model.dtype))
-    PeftModel.from_pretrained(base, adapter_dir).merge_and_unload().save_pretrained(output_dir)
+    base = load_causal_lm(source, revision, dtype=getattr(torch, experiment.model.dtype))
+    model = PeftModel.from_pretrained(base, adapter_dir, trust_remote_code=False)
+    model.merge_and_unload().save_pretrained(output_dir)
     load_tokenizer(experiment.model, experiment.data).save_pretrained(output_dir)

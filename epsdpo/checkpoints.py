@@ -20,6 +20,7 @@ from epsdpo.checkpoint_files import (
     require_listed,
 )
 from epsdpo.experiment import Experiment
+from epsdpo.files import flush_to_disk, flush_tree
 
 ADAPTER_FOLDER = "adapter"
 
@@ -72,6 +73,8 @@ def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
 def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:
     """Save the trained model and tokenizer; under another name first, so that `model_dir` is whole once it exists.
 
+    It says that training is over, so that the record beside it, too, is on the disk before.
+
     Args:
         merge: where an adapter was trained, writes the whole model that it makes: from the adapter's folder, which is
             kept beside the model's, into another.
@@ -82,5 +85,7 @@ def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], 
     if trainer.is_world_process_zero():
         if merge is not None:
             merge(adapter_dir, unfinished)
+        flush_tree(model_dir.parent)
         unfinished.rename(model_dir)
+        flush_to_disk(model_dir.parent)
     trainer.accelerator.wait_for_everyone()

@@ -30,7 +30,7 @@ import torch
 from accelerate.utils.constants import FSDP_MODEL_NAME
 from datasets import Dataset
 from torch.distributed import checkpoint as sharded
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo import plots
@@ -42,6 +42,7 @@ from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.heads import expose_hidden_states, head_of, require_same_arithmetic, require_same_vocabulary
 from epsdpo.kernels import pair_steps, score_tokens
+from epsdpo.loading import load_causal_lm
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.plots.epsilon_bound import epsilon_bounds
 from epsdpo.record import DamagedRecord, read_steps
@@ -272,7 +273,7 @@ def load_frozen(
     experiment: Experiment, source: str, device: torch.device, revision: str | None = None
 ) -> PreTrainedModel:
     """A model of the experiment on `device`, ready for `decisions_at`."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_causal_lm(
         source,
         revision=revision,
         dtype=getattr(torch, experiment.model.dtype),

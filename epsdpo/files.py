@@ -39,6 +39,16 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def flush_tree(folder: Path) -> None:
+    """Wait until all that lies below a folder, with all names and its own, is on the disk; what is there costs little.
+
+    It belongs before anything that says that the folder is complete: a manifest, or the name that it gets for it.
+    """
+    for path in (*folder.rglob("*"), folder, folder.resolve().parent):
+        if path.is_dir() or path.is_file():
+            flush_to_disk(path)
+
+
 def disk_is_full(folder: Path) -> bool:
     """Whether the file system of `folder` has no room left; a user's quota does not show."""
     return shutil.disk_usage(folder).free < _ROOM_TO_WORK

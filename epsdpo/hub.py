@@ -1,6 +1,9 @@
 """Which commit a hub repository stands at. What to say when the hub cannot be asked is left to the caller."""
 
+import os
 import re
+
+from epsdpo.api_key import require_sendable
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -16,6 +19,8 @@ def commit_of(repository: str, revision: str | None, repo_type: str) -> str:
     """
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
+    # Of line breaks the hub's client rids it itself.
+    require_sendable("".join(os.environ.get("HF_TOKEN", "").split()), "the environment variable HF_TOKEN")
     from huggingface_hub import HfApi
 
     return HfApi().repo_info(repository, revision=revision, repo_type=repo_type).sha

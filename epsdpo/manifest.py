@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
-from epsdpo.files import written_whole
+from epsdpo.files import flush_tree, written_whole
 from epsdpo.keys import key_of
 from epsdpo.texts import writable
 
@@ -44,6 +44,9 @@ def write_manifest(
     repository: Path,
 ) -> Path:
     """Declare `output_dir` finished: describe it in `manifest.json`, which appears in one piece.
+
+    All that lies in `output_dir` is on the disk before it appears, so that no machine that loses power keeps a manifest
+    of files that it has lost.
 
     Args:
         facts: of the experiment behind the stage, see `experiment_facts`.
@@ -79,6 +82,7 @@ def write_manifest(
             if path.name not in (STAGE_FILE, LOG)  # which change until the end, and after it
         },
     }
+    flush_tree(output_dir)
     _write(output_dir / MANIFEST, content)
     (output_dir / STAGE_FILE).unlink(missing_ok=True)
     return output_dir / MANIFEST

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
 from epsdpo.hub import commit_of
+from epsdpo.loading import OwnCodeError, read_tokenizer
 from epsdpo.paths import resolve_path
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 MODEL_FOLDER = "model"  # of a training's output
 
@@ -33,30 +34,17 @@ def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str |
     return model.name_or_path, model.revision
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model that `config` describes, without its weights: on torch's meta device, of the class that TRL takes."""
-    import torch
-    import transformers
-
-    # A model that the trainer will refuse must get as far as that refusal.
-    architecture = getattr(
-        transformers, (config.architectures or [""])[0], transformers.AutoModelForCausalLM.from_config
-    )
-    with torch.device("meta"):
-        return architecture(config)
-
-
 def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that an experiment starts from, with the chat template that the experiment gives it.
 
     Raises:
         ConfigError: if it or the template cannot be loaded, naming them and what to try.
     """
-    from transformers import AutoTokenizer  # late, for those who only ask for a revision
-
     source, revision = reference_source(model, data)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = read_tokenizer(source, revision)
+    except OwnCodeError as error:
+        raise ConfigError(f"model.name_or_path: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.name_or_path: cannot load the tokenizer of {source!r}"
@@ -74,15 +62,13 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
     Raises:
         ConfigError: if there is none, naming the place and what to try.
     """
-    from transformers import AutoTokenizer
-
     try:
         if place.endswith(".jinja"):
             return resolve_path(place).read_text(encoding="utf-8")
         source, _, revision = place.partition("@")
-        template = AutoTokenizer.from_pretrained(
-            source, revision=revision or None, local_files_only=local_files_only
-        ).chat_template
+        template = read_tokenizer(source, revision or None, local_files_only=local_files_only).chat_template
+    except OwnCodeError as error:
+        raise ConfigError(f"model.chat_template: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"model.chat_template: cannot read one from {place!r}: {error}\n"

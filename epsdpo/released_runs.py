@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from epsdpo.heads import expose_hidden_states
+from epsdpo.loading import load_causal_lm, read_tokenizer
 
 MAX_LENGTH = 128  # tokens, as in the runs
 
@@ -24,7 +25,7 @@ def load_models(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
     """
     if not (folder / "pairs.jsonl").is_file():
         raise FileNotFoundError(f"{folder} holds no reference runs; give tests/data/official of a checkout")
-    models = [AutoModelForCausalLM.from_pretrained(folder / name, dtype=dtype).eval() for name in ("policy", "ref")]
+    models = [load_causal_lm(folder / name, dtype=dtype).eval() for name in ("policy", "ref")]
     for model in models:
         expose_hidden_states(model)
     return models[0], models[1]
@@ -32,7 +33,7 @@ def load_models(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreT
 
 def load_pairs(folder: Path) -> Dataset:
     """The 96 pairs as trl 0.13 tokenised them: prompt and completion apart, no BOS, EOS after each completion."""
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tok")
+    tokenizer = read_tokenizer(folder / "tok")
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]

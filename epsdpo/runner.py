@@ -25,8 +25,9 @@ import filelock
 
 from epsdpo.claims.settings import Claims, check_runs, fix_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
-from epsdpo.files import disk_is_full, written_whole
+from epsdpo.files import disk_is_full, flush_to_disk, written_whole
 from epsdpo.index import write_index
+from epsdpo.loading import require_no_own_code
 from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
@@ -149,6 +150,7 @@ def look_at_batch(
 def _check(experiments: list[Experiment], resources: Resources) -> dict[str, Any]:
     """Refuse what cannot work, and return the parameters of training that say where it is computed."""
     check_names(experiments)
+    require_no_own_code(experiments)
     if resources.launch_config or resources.num_processes:
         from epsdpo.launch import launcher_command  # loads torch by way of accelerate
 
@@ -225,8 +227,11 @@ def _make_way(stage: PlannedStage, verdict: Verdict) -> None:
             place = place.with_name(f"{stage.folder.name}-{found['key'][:8]}-{number}")
         place.parent.mkdir(exist_ok=True)
         stage.folder.rename(place)
+        flush_to_disk(place.parent)
     else:
         (stage.folder / MANIFEST).unlink(missing_ok=True)
+        if stage.folder.is_dir():
+            flush_to_disk(stage.folder)  # a manifest that came back would declare what is about to be written over
 
 
 def _run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> None:

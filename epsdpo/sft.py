@@ -28,6 +28,7 @@ from epsdpo.data import PreparedData, load_prepared
 from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experiment
 from epsdpo.files import written_whole
 from epsdpo.keys import differences, key_parts, settings_of
+from epsdpo.loading import never_running_code, require_no_own_code
 from epsdpo.method_config import ResumingConfig
 from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source
 from epsdpo.progress_lines import LossLines
@@ -77,15 +78,18 @@ def finetune(
         logger.info("fine-tuned already; delete %s to do it again", output_dir)
         return model_dir
 
+    require_no_own_code([experiment])
     require_mergeable(experiment)  # adapters are trained after this; better refused before it
     tokenizer = load_tokenizer(experiment.model, experiment.data)
-    trainer = _Trainer(
-        model=reference_source(experiment.model, experiment.data)[0],
-        args=_arguments(experiment, section, output_dir, processes.num_processes),
-        train_dataset=demonstrations(data, section.max_length),
-        processing_class=tokenizer,
-        callbacks=[LossLines()] if callbacks is None else list(callbacks),
-    )
+    model = reference_source(experiment.model, experiment.data)[0]
+    with never_running_code(model):
+        trainer = _Trainer(
+            model=model,
+            args=_arguments(experiment, section, output_dir, processes.num_processes),
+            train_dataset=demonstrations(data, section.max_length),
+            processing_class=tokenizer,
+            callbacks=[LossLines()] if callbacks is None else list(callbacks),
+        )
     trainer.title = f"the SFT of {experiment.name}"
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary
     warn_of_lost_updates(trainer.model, trainer.accelerator, section.learning_rate)
@@ -142,6 +146,7 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
         disable_tqdm=True,
         use_cpu=experiment.train.get("use_cpu", False),
         model_init_kwargs={
+            "trust_remote_code": False,
             "revision": reference_source(experiment.model, experiment.data)[1],
             "dtype": experiment.model.dtype,
             "attn_implementation": experiment.model.attn_implementation,

@@ -33,7 +33,9 @@ from traitlets import default
 from epsdpo.claims.settings import fixed_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, load_saved
 from epsdpo.keys import code_digests, key_parts, settings_of
+from epsdpo.loading import require_no_own_code
 from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
+from epsdpo.models import MODEL_FOLDER
 from epsdpo.paths import REPOSITORY, resolve_path
 from epsdpo.record import first_step, incompleteness
 from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, tested_on, titles_in
@@ -144,6 +146,10 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
     parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
     inputs, experiment = _inputs(parameters), _experiment(parameters)
+    require_no_own_code(
+        [] if experiment is None else [experiment],
+        [folder / MODEL_FOLDER for folder in inputs if (folder / MODEL_FOLDER).is_dir()],
+    )
     settings, inputs_by_role = _settings_and_inputs(stage, parameters, experiment)
     parts = key_parts(settings, code_digests(stage, notebook), inputs_by_role)
 

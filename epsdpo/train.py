@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from transformers import AutoConfig, PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from epsdpo.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.checkpoints import keep_model, process_state
 from epsdpo.checkpoints import last_whole_checkpoint as last_whole_checkpoint  # part of what this module offers
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.loading import never_running_code, read_config, require_no_own_code
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.method_config import MethodConfig
 from epsdpo.methods.configs import config_class
@@ -68,6 +69,7 @@ def train(
         return model_dir
 
     experiment = after_sft(experiment, sft_dir)
+    require_no_own_code([experiment])
     require_mergeable(experiment)
     arguments = trainer_arguments(experiment, data, output_dir)
     outlook = memory_outlook(experiment, arguments, data)
@@ -101,6 +103,7 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
         output_dir=str(output_dir),
         disable_tqdm=True,
         model_init_kwargs={
+            "trust_remote_code": False,
             "revision": reference_source(experiment.model, experiment.data)[1],
             "dtype": experiment.model.dtype,
             "attn_implementation": experiment.model.attn_implementation,
@@ -118,7 +121,7 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
 def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
     """How much memory each process of the run will need, beside what there is; reads the model's config only."""
     source, revision = reference_source(experiment.model, experiment.data)
-    config = AutoConfig.from_pretrained(source, revision=revision)
+    config = read_config(source, revision)
     return MemoryOutlook.of_run(config, arguments, data.train, lora_config(experiment.model.lora))
 
 
@@ -126,15 +129,18 @@ def build_trainer(
     experiment: Experiment, data: PreparedData, arguments: MethodConfig, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     """The trainer of an experiment, ready for `train()`; the reference, if any, is a copy of the starting model."""
-    trainer = trainer_class(experiment.method)(
-        model=reference_source(experiment.model, experiment.data)[0],
-        args=arguments,
-        train_dataset=data.train,
-        eval_dataset=data.eval if arguments.do_eval else None,
-        processing_class=load_tokenizer(experiment.model, experiment.data),
-        callbacks=list(callbacks),
-        peft_config=lora_config(experiment.model.lora),
-    )
+    model = reference_source(experiment.model, experiment.data)[0]
+    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    with never_running_code(model):
+        trainer = trainer_class(experiment.method)(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.eval if arguments.do_eval else None,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+            peft_config=lora_config(experiment.model.lora),
+        )
     trainer.title = experiment.name
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
     return trainer

@@ -28,6 +28,7 @@ from epsdpo.data.beside import require_written_by_trl
 from epsdpo.evaluations import SeparateEvaluations
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.loading import never_running_code
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.pairs import (
     REPEATED,
@@ -104,7 +105,8 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
             raise TypeError(
                 f"args is a {kind}; EpsilonDPOTrainer needs an epsdpo.EpsilonDPOConfig, which has all its keys"
             )
-        super().__init__(model, ref_model, args, *positional, **named)
+        with never_running_code(model if isinstance(model, str) else "the model"):
+            super().__init__(model, ref_model, args, *positional, **named)
         evaluated = self.eval_dataset.values() if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
         require_one_order(self.args, self.accelerator, [self.train_dataset, *evaluated])
         if self._is_vision_dataset:

@@ -21,10 +21,11 @@ import numpy as np
 import pandas as pd
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from epsdpo import world_language, world_model
 from epsdpo.experiment import WorldSection
+from epsdpo.files import flush_to_disk, flush_tree
+from epsdpo.loading import load_causal_lm, read_tokenizer
 from epsdpo.world_language import (
     Instruction,
     build_tokenizer,
@@ -124,8 +125,8 @@ def evaluation_prompts(settings: WorldSection) -> pd.DataFrame:
 def _sample_pairs(settings: WorldSection, split: str, wanted: int, reference: Path) -> pd.DataFrame:
     """`wanted` rows of texts and gold rewards, sampled in as many rounds as it takes."""
     logger.info("sampling %d responses for %s pairs", wanted * settings.responses_per_prompt, split)
-    tokenizer = AutoTokenizer.from_pretrained(reference)
-    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    tokenizer = read_tokenizer(reference)
+    model = load_causal_lm(reference, dtype=torch.float32)
     noise = np.random.default_rng([settings.seed, *split.encode()])
     unused = instructions(settings.seed, split)
     rows: list[dict[str, Any]] = []
@@ -187,12 +188,14 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
         folder.mkdir()
         build(folder)
         (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
+        flush_tree(folder)
         if target.exists() and not _is_intact(target):
             logger.warning("%s is damaged and was built again", target)
             with contextlib.suppress(FileNotFoundError):
                 target.rename(Path(scratch) / "damaged")
         try:
             folder.rename(target)
+            flush_to_disk(target.parent)
         except OSError:  # another process was first; its folder is as good as ours
             if not _is_intact(target):
                 raise

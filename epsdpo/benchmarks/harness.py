@@ -75,14 +75,14 @@ def _load(job: Job) -> Any:
     """The model as the harness takes it, loaded by transformers alone: adapters too, and never code from a hub."""
     import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers import AutoModelForCausalLM
 
+    from epsdpo.loading import load_causal_lm
     from epsdpo.models import load_tokenizer
 
     experiment = load_saved(Path(job.experiment_file))
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_causal_lm(
         job.source,
-        revision=job.revision,
+        job.revision,
         dtype=getattr(torch, experiment.model.dtype),
         attn_implementation=experiment.model.attn_implementation,
     )
@@ -90,6 +90,7 @@ def _load(job: Job) -> Any:
     return HFLM(
         pretrained=model.to("cuda" if on_gpu else "cpu").eval(),
         tokenizer=load_tokenizer(experiment.model, experiment.data),
+        trust_remote_code=False,
         batch_size="auto" if on_gpu else _BATCH_ON_CPU,  # on a CPU the harness would try how large a batch it survives
     )
 
@@ -105,6 +106,7 @@ def _ask(model: Any, task: Task, limit: int | None, manager: Any) -> dict[str, A
         num_fewshot=task.shots,
         limit=limit,
         log_samples=False,
+        confirm_run_unsafe_code=False,
         task_manager=manager,
     )
     found = results["results"][task.name]

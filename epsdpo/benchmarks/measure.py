@@ -23,6 +23,7 @@ from epsdpo.benchmarks.results import POLICY, REFERENCE, percent, read_results, 
 from epsdpo.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import key_of
+from epsdpo.loading import require_no_own_code
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.models import model_identity, reference_source
 from epsdpo.run_folder import BENCHMARKS, experiments_in, finished_analyses
@@ -72,10 +73,14 @@ def measure_run(
         What failed, in a line each. What succeeded is kept, and the same call measures the rest.
 
     Raises:
-        ConfigError: before any work, if the harness is not installed or no experiment of the folder is trained.
+        ConfigError: before any work, if the harness is not installed, no experiment of the folder is trained, or a
+            model needs code of its own.
     """
     asked_with = {"limit": limit, "harness": harness_version(), "own_tasks": _content_of(include_path)}
     models = list(_models(run_dir, show))
+    require_no_own_code(
+        [model.experiment for model in models], [Path(model.source) for model in models if model.role == POLICY]
+    )
     failures = []
     for place, model in enumerate(models, start=1):
         show(f"[{place}/{len(models)}] {model.name}: {model.source}")

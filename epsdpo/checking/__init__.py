@@ -16,6 +16,7 @@ from epsdpo.checking.texts import check_texts
 from epsdpo.checking.training import check_training
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.load import BASE_MARK
+from epsdpo.loading import own_code
 
 __all__ = ["ERROR", "NOTE", "OK", "WARNING", "Checked", "Finding", "check_configs", "config_files"]
 
@@ -40,10 +41,11 @@ def check_configs(
             continue
         alike: dict[tuple[Finding, ...], list[str]] = {}
         for experiment in experiments:
+            own = [Finding(ERROR, problem) for problem in own_code(experiment)]
             findings = (
-                *check_training(experiment, processes),
+                *(own or check_training(experiment, processes)),
                 *check_sources(experiment),
-                *check_texts(experiment),
+                *([] if own else check_texts(experiment)),
             )
             alike.setdefault(findings, []).append(experiment.name)
         for findings, names in alike.items():

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from epsdpo.chat_template import writes_date
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
@@ -32,6 +32,7 @@ from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, Data
 from epsdpo.generation.prompts import read_prompts
 from epsdpo.generation.rendering import TrainingPrompts, render_prompts
 from epsdpo.generation.server import require_ids_for_dates
+from epsdpo.loading import read_tokenizer
 from epsdpo.models import read_chat_template
 
 _LOOKED_AT = 20  # rows of local data
@@ -197,6 +198,6 @@ def sample_rows(section: DataSection) -> Rows:
 def local_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     """A model's tokenizer, if it is here."""
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, local_files_only=True)
+        return read_tokenizer(name, revision, local_files_only=True)
     except (OSError, ValueError):
         return None

@@ -8,12 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from epsdpo.adapters import check_adapters, lora_config
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.experiment import WORLD, ConfigError, Experiment
 from epsdpo.experiment.ranges import arguments_for_no_machine
+from epsdpo.loading import read_config
 from epsdpo.memory import ModelShape, Setting, Sharding, estimate_memory
 from epsdpo.method_config import MethodConfig, accumulation_steps
 
@@ -109,7 +110,7 @@ def _memory(
 def local_config(name: str, revision: str | None) -> PretrainedConfig | None:
     """A model's config, if it is here."""
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
+        return read_config(name, revision, local_files_only=True)
     except (OSError, ValueError):
         return None
 

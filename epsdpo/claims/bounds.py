@@ -17,6 +17,7 @@ from epsdpo.claims.settings import recipe_and_world
 from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import EPSILONS, PAIRS, mean_bounds, measure_run, measured_pairs
 from epsdpo.experiment import Experiment
+from epsdpo.files import written_whole
 from epsdpo.manifest import read_manifest
 from epsdpo.models import after_sft
 from epsdpo.planned import data_folder, sft_folder
@@ -25,7 +26,7 @@ from epsdpo.record import read_total_steps
 PRECISIONS = ("bfloat16", "float32")
 EARLY = 0.15  # of training: the measures tell checkpoints before it from those after it
 
-_KEPT = ["training", "step", "pair_id", "decision", "bound"]
+_KEPT = ["training", "step", "pair_id", "prompt", "decision", "bound"]
 _AVERAGED = ["name", "criterion_dtype", "share_of_epoch", "pairs", "bound", "share_at_largest", "largest_epsilon"]
 
 
@@ -72,7 +73,7 @@ def _kept_or_measured(file: Path, folder: Path, experiment: Experiment, tell: Ca
     data = load_prepared(folder.parent / data_folder(experiment))
     training = read_manifest(folder / "train")["key"]
     if file.exists():
-        kept = pd.read_csv(file, dtype={"pair_id": str, "training": str}).reindex(columns=_KEPT)
+        kept = pd.read_csv(file, dtype={"pair_id": str, "prompt": str, "training": str}).reindex(columns=_KEPT)
         these = set(kept["pair_id"]) == set(measured_pairs(data, PAIRS)["pair_id"])
         if these and set(kept["training"]) == {training}:
             return kept
@@ -80,7 +81,8 @@ def _kept_or_measured(file: Path, folder: Path, experiment: Experiment, tell: Ca
     sft_dir = folder.parent / sft_folder(experiment) if experiment.model.sft else ""
     bounds = measure_run(after_sft(experiment, sft_dir), folder / "train", data, EPSILONS, PAIRS)
     file.parent.mkdir(parents=True, exist_ok=True)
-    bounds.assign(training=training)[_KEPT].to_csv(file, index=False)
+    with written_whole(file) as partial:
+        bounds.assign(training=training)[_KEPT].to_csv(partial, index=False)
     return bounds
 
 

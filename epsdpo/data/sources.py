@@ -313,7 +313,9 @@ def _read_hub(source: Source, subset: str | None, split: str, wanted: list[str])
     import datasets
 
     try:
-        table = datasets.load_dataset(source.name, data_dir=subset, split=split, revision=source.revision)
+        table = datasets.load_dataset(
+            source.name, data_dir=subset, split=split, revision=source.revision, trust_remote_code=False
+        )
     except ValueError as error:  # its text names the splits or configurations that exist
         raise DataError(f"data.source {source.name!r}, split {split!r}: {error}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.experiment import Experiment
@@ -23,6 +23,7 @@ from epsdpo.generation.rendering import read_training_prompts, render_prompts
 from epsdpo.generation.respond import Engine, respond
 from epsdpo.generation.response import Response
 from epsdpo.generation.store import open_store
+from epsdpo.loading import load_causal_lm
 from epsdpo.models import load_tokenizer, model_identity, reference_source
 
 logger = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ def _engine(
 
 
 def _load(experiment: Experiment, side: _Side) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_causal_lm(
         side.source,
         revision=side.revision,
         dtype=getattr(torch, experiment.model.dtype),

@@ -139,8 +139,10 @@ def evaluate(
     calibration = None
     if published is not None:
         calibration, summary["calibration"] = judge_again(published, judge, samples, seed)
-        calibration.to_parquet(output_dir / CALIBRATION, index=False)
-    responses.to_parquet(output_dir / RESPONSES, index=False)
+        with written_whole(output_dir / CALIBRATION) as partial:
+            calibration.to_parquet(partial, index=False)
+    with written_whole(output_dir / RESPONSES) as partial:
+        responses.to_parquet(partial, index=False)
     write_json(output_dir / SUMMARY, summary)
     return Evaluation(output_dir, responses, summary, calibration)
 

@@ -17,7 +17,7 @@ from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_b
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
 from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section
 from epsdpo.experiment.sft import SftSection
-from epsdpo.judging.settings import JudgeSection
+from epsdpo.judging.settings import JudgeSection, check_address
 
 ON_POLICY = "on_policy"
 
@@ -183,6 +183,11 @@ class ServerSection(Section):
     backoff: Annotated[float, Field(ge=0)] = Field(
         1.0, description="Seconds before the second attempt, doubled before each further one; Retry-After wins. [K]"
     )
+
+    @model_validator(mode="after")
+    def _address_is_one(self) -> ServerSection:
+        check_address(self.base_url)
+        return self
 
 
 class CalibrateSection(Section):

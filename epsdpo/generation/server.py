@@ -1,12 +1,11 @@
 """Responses of a model behind an OpenAI-compatible server.
 
-This module knows the two endpoints, what an answer of theirs must hold, and which failures pass. What is asked and what
-is kept is left to others.
+This module knows the two endpoints, what an answer of theirs must hold, and which failures pass. Reading an answer is
+left to `epsdpo.server_answer`, what is asked and what is kept to others.
 """
 
 import itertools
 import json
-import os
 import random
 import threading
 import time
@@ -17,10 +16,13 @@ from typing import Any
 import httpx
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.api_key import ApiKey
 from epsdpo.chat_template import writes_date
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
 from epsdpo.generation.rendering import RenderedPrompt
 from epsdpo.generation.response import GenerationError, Response, own_seed
+from epsdpo.judging.answers import tokens_counted
+from epsdpo.server_answer import CONNECTION_ERRORS, HEADERS, BadAnswer, ServerAnswer
 from epsdpo.texts import writable
 
 _LONGEST_BACKOFF = 60.0
@@ -44,7 +46,8 @@ class ServerEngine:
     may differ from the tokens that were sampled where a text has several.
 
     Raises:
-        ConfigError: if the key's environment variable is not set, or the server would write its own day into prompts.
+        ConfigError: if the key's environment variable is not set, or holds what cannot be sent, or the server would
+            write its own day into prompts.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class ServerEngine:
         self.made_by = made_by
         self._server, self._model, self._tokenizer = server, model, tokenizer
         self._settings, self._seed = settings, seed
-        self._key = _key(server.api_key_env)
+        self._key = ApiKey.from_environment(server.api_key_env, "evaluate.server.api_key_env")
         require_ids_for_dates(server, tokenizer)
         self._stopped = threading.Event()
 
@@ -77,12 +80,13 @@ class ServerEngine:
                 f"evaluate.server.endpoint is 'chat', but prompts bring {', '.join(brought)} for the chat template, "
                 "and servers differ in what they make of that. Use endpoint: completions, which sends token ids"
             )
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        headers = {"Content-Type": "application/json", **HEADERS, **self._key.headers}
         failures: dict[int, str] = {}
         self._stopped.clear()
-        pool = ThreadPoolExecutor(self._settings.batch_size)
-        try:
-            with httpx.Client(headers=headers, timeout=self._server.timeout) as client:
+        # The client outlives the requests: one that is closed under them leaves them to wait until their time is up.
+        with httpx.Client(headers=headers, timeout=self._server.timeout) as client:
+            pool = ThreadPoolExecutor(self._settings.batch_size)
+            try:
                 asked = {
                     pool.submit(self._answer, client, prompt): index
                     for index, prompt in enumerate(prompts)
@@ -93,9 +97,9 @@ class ServerEngine:
                         yield {asked[future]: future.result()}
                     except _PassingError as error:
                         failures[asked[future]] = str(error)
-        finally:
-            self._stopped.set()  # nobody is to wait for another attempt any more
-            pool.shutdown(cancel_futures=True)
+            finally:
+                self._stopped.set()  # nobody is to wait for another attempt any more
+                pool.shutdown(cancel_futures=True)
         if failures:
             raise GenerationError(
                 f"{self._server.base_url}: {len(failures)} of {sum(missing)} prompts failed in each of "
@@ -117,8 +121,8 @@ class ServerEngine:
                 if self._stopped.wait(wait):
                     raise
 
-    def _post(self, client: httpx.Client, prompt: RenderedPrompt) -> bytes:
-        """The body of a complete answer with status 200."""
+    def _post(self, client: httpx.Client, prompt: RenderedPrompt) -> ServerAnswer:
+        """A complete answer with status 200."""
         path = "/chat/completions" if self._server.endpoint == "chat" else "/completions"
         asks = {"messages": prompt.messages} if self._server.endpoint == "chat" else {"prompt": prompt.token_ids}
         body = {
@@ -131,57 +135,59 @@ class ServerEngine:
         }
         if self._settings.stop_token_ids:
             body["stop_token_ids"] = self._settings.stop_token_ids
+        content = json.dumps(body).encode("ascii")
         deadline = time.monotonic() + self._server.timeout
         try:
-            with client.stream("POST", self._server.base_url.rstrip("/") + path, json=body) as answer:
-                content = bytearray()
+            with client.stream("POST", self._server.base_url.rstrip("/") + path, content=content) as response:
+                answer = ServerAnswer(response, self._key)
                 # The client's own time limit starts anew with every byte; a server may drip for ever.
-                for part in answer.iter_bytes():
-                    content += part
+                for part in response.iter_raw():
+                    answer.add(part)
                     if time.monotonic() > deadline:
                         raise _PassingError(f"no complete answer within {self._server.timeout:g} s")
-        except httpx.RequestError as error:
-            raise _PassingError(f"{type(error).__name__}: {error}") from error
-        if answer.status_code == 200:
-            return bytes(content)
-        said = self._without_key(content.decode(errors="replace")[:_SHOWN])
-        message = f"status {answer.status_code}: {said}"
-        if answer.status_code in _PASSING or answer.status_code >= 500:
-            raise _PassingError(message, _retry_after(answer.headers))
+        except CONNECTION_ERRORS as error:
+            raise _PassingError(self._key.hide(f"{type(error).__name__}: {error}")) from None
+        except BadAnswer as problem:
+            raise _PassingError(str(problem)[:_SHOWN]) from problem
+        if answer.status == 200:
+            return answer
+        message = f"status {answer.status}: {answer.text()[:_SHOWN]}"
+        if answer.status in _PASSING or answer.status >= 500:
+            raise _PassingError(message, answer.retry_after())
+        if 300 <= answer.status < 400:
+            message += f" (it points to {answer.redirection()}, which is not followed)"
         raise GenerationError(
             f"{self._server.base_url} refuses the request for model {self._model!r} with {message}. Check "
             "evaluate.server: base_url, the models' names and api_key_env"
         )
 
-    def _read(self, content: bytes, prompt: RenderedPrompt) -> Response:
+    def _read(self, answer: ServerAnswer, prompt: RenderedPrompt) -> Response:
         try:
-            answer = writable(json.loads(content))
-            choice = answer["choices"][0]
+            body = writable(answer.json())
+            choice = body["choices"][0]
             text = choice["message"]["content"] if self._server.endpoint == "chat" else choice["text"]
             reason = choice["finish_reason"]
             if not isinstance(text, str) or reason not in ("stop", "length") or (reason == "length" and not text):
-                raise ValueError(f"text {text!r:.40}, finish_reason {reason!r}")
+                raise ValueError(f"text {text!r:.40}, finish_reason {reason!r:.40}")
+        except BadAnswer as problem:
+            raise _PassingError(str(problem)[:_SHOWN]) from problem
         except (ValueError, KeyError, IndexError, TypeError) as error:
-            said = self._without_key(content.decode(errors="replace")[:_SHOWN])
-            raise _PassingError(f"not an answer ({type(error).__name__}: {error}): {said}") from error
-        self._check_rendering(answer, prompt)
+            said = f"{type(error).__name__}: {error}"
+            raise _PassingError(f"not an answer ({said}): {answer.text()[:_SHOWN]}") from error
+        self._check_rendering(body, prompt)
         token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         finished = reason == "stop"
         return Response(text, [*token_ids, self._tokenizer.eos_token_id] if finished else token_ids, finished)
 
-    def _check_rendering(self, answer: dict[str, Any], prompt: RenderedPrompt) -> None:
+    def _check_rendering(self, body: dict[str, Any], prompt: RenderedPrompt) -> None:
         """Refuse an answer to a prompt of another length than ours: a server's own template, or a second BOS."""
-        usage = answer.get("usage") or {}
-        counted, sent = usage.get("prompt_tokens"), len(prompt.token_ids)
+        counted, sent = tokens_counted(body).get("prompt_tokens"), len(prompt.token_ids)
         if counted is not None and counted != sent:
             raise GenerationError(
                 f"{self._server.base_url} read a prompt of {counted} tokens where training's rendering has {sent}: "
                 f"{prompt.text[:_SHOWN]!r}. Use evaluate.server.endpoint: completions, or give the server the chat "
                 "template that prepared the data, without a second BOS"
             )
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "…") if self._key else text
 
 
 def require_ids_for_dates(server: ServerSection, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -195,23 +201,3 @@ def require_ids_for_dates(server: ServerSection, tokenizer: PreTrainedTokenizerB
             "evaluate.server.endpoint is 'chat', but the chat template writes today's date: the server would write its "
             "own, and not the day that the model was trained with. Use endpoint: completions, which sends token ids"
         )
-
-
-def _key(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ConfigError(
-            f"evaluate.server.api_key_env names {variable}, which is not set. Set it in the environment, or remove the "
-            "key from the config if the server needs none"
-        )
-    return key
-
-
-def _retry_after(headers: httpx.Headers) -> float | None:
-    """Seconds that the server asks to wait; a date, which is the other form that HTTP permits, is not used."""
-    try:
-        return max(0.0, float(headers.get("retry-after", "")))
-    except ValueError:
-        return None

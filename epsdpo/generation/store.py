@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from epsdpo.files import flush_to_disk
 from epsdpo.generation.rendering import RenderedPrompt
 from epsdpo.generation.response import Response
 
@@ -68,6 +69,7 @@ def open_store(path: Path) -> Iterator[ResponseStore]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process dies
         except BlockingIOError as error:
             raise ValueError(f"{path}: another process writes responses to it. Wait for its end, or stop it") from error
+        flush_to_disk(path.parent)
         yield ResponseStore(file, _read(path, file))
 
 

@@ -46,9 +46,16 @@ class VllmEngine:
         self.made_by = made_by
         self._settings, self._seed = settings, seed
         self._sampling = vllm.SamplingParams
-        self._ends = end_tokens(GenerationConfig.from_pretrained(source, revision=revision), tokenizer, settings)
+        self._ends = end_tokens(
+            GenerationConfig.from_pretrained(source, revision=revision, trust_remote_code=False), tokenizer, settings
+        )
         self._load = functools.partial(
-            vllm.LLM, model=source, revision=revision, tokenizer_revision=revision, dtype=dtype
+            vllm.LLM,
+            model=source,
+            revision=revision,
+            tokenizer_revision=revision,
+            dtype=dtype,
+            trust_remote_code=False,
         )
 
     def answers(self, prompts: Sequence[RenderedPrompt], missing: Sequence[bool]) -> Iterator[dict[int, Response]]:

@@ -117,19 +117,26 @@ def read_completion(body: Any, mode: Mode) -> Answer | Failure:
     """The answer in a chat completion of an OpenAI-compatible server, parsed from its JSON."""
     try:
         choice = body["choices"][0]
-        usage = {
-            name: count
-            for name, count in (body.get("usage") or {}).items()
-            if name in ("prompt_tokens", "completion_tokens") and type(count) is int
-        }
+        usage = tokens_counted(body)
         served = body.get("model") if isinstance(body.get("model"), str) else None
         found = _by_logprobs(choice) if mode == "logprobs" else _by_text(choice)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
         return Failure("not a chat completion", _shortened(body), transient=True)
     if isinstance(found, Failure):
         return found
     second_wins, evidence = found
     return Answer(second_wins, evidence, usage, served)
+
+
+def tokens_counted(body: dict[str, Any]) -> dict[str, int]:
+    """`prompt_tokens` and `completion_tokens` of a completion, as far as the server states them as counts."""
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return {
+        name: counts[name]
+        for name in ("prompt_tokens", "completion_tokens")
+        if type(counts.get(name)) is int and counts[name] >= 0
+    }
 
 
 def _by_logprobs(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failure:

@@ -1,12 +1,12 @@
 """A judge behind an OpenAI-compatible chat server, asked many requests at once.
 
-This module knows HTTP: what to send, what is worth repeating and when to give up. What an answer means is left to
-`epsdpo.judging.answers`, how long to wait to `epsdpo.judging.retry`, prices to `epsdpo.judging.cost`.
+This module knows HTTP: what to send, what is worth repeating and when to give up. Reading what comes back is left to
+`epsdpo.server_answer`, what it means to `epsdpo.judging.answers`, how long to wait to `epsdpo.judging.retry`, prices to
+`epsdpo.judging.cost`.
 """
 
 import json
 import logging
-import os
 import random
 import time
 from collections import Counter
@@ -17,12 +17,15 @@ import anyio
 import httpx
 from anyio.from_thread import start_blocking_portal
 
+from epsdpo.api_key import ApiKey
+from epsdpo.experiment.schema import ConfigError
 from epsdpo.judging.answers import read_completion, remedies_for
 from epsdpo.judging.comparison import Answer, Deliver, Failure, JudgeError, Presentation
 from epsdpo.judging.cost import estimate, estimate_text
 from epsdpo.judging.prompt import load_template
-from epsdpo.judging.retry import backoff_seconds, retry_after_seconds
+from epsdpo.judging.retry import backoff_seconds
 from epsdpo.judging.settings import JudgeSection
+from epsdpo.server_answer import CONNECTION_ERRORS, HEADERS, BadAnswer, ServerAnswer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,6 @@ _REFUSALS = {
 }
 _TRANSIENT = {408, 409, 425, 429, *range(500, 600)}
 _GIVE_UP_AFTER = 20
-_DETAIL_CHARACTERS = 2000
 
 
 class ChatJudge:
@@ -44,14 +46,17 @@ class ChatJudge:
     def __init__(self, settings: JudgeSection):
         """
         Raises:
-            JudgeError: if the environment variable with the key is not set.
+            JudgeError: if the environment variable with the key is not set, or holds what cannot be sent.
             ValueError, OSError: if the template cannot be used.
         """
         self.name, self.order = settings.model, settings.order
         self._settings = settings
         self._template = load_template(settings.template)
         self._url = settings.base_url.rstrip("/") + "/chat/completions"
-        self._key = _key_from_environment(settings.api_key_env)
+        try:
+            self._key = ApiKey.from_environment(settings.api_key_env, "evaluate.judge.api_key_env")
+        except ConfigError as error:
+            raise JudgeError(str(error)) from error
         self._random = random.Random()
 
     def request(self, presentation: Presentation) -> dict[str, Any]:
@@ -85,9 +90,7 @@ class ChatJudge:
 
     async def _answer_all(self, presentations: list[Presentation], deliver: Deliver) -> None:
         run = _Run(enumerate(presentations), deliver)
-        headers = {"Content-Type": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
+        headers = {"Content-Type": "application/json", **HEADERS, **self._key.headers}
         workers = min(self._settings.concurrency, len(presentations))
         limits = httpx.Limits(max_connections=workers)
         try:
@@ -131,33 +134,25 @@ class ChatJudge:
         """The outcome of one request, and the seconds that the server asks to wait before another."""
         try:
             with anyio.fail_after(self._settings.timeout_seconds):
-                response = await client.post(self._url, content=content)
+                async with client.stream("POST", self._url, content=content) as response:
+                    answer = ServerAnswer(response, self._key)
+                    async for part in response.aiter_raw():
+                        answer.add(part)
+            if answer.status == 200:
+                return read_completion(answer.json(), self._settings.mode), None
         except TimeoutError:
             return Failure("timeout", f"after {self._settings.timeout_seconds:g} s", transient=True), None
-        except httpx.RequestError as error:
-            return Failure("connection failed", self._clean(f"{type(error).__name__}: {error}"), transient=True), None
-        status, said = response.status_code, self._clean(response.text)
-        if status == 200:
-            return self._read(response), None
+        except CONNECTION_ERRORS as error:
+            detail = self._key.hide(f"{type(error).__name__}: {error}")
+            return Failure("connection failed", detail, transient=True), None
+        except BadAnswer as problem:
+            return Failure(problem.reason, problem.detail, transient=True), None
+        status, said = answer.status, answer.text()
         if status in _REFUSALS and not any_answer:
             raise JudgeError(f"{self._url} answers {status}: {said[:300]!r}. {_REFUSALS[status]}")
-        failure = Failure(f"HTTP {status}", said, transient=status in _TRANSIENT)
-        return failure, retry_after_seconds(response.headers.get("Retry-After"))
-
-    def _read(self, response: httpx.Response) -> Answer | Failure:
-        try:
-            body = response.json()
-        except ValueError as error:
-            return Failure("answer is not JSON", self._clean(f"{error}: {response.text}"), transient=True)
-        outcome = read_completion(body, self._settings.mode)
-        if isinstance(outcome, Answer):
-            return outcome
-        return Failure(outcome.reason, self._clean(outcome.detail), outcome.transient)
-
-    def _clean(self, text: str) -> str:
-        """What a server said, shortened and without the key, which some repeat in their complaints."""
-        text = text if self._key is None else text.replace(self._key, "***")
-        return text[:_DETAIL_CHARACTERS]
+        if 300 <= status < 400:
+            said = f"it points to {answer.redirection()}, which is not followed; check evaluate.judge.base_url. {said}"
+        return Failure(f"HTTP {status}", said, transient=status in _TRANSIENT), answer.retry_after()
 
 
 class _Run:
@@ -202,15 +197,3 @@ class _Run:
                 f"the first {_GIVE_UP_AFTER} requests all failed: {reasons}; the last said {outcome.detail[:300]!r}. "
                 f"{remedies}failures.jsonl has what came back"
             )
-
-
-def _key_from_environment(variable: str | None) -> str | None:
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise JudgeError(
-            f"the environment variable {variable} (evaluate.judge.api_key_env) is not set. Set it to the server's key, "
-            "or remove api_key_env for a server that needs none"
-        )
-    return key

@@ -135,16 +135,26 @@ class JudgeSection(BaseModel):
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("input_price and output_price: give both, or neither")
         if self.kind == "chat":
-            _check_address(self.base_url)
+            if self.base_url is None:
+                raise ValueError("base_url: a judge of kind 'chat' needs one, e.g. http://localhost:8000/v1")
+            check_address(self.base_url)
         return self
 
 
-def _check_address(base_url: str | None) -> None:
-    if base_url is None:
-        raise ValueError("base_url: a judge of kind 'chat' needs one, e.g. http://localhost:8000/v1")
-    address = urlsplit(base_url)
+def check_address(base_url: str) -> None:
+    """Refuse what is no address of a server, and one with a secret in it: a config is copied into every run folder.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    try:
+        address = urlsplit(base_url)
+        _ = address.port  # which is read only now
+        usable = base_url.isascii() and base_url.isprintable() and " " not in base_url
+    except ValueError:
+        raise ValueError("base_url: is no http or https address") from None
     if "@" in address.netloc or address.query:
         # The value itself is left out of the message: it may hold a key.
         raise ValueError("base_url: takes no user, password or query. Put the key into the variable of api_key_env")
-    if address.scheme not in ("http", "https") or not address.hostname:
+    if address.scheme not in ("http", "https") or not address.hostname or not usable:
         raise ValueError(f"base_url: {base_url!r} is no http or https address")

@@ -14,6 +14,7 @@ from typing import Any
 
 import filelock
 
+from epsdpo.files import flush_to_disk
 from epsdpo.judging.answers import still_an_answer
 from epsdpo.judging.comparison import JudgeError
 from epsdpo.texts import writable
@@ -57,6 +58,7 @@ class JudgementStore:
             _drop_torn_line(self.directory / FAILURES)
             self._judgements = resources.enter_context((self.directory / JUDGEMENTS).open("ab", buffering=0))
             self._failures = resources.enter_context((self.directory / FAILURES).open("ab", buffering=0))
+            flush_to_disk(self.directory)
             self._resources = resources.pop_all()
         return self
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from epsdpo.chat_template import draws_at_random
 from epsdpo.experiment import RankerSection
 from epsdpo.hub import commit_of
 from epsdpo.judging.comparison import JudgeError
 from epsdpo.judging.settings import JudgeSection
+from epsdpo.loading import OwnCodeError, load_model, read_tokenizer
 
 _PARTS_OF_A_MODEL = {".json", ".jinja", ".model", ".safetensors", ".txt"}
 
@@ -36,14 +37,17 @@ def load_judge_model(
     name = weights_name(settings.model, settings.revision, section)
     revision = None if Path(settings.model).is_dir() else name.rpartition("@")[2]
     try:
-        model, loading = model_class.from_pretrained(
+        model, loading = load_model(
             settings.model,
+            model_class,
             revision=revision,
             dtype=getattr(torch, settings.dtype),
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, revision=revision)
+        tokenizer = read_tokenizer(settings.model, revision)
+    except OwnCodeError as error:
+        raise JudgeError(f"{section}.model: {error}") from error
     except (OSError, ValueError) as error:
         raise JudgeError(
             f"{section}.model: cannot load {settings.model!r} as {model_class.__name__}: {error}\n"

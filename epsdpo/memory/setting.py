@@ -16,8 +16,8 @@ from datasets import Dataset
 from peft import PeftConfig, get_peft_model
 from transformers import PretrainedConfig
 
+from epsdpo.loading import empty_model
 from epsdpo.method_config import MethodConfig, accumulation_steps
-from epsdpo.models import empty_model
 
 FLOAT32 = 4  # bytes
 DTYPE_BYTES = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}

@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from epsdpo.evaluations import SeparateEvaluations
+from epsdpo.loading import never_running_code
 from epsdpo.record import BetaRecord
 from epsdpo.reference import hold_to_policy
 from epsdpo.resuming import Resumable
@@ -27,8 +28,9 @@ class RecordsSteps(Resumable, SeparateEvaluations):
         FloatingPointError: when the loss of a step is not finite; the message names step and β.
     """
 
-    def __init__(self, *positional, **named):
-        super().__init__(*positional, **named)
+    def __init__(self, model, *positional, **named):
+        with never_running_code(model if isinstance(model, str) else "the model"):
+            super().__init__(model, *positional, **named)
         hold_to_policy(self.model, getattr(self, "ref_model", None), self.accelerator)
         self.record = BetaRecord(self.args.output_dir)
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches of the optimiser step under way

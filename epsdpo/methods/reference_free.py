@@ -8,10 +8,10 @@ import copy
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoModelForCausalLM
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
+from epsdpo.loading import load_causal_lm
 from epsdpo.method_config import MethodConfig
 from epsdpo.methods.recorded import RecordsSteps
 
@@ -32,7 +32,9 @@ class _OnPreparedPairs(RecordsSteps):
 
     def __init__(self, model: str, args: MethodConfig, train_dataset: Dataset, eval_dataset: Dataset | None, **named):
         # Loaded here, because TRL's would ask accelerate to spread it over the devices of one process.
-        policy = AutoModelForCausalLM.from_pretrained(model, **(args.model_init_kwargs or {}))
+        options = {**(args.model_init_kwargs or {})}
+        options.pop("trust_remote_code", None)  # which is not a choice here
+        policy = load_causal_lm(model, **options)
         args = copy.copy(args)
         args.model_init_kwargs = None
         args.remove_unused_columns = False  # as TRL's own collator needs it

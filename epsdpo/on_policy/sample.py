@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from epsdpo.data.beside import SHOWN
 from epsdpo.data.rows import CONVERSATIONAL, check_tokenizer
@@ -26,6 +26,7 @@ from epsdpo.generation.rendering import RenderedPrompt, render_untrained
 from epsdpo.generation.respond import Engine, respond
 from epsdpo.generation.response import Response
 from epsdpo.generation.store import ResponseStore, open_store
+from epsdpo.loading import load_causal_lm
 from epsdpo.models import load_tokenizer, model_identity, reference_source
 from epsdpo.on_policy.folder import PAIRS, REPORT
 from epsdpo.on_policy.pairs import REFUSED, make_pairs
@@ -193,7 +194,7 @@ def _engines(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list
         return [
             VllmEngine(source, revision, dtype, tokenizer, section, seed, {**made_by, "seed": seed}) for seed in seeds
         ]
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_causal_lm(
         source,
         revision=revision,
         dtype=getattr(torch, dtype),

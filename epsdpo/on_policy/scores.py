@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from epsdpo.files import flush_to_disk
 from epsdpo.on_policy.rank import Answered, Ranker
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ def _score(
     started = reported = time.monotonic()
     done, total = 0, sum(missing)
     with path.open("ab") as file:
+        flush_to_disk(path.parent)
         for scores in ranker.scores(list(distinct.values()), missing):
             new = {keys[number]: score for number, score in scores.items() if keys[number] not in known}
             known |= new

@@ -1,0 +1,196 @@
+"""Models, their configs and tokenizers by transformers, from folders and the hub, and never any code from there.
+
+A model may come with Python of its own. transformers runs it where it is told to trust it, and where it is told nothing
+it asks on the terminal; here it is told not to, wherever something is loaded. What is loaded, and what becomes of it,
+is left to the callers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from epsdpo.experiment import WORLD, ConfigError, Experiment
+
+# torch and transformers are imported late: `require_no_own_code` is asked before every stage, and rarely needs them.
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# What a model is loaded as; TRL goes by the architecture that its config names. None stands for the tokenizer alone.
+AS_NAMED, CAUSAL_LM, CLASSIFIER = "as named", "AutoModelForCausalLM", "AutoModelForSequenceClassification"
+
+_JUDGES = {"causal_lm": CAUSAL_LM, "reward_model": CLASSIFIER, "pair_ranker": None}
+
+
+class OwnCodeError(ConfigError):
+    """A model or tokenizer that cannot be loaded without running code of its own. The message names it."""
+
+    def __init__(self, source: str):
+        super().__init__(
+            f"{source} can only be loaded by running Python code of its own, and code that comes with a model is never "
+            "run here. Name a model and tokenizer of a kind that transformers has itself, or a copy converted to one"
+        )
+
+
+@contextmanager
+def never_running_code(source: str) -> Iterator[None]:
+    """A block in which transformers neither runs code that comes with a model nor asks whether to.
+
+    Raises:
+        OwnCodeError: if `source` cannot be loaded without.
+    """
+    from transformers import dynamic_module_utils
+
+    # No argument reaches the models that a model makes as its parts, and of which transformers would ask. With no time
+    # to wait for an answer it refuses.
+    seconds, dynamic_module_utils.TIME_OUT_REMOTE_CODE = dynamic_module_utils.TIME_OUT_REMOTE_CODE, 0
+    try:
+        yield
+    except OwnCodeError:
+        raise
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise OwnCodeError(source) from error
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = seconds
+
+
+def read_config(source: str | Path, revision: str | None = None, **options: Any) -> PretrainedConfig:
+    """`AutoConfig.from_pretrained`. Raises `OwnCodeError`, OSError or ValueError."""
+    from transformers import AutoConfig
+
+    with never_running_code(str(source)):
+        return AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+
+
+def read_tokenizer(source: str | Path, revision: str | None = None, **options: Any) -> PreTrainedTokenizerBase:
+    """`AutoTokenizer.from_pretrained`. Raises `OwnCodeError`, OSError or ValueError."""
+    from transformers import AutoTokenizer
+
+    with never_running_code(str(source)):
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False, **options)
+
+
+def load_model(source: str | Path, model_class: Any, **options: Any) -> Any:
+    """`model_class.from_pretrained`. Raises `OwnCodeError`, OSError or ValueError."""
+    with never_running_code(str(source)):
+        return model_class.from_pretrained(source, trust_remote_code=False, **options)
+
+
+def load_causal_lm(source: str | Path, revision: str | None = None, **options: Any) -> PreTrainedModel:
+    """`load_model` of what is trained and compared here."""
+    from transformers import AutoModelForCausalLM
+
+    return load_model(source, AutoModelForCausalLM, revision=revision, **options)
+
+
+def empty_model(config: PretrainedConfig, kind: str = AS_NAMED) -> PreTrainedModel:
+    """The model that a config describes, on the meta device, where it has no weights.
+
+    A model that the trainer will refuse must get as far as that refusal, so that any architecture is taken.
+    """
+    import torch
+    import transformers
+
+    named = getattr(transformers, (config.architectures or [""])[0], None) if kind == AS_NAMED else None
+    with never_running_code(config.name_or_path), torch.device("meta"):
+        if named is not None:
+            return named(config)
+        auto_class = getattr(transformers, CAUSAL_LM if kind == AS_NAMED else kind)
+        return auto_class.from_config(config, trust_remote_code=False)
+
+
+# ------------------------------------------------------------------------------------------------- before any loading
+
+
+class _Named(NamedTuple):
+    """A model that a config names, and what it is loaded as."""
+
+    section: str
+    source: str
+    revision: str | None
+    kind: str | None
+
+
+def own_code(experiment: Experiment) -> list[str]:
+    """A sentence for each model and tokenizer of a config that is here and cannot be loaded without its own code."""
+    return [
+        f"{section}: {OwnCodeError(source)}"
+        for section, source, revision, kind in _named(experiment)
+        if needs_own_code(source, revision, kind)
+    ]
+
+
+def require_no_own_code(experiments: Iterable[Experiment], folders: Iterable[Path] = ()) -> None:
+    """Refuse what could not be loaded, before any work.
+
+    Args:
+        folders: of trained models, which the experiments do not name.
+
+    Raises:
+        ConfigError: naming each section, folder and the remedy.
+    """
+    problems = [problem for experiment in experiments for problem in own_code(experiment)]
+    problems += [str(OwnCodeError(str(folder))) for folder in folders if needs_own_code(str(folder), None, AS_NAMED)]
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+
+
+def _named(experiment: Experiment) -> Iterator[_Named]:
+    model, sampled, evaluate = experiment.model, experiment.data.on_policy, experiment.evaluate
+    if model.name_or_path != WORLD:
+        yield _Named("model.name_or_path", model.name_or_path, model.revision, AS_NAMED)
+    if model.chat_template is not None and not model.chat_template.endswith(".jinja"):
+        source, _, revision = model.chat_template.partition("@")
+        yield _Named("model.chat_template", source, revision or None, None)
+    if sampled is not None and sampled.ranker.model != WORLD:
+        yield _Named("data.on_policy.ranker.model", sampled.ranker.model, sampled.ranker.revision, CLASSIFIER)
+    judge = None if evaluate is None else evaluate.judge
+    if judge is not None and judge.kind in _JUDGES:
+        yield _Named("evaluate.judge.model", judge.model, judge.revision, _JUDGES[judge.kind])
+
+
+def needs_own_code(source: str, revision: str | None, kind: str | None) -> bool:
+    """Whether a model that is here, in a folder or in the hub's cache, or its tokenizer needs code of its own.
+
+    What else is wrong with it is told where it is loaded.
+    """
+    if not any(_names_code(source, revision, file) for file in ("config.json", "tokenizer_config.json")):
+        return False
+
+    def make_model() -> None:
+        if kind is not None:
+            empty_model(read_config(source, revision, local_files_only=True), kind)
+
+    for attempt in (make_model, lambda: read_tokenizer(source, revision, local_files_only=True)):
+        try:
+            attempt()
+        except OwnCodeError:
+            return True
+        except Exception:  # of many kinds: the files of a folder can say anything
+            continue
+    return False
+
+
+def _names_code(source: str, revision: str | None, name: str) -> bool:
+    """Whether a file of a model names code, for itself or for one of its parts."""
+    if Path(source).is_dir():
+        file: Any = Path(source) / name
+    else:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            file = try_to_load_from_cache(source, name, revision=revision)
+        except HFValidationError:  # neither a folder nor a name that the hub could have
+            return False
+    found = []
+    try:
+        json.loads(Path(file).read_bytes(), object_hook=lambda part: found.append("auto_map" in part))
+    except (OSError, TypeError, ValueError, RecursionError):  # TypeError: not in the cache
+        return False
+    return any(found)
