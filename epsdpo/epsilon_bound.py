@@ -34,6 +34,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo import plots
 from epsdpo.checkpoints import whole_checkpoints
 from epsdpo.config import EpsilonDPOConfig
+from epsdpo.csv_files import write_csv
 from epsdpo.data import DataError, load_prepared
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
@@ -291,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "95 % intervals, by decision and optimiser step. An ε below the curves changes few decisions."
     )
     plots.save(figure, output / "epsilon_bound.png", data=table, caption=caption)
-    bounds.to_csv(output / "pairs.csv", index=False)
+    write_csv(bounds, output / "pairs.csv")
     print(table.to_string(index=False, float_format="{:.4g}".format))
     print(f"Figure and tables: {output}")
     return 0

@@ -100,10 +100,10 @@ class BetaRecord:
             pq.write_table(pairs, path)
         (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
 
-    def announce(self, total_steps: int) -> None:
-        """Say how many optimiser steps the record will have, for whoever watches it grow."""
+    def announce(self, total_steps: int, done_before: int = 0) -> None:
+        """Say how many optimiser steps the record will have, and how many an earlier process did, for who watches."""
         with written_whole(self.directory / PROGRESS_FILE) as path:
-            path.write_text(json.dumps({"total_steps": total_steps}), encoding="utf-8")
+            path.write_text(json.dumps({"total_steps": total_steps, "done_before": done_before}), encoding="utf-8")
 
     def append(self, row: dict[str, Any], pairs: pd.DataFrame | None = None) -> None:
         """Add one optimiser step: its row for steps.jsonl, and its pairs.
@@ -159,6 +159,11 @@ def read_steps(directory: str | Path) -> pd.DataFrame:
 def read_total_steps(directory: str | Path) -> int:
     """How many optimiser steps the record will have when its run has ended."""
     return json.loads((Path(directory) / PROGRESS_FILE).read_text(encoding="utf-8"))["total_steps"]
+
+
+def read_done_before(directory: str | Path) -> int:
+    """How many of the steps an earlier process did, which the one that writes the record now continues."""
+    return json.loads((Path(directory) / PROGRESS_FILE).read_text(encoding="utf-8")).get("done_before", 0)
 
 
 def read_pairs(directory: str | Path) -> pd.DataFrame:

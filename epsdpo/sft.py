@@ -189,7 +189,9 @@ class _LossRecord(TrainerCallback):
         # Those after the checkpoint are run again.
         self.rows = [row for row in map(json.loads, lines) if row["step"] <= state.global_step]
         with written_whole(self.output_dir / PROGRESS_FILE) as partial:
-            partial.write_text(json.dumps({"total_steps": state.max_steps}), encoding="utf-8")
+            partial.write_text(
+                json.dumps({"total_steps": state.max_steps, "done_before": state.global_step}), encoding="utf-8"
+            )
         self._write()
 
     def on_log(self, args, state, control, logs=None, **kwargs):

@@ -418,7 +418,7 @@ class _Bookkeeping(TrainerCallback):
         self.trainer._restore_beta(state)
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
-            self.trainer.record.announce(state.max_steps)
+            self.trainer.record.announce(state.max_steps, state.global_step)
 
     def on_step_begin(self, args, state, control, **kwargs):
         self.started = time.perf_counter()

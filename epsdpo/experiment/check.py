@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
 from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
+from epsdpo.experiment.values import unusable
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
@@ -33,6 +34,9 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
         ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
             that needs trl; values that the trainer's own config refuses are reported once all names are right.
     """
+    unfit = [(key, f"{'.'.join(map(str, key))} {problem}") for key, problem in unusable(values)]
+    if unfit:
+        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in unfit))
     values = dict(values)
     values.setdefault("title", values.get("name"))
     try:

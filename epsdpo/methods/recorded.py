@@ -80,7 +80,7 @@ class _StepRows(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             self.trainer.record.rewind(state.global_step)
-            self.trainer.record.announce(state.max_steps)
+            self.trainer.record.announce(state.max_steps, state.global_step)
             rows = read_steps(args.output_dir)
             self.pairs_seen = int(rows["pairs_seen"].iloc[-1]) if len(rows) else 0
 
