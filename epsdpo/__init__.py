@@ -4,7 +4,13 @@ Only the two names below are meant for import from here. They are loaded on firs
 model (`epsdpo --help`, reading a finished run) do not wait for torch and trl.
 """
 
+import sys
 from typing import TYPE_CHECKING
+
+if getattr(sys, "argv", [])[:1] == ["-m"]:  # a command of this package, before it imports what may be missing
+    from epsdpo.startup import prepare
+
+    prepare()
 
 if TYPE_CHECKING:
     from epsdpo.config import EpsilonDPOConfig

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import signal
 import sys
 from pathlib import Path
@@ -20,41 +19,57 @@ from epsdpo import __version__
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
-from epsdpo.files import DISK_FULL
+from epsdpo.files import AFTER_DISK_FULL, DISK_FULL
 from epsdpo.paths import resolve_path
 from epsdpo.run_folder import STAGES
+from epsdpo.startup import prepare
 from epsdpo.texts import is_writable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
-_AFTER_DISK_FULL = (
-    "Free some space and give the same command again: finished stages are kept, and training goes on from its last "
-    "whole checkpoint"
-)
+_GOES_ON = "the same command goes on from here, training from its last checkpoint"
+
+
+class _Terminated(SystemExit):
+    """SIGTERM as an exception, which unwinds through the runner, so that it ends what it started."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 a stage failed, 2 refused before any work, 130 Ctrl-C."""
+    """Run the command and return its exit code.
+
+    0: done. 1: not everything was. 2: refused before any work. 130: interrupted (Ctrl-C). 143: terminated (SIGTERM).
+    """
+    prepare()
     for argument in sys.argv[1:] if arguments is None else arguments:
         if not is_writable(argument):  # bytes of a file name, say, which pages and manifests would have to name
             print(f"{argument!r}: is not UTF-8, as all that is written here. Give it another name", file=sys.stderr)
             return REFUSED
     options = _parser().parse_args(arguments)
-    # As an exception, SIGTERM unwinds through the runner, which then ends what it started; else that would be orphaned.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         return options.command(options)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return REFUSED
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        place = error.filename2 or error.filename
+        if error.errno in DISK_FULL:
+            print(f"{place or 'writing'}: {error.strerror}. {AFTER_DISK_FULL}", file=sys.stderr)
+        elif place:
+            print(f"{place}: {error.strerror}. Mend or move it, and give the same command again", file=sys.stderr)
+        else:
             raise
-        print(f"{error.filename or 'writing'}: {error.strerror}. {_AFTER_DISK_FULL}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here, training from its last checkpoint", file=sys.stderr)
+        print(f"interrupted; {_GOES_ON}", file=sys.stderr)
         return INTERRUPTED
+    except _Terminated:
+        print(f"terminated; {_GOES_ON}", file=sys.stderr)
+        return TERMINATED
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated(TERMINATED)
 
 
 # Imports are late, so that commands which run nothing do not wait for papermill.
@@ -62,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from epsdpo.claims.settings import read_claims
+    from epsdpo.engine import ENGINE_LOG
     from epsdpo.index import INDEX
     from epsdpo.manifest import LOG, MANIFEST
     from epsdpo.planned import CLAIMS, REPORT
@@ -92,13 +108,15 @@ def _run(options: argparse.Namespace) -> int:
     for name, (folder, error) in outcome.failed.items():
         print(f"failed   {name}: {error.splitlines()[0] if error else ''}", file=sys.stderr)
         print(f"         log: {folder / LOG}", file=sys.stderr)
-    for name in outcome.not_run:
-        print(f"not run  {name}, because a stage that it needs failed", file=sys.stderr)
+    for name, reason in outcome.not_run.items():
+        print(f"not run  {name}, {reason}", file=sys.stderr)
+    if outcome.trouble:
+        print(f"{outcome.trouble}\nwhole log: {run_dir / ENGINE_LOG}", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
     page = run_dir / (REPORT if claims is None else CLAIMS)
     if (page / MANIFEST).exists():
         print(f"Report: {page / PAGE}")
-    return FAILED if outcome.failed else 0
+    return FAILED if outcome.failed or outcome.not_run else 0
 
 
 def _stage(options: argparse.Namespace) -> int:
@@ -148,8 +166,9 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from epsdpo.progress import print_status
+    from epsdpo.verify import verify
 
-    return print_status(options.run_dir)
+    return verify(options.run_dir) if options.verify else print_status(options.run_dir)
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -164,16 +183,8 @@ def _config(options: argparse.Namespace) -> int:
         text = full_text(experiments) if whole else list_experiments(experiments)
     else:
         raise ConfigError("config: name a config file or folder, e.g. configs/demo, or use --explain")
-    _say(text)
+    print(text)
     return 0
-
-
-def _say(text: str) -> None:
-    """Print to a reader that, as `head` does, may have seen enough."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -182,7 +193,7 @@ def _check(options: argparse.Namespace) -> int:
     paths = [resolve_path(path) for path in options.config]
     failed = 0
     for checked in check_configs(paths, parse_overrides(options.overrides), options.num_processes):
-        _say(checked.text())
+        print(checked.text(), flush=True)
         failed += checked.fails
     return REFUSED if failed else 0
 
@@ -240,7 +251,10 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")
     status.set_defaults(command=_status)
-    status.add_argument("run_dir", metavar="DIR", help="a folder of `epsdpo run`")
+    status.add_argument("run_dir", metavar="DIR", type=Path, help="a folder of `epsdpo run`")
+    status.add_argument(
+        "--verify", action="store_true", help="compare its files with what the finished stages have left"
+    )
 
     benchmark = commands.add_parser("benchmark", help="measure the models of a run folder on the tasks of Table 8")
     benchmark.set_defaults(command=_benchmark)
@@ -293,7 +307,11 @@ def _parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, yaml.safe_load(value)
+    # What the runner writes is JSON, of which YAML reads two halves of an emoji where one emoji was written.
+    try:
+        return name, json.loads(value) if value.startswith('"') else yaml.safe_load(value)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(f"the value of {name} is not readable as YAML ({error})") from None
 
 
 def _log_to_stdout() -> None:

@@ -37,6 +37,7 @@ from epsdpo import plots
 from epsdpo.checkpoints import whole_checkpoints
 from epsdpo.clusters import conversations_of_rendered
 from epsdpo.config import EpsilonDPOConfig
+from epsdpo.csv_files import write_csv
 from epsdpo.data import DataError, PreparedData, load_prepared
 from epsdpo.evaluation.winrate import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
@@ -344,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"are lower limits: some of their pairs hold up to {EPSILONS[-1]:g}, the largest ε tried, and count with it."
     )
     plots.save(figure, output / "epsilon_bound.png", data=table, caption=caption)
-    bounds.to_csv(output / "pairs.csv", index=False)
+    write_csv(bounds, output / "pairs.csv")
     print(_in_words(table))
     print(f"Figure and tables: {output}")
     return 0

@@ -1,13 +1,20 @@
-"""How a file is written so that it is there whole or not at all, whenever its writer is killed; and full disks."""
+"""How a file is written so that it is there whole or not at all, whenever its writer is killed; and how one is read
+that may be damaged all the same; and full disks."""
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+AFTER_DISK_FULL = (
+    "Free some space and give the same command again: finished stages are kept, and training goes on from its last "
+    "whole checkpoint"
+)
 
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # what some network file systems answer, for folders above all
 _ROOM_TO_WORK = 2**20  # bytes; with less, hardly a log line can be written
@@ -52,3 +59,12 @@ def flush_tree(folder: Path) -> None:
 def disk_is_full(folder: Path) -> bool:
     """Whether the file system of `folder` has no room left; a user's quota does not show."""
     return shutil.disk_usage(folder).free < _ROOM_TO_WORK
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no such file, or no whole object in it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None

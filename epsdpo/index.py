@@ -6,20 +6,21 @@ never imports torch, since it is written again whenever a stage begins or ends.
 
 from __future__ import annotations
 
-import json
 import os
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 
 from epsdpo.benchmarks.results import benchmark_table
-from epsdpo.experiment import EXPERIMENT_FILE, load_saved
-from epsdpo.files import written_whole
-from epsdpo.manifest import LOG, read_manifest
-from epsdpo.progress import StageStatus, as_time, batch_status
+from epsdpo.experiment import Experiment
+from epsdpo.files import read_object, written_whole
+from epsdpo.manifest import LOG, MANIFEST, changed_outputs, read_manifest
+from epsdpo.pace import as_time
+from epsdpo.progress import StageStatus, batch_status
 from epsdpo.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.run_folder import PAGE, SUMMARY
+from epsdpo.run_folder import PAGE, STEPS, SUMMARY, experiments_in
 
 INDEX = "index.html"
 
@@ -51,7 +52,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <th class="number">win rate (%)</th><th class="number">length-controlled (%)</th>
 <th>stages</th><th class="number">time</th><th>commit</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.title }}{% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}</td>
+<tr><td>{{ row.title }}{% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}
+ {% for file in row.changed %}<br><span class="failed">{{ file }} is not as its stage left it</span>{% endfor %}</td>
 <td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
 <td class="number">{{ row.beta_initial }}</td><td class="number">{{ row.beta_final }}</td>
 <td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
@@ -80,7 +82,7 @@ def write_index(run_dir: str | Path) -> Path:
     """Write `index.html` into a run folder, in one piece, and return its path."""
     run_dir = Path(run_dir)
     statuses = batch_status(run_dir)
-    rows = [_row(file.parent, run_dir, statuses) for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))]
+    rows = [_row(run_dir / name, experiment, run_dir, statuses) for name, experiment in experiments_in(run_dir).items()]
     reports = [page for page in (run_dir / "claims" / PAGE, run_dir / "report" / PAGE) if page.exists()]
     page = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
     text = page.render(
@@ -102,17 +104,21 @@ def write_index(run_dir: str | Path) -> Path:
     return path
 
 
-def _row(folder: Path, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
-    experiment = load_saved(folder / EXPERIMENT_FILE)
+def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
     train = experiment.training_arguments()
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
     seconds = [status.seconds for status in own if status.seconds is not None]
-    betas = _betas(folder / "train")
-    evaluation = _json(folder / "evaluate" / SUMMARY) if (folder / "evaluate" / "manifest.json").exists() else {}
+    # What is drawn here is held against the manifests, and nothing else, since this is done often.
+    read = {"train": STEPS, "evaluate": SUMMARY}
+    changed = {stage for stage, file in read.items() if changed_outputs(folder / stage, lambda name, f=file: name == f)}
+    betas = None if "train" in changed else _betas(folder / "train")
+    evaluated = "evaluate" not in changed and (folder / "evaluate" / MANIFEST).exists()
+    evaluation = evaluated and read_object(folder / "evaluate" / SUMMARY) or {}
     git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,
         "title": experiment.title,
+        "changed": [f"{stage}/{read[stage]}" for stage in sorted(changed)],
         "method": experiment.method,
         "record": _record(folder / "train"),
         "epsilon": f"{train.get('epsilon', 0.01):g}" if experiment.method == "epsilon_dpo" else "–",
@@ -147,7 +153,7 @@ def _betas(train_dir: Path) -> tuple[float, float] | None:
     try:
         first, last = first_and_last_row(train_dir)
         return first["beta_before"], last["beta_after"]
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, OSError, DamagedRecord):
         return None
 
 
@@ -163,9 +169,5 @@ def _not_judged(evaluation: dict[str, Any]) -> str:
     return f"{failed} of {evaluation['n_total']} not judged" if failed else ""
 
 
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
 def _link(path: Path, run_dir: Path) -> str:
-    return os.path.relpath(path.resolve(), run_dir.resolve())
+    return urllib.parse.quote(os.path.relpath(path.resolve(), run_dir.resolve()))

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
-from IPython.display import DisplayHandle, display
+from IPython.display import DisplayHandle, Image, Pretty, display
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
+from epsdpo.pace import as_time, seconds_left
 from epsdpo.plots.saving import as_image
 from epsdpo.plots.trajectory import live
-from epsdpo.record import STEPS_FILE, DamagedRecord, read_steps, read_total_steps
+from epsdpo.progress_lines import micro_batch
+from epsdpo.record import STEPS_FILE, DamagedRecord, read_done_before, read_steps, read_total_steps
 
 
 class LiveChart(TrainerCallback):
@@ -40,6 +42,16 @@ class LiveChart(TrainerCallback):
         self.seconds_between = seconds_between
         self.drawn = -float("inf")
         self.handle: DisplayHandle | None = None
+        self.micro_batches = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.micro_batches = 0
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        self.micro_batches += 1
+        # Until there is a step to draw, in words how the first one comes along.
+        if state.global_step == 0 and time.monotonic() - self.drawn >= self.seconds_between:
+            self._show(Pretty(micro_batch(state, self.micro_batches, args.gradient_accumulation_steps)))
 
     def on_step_end(self, args, state, control, **kwargs):
         self.refresh()
@@ -56,19 +68,22 @@ class LiveChart(TrainerCallback):
         except DamagedRecord:
             return  # what an earlier run has left: the one that is about to begin looks at it, and says what it does
         if len(steps):
-            seconds = steps["seconds"].median() * max(0, read_total_steps(self.train_dir) - steps["step"].iloc[-1])
-            self._draw(steps, f"about {seconds:.0f} s left")
+            before, last = read_done_before(self.train_dir), steps["step"].iloc[-1]
+            new = steps.loc[steps["step"] > before, "seconds"]
+            seconds = seconds_left(new, last - before, max(0, read_total_steps(self.train_dir) - last))
+            self._draw(steps, "" if seconds is None else f", about {as_time(seconds)} left")
 
     def finish(self) -> None:
         """Draw the whole record of a run that has ended."""
-        self._draw(read_steps(self.train_dir), "done")
+        self._draw(read_steps(self.train_dir), ", done")
 
     def _draw(self, steps: pd.DataFrame, progress: str) -> None:
-        picture = as_image(
-            self.draw(steps, f"Step {steps['step'].iloc[-1]} of {read_total_steps(self.train_dir)}, {progress}")
-        )
+        title = f"Step {steps['step'].iloc[-1]} of {read_total_steps(self.train_dir)}{progress}"
+        self._show(as_image(self.draw(steps, title)))
+
+    def _show(self, what: Image | Pretty) -> None:
         if self.handle is None:
-            self.handle = display(picture, display_id=True)
+            self.handle = display(what, display_id=True)
         else:
-            self.handle.update(picture)
+            self.handle.update(what)
         self.drawn = time.monotonic()

@@ -1,7 +1,8 @@
 """The manifest of a stage: what went in, what came out, and on what it was made.
 
 A folder is finished if, and only if, it holds a manifest: it is written last and appears in one piece. This module
-reads facts and writes that one file. When a manifest is due, and when an old one goes, is decided in `epsdpo.stages`.
+reads facts, writes that one file, and tells whether a folder is still as it says. When a manifest is due, and when an
+old one goes, is decided in `epsdpo.stages`.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
-from epsdpo.files import flush_tree, written_whole
+from epsdpo.files import flush_tree, read_object, written_whole
 from epsdpo.keys import key_of
 from epsdpo.texts import writable
 
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
 LOG = "stage.log"  # of the process that ran the stage
+_READ_OF_STAGE_FILE = {"status", "started", "pid", "host"}
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
 # Weights are large and their size says enough; hashing tens of gigabytes would cost minutes.
@@ -104,20 +107,53 @@ def write_stage_file(output_dir: Path, *, stage: str, parts: dict[str, dict], st
             "started": started.isoformat(timespec="seconds"),
             "pid": os.getpid(),
             "host": platform.node(),
+            "inode": output_dir.stat().st_ino,  # which a copy of the folder does not have
             **state,
         },
     )
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest in `folder`, or None if the folder is not finished, or was by a version that wrote no keys."""
-    manifest = _read(folder / MANIFEST)
-    return manifest if manifest is not None and "key" in manifest else None
+    """The manifest in `folder`, or None if the folder is not finished: it has none, or one that cannot be read."""
+    manifest = read_object(folder / MANIFEST)
+    return manifest if manifest is not None and _has_a_key(manifest) else None
 
 
 def read_stage_file(folder: Path) -> dict[str, Any] | None:
-    """What `write_stage_file` last said in `folder`, or None where no stage has begun, or one has finished."""
-    return _read(folder / STAGE_FILE)
+    """What `write_stage_file` last said in `folder`; None where no stage has begun, or one has finished, or where what
+    is there cannot be read."""
+    state = read_object(folder / STAGE_FILE)
+    return state if state is not None and state.keys() >= _READ_OF_STAGE_FILE and _has_a_key(state) else None
+
+
+def unreadable(folder: Path) -> Path | None:
+    """The manifest or stage file in `folder` that is there and cannot be read: empty, cut off, or something else."""
+    for name, read in ((MANIFEST, read_manifest), (STAGE_FILE, read_stage_file)):
+        if os.path.lexists(folder / name):
+            return folder / name if read(folder) is None else None
+    return None
+
+
+def changed_outputs(folder: Path, only: Callable[[str], bool] = lambda name: True) -> list[str]:
+    """In words, each output in `folder` that is no longer as its manifest describes it; files beside them are not seen.
+
+    A file of `LARGEST_HASHED_BYTES` or more is compared by its size.
+
+    Args:
+        only: chooses outputs, by their paths from `folder`.
+    """
+    changes = []
+    for name, described in (read_manifest(folder) or {}).get("outputs", {}).items():
+        if not only(name):
+            continue
+        path = folder / name
+        if not path.is_file():
+            changes.append(f"{path} is gone")
+        elif path.stat().st_size != described["bytes"]:
+            changes.append(f"{path} has {path.stat().st_size} bytes, and its stage left {described['bytes']}")
+        elif _describe(path) != described:
+            changes.append(f"{path} holds something else than its stage left (its SHA-256 differs)")
+    return changes
 
 
 def experiment_facts(experiment: Experiment) -> dict[str, Any]:
@@ -136,11 +172,10 @@ def _write(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(writable(content), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
+def _has_a_key(content: dict[str, Any]) -> bool:
+    parts = content.get("key_parts", {})
+    whole = isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
+    return whole and isinstance(content.get("key"), str)
 
 
 def _describe(path: Path) -> dict[str, Any]:

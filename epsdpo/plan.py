@@ -17,7 +17,7 @@ from typing import Any
 from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.keys import code_digests, differences, key_of, key_parts
-from epsdpo.manifest import read_manifest, read_stage_file
+from epsdpo.manifest import read_manifest, read_stage_file, unreadable
 from epsdpo.planned import (
     CLAIMS,
     PRECISION,
@@ -44,13 +44,15 @@ from epsdpo.run_folder import NOTEBOOKS, STAGES, finished_analyses, not_judged, 
 class Verdict:
     """Whether a stage is due, and why, in words.
 
-    `outdated` says that its folder holds, whole or in part, the result of something else.
+    `outdated` says that its folder holds, whole or in part, the result of something else; `made` that it holds the
+    whole result, also where a stage is due all the same.
     """
 
     parts: dict[str, dict]
     due: bool
     reason: str
     outdated: bool = False
+    made: bool = False
 
 
 def plan_stages(
@@ -124,11 +126,14 @@ def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
 
 
 def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]) -> Verdict:
+    damaged = unreadable(stage.folder)
+    if damaged is not None:
+        return Verdict(parts, due=True, reason=f"{damaged.name} cannot be read, and counts as not run", outdated=True)
     manifest, stage_file = read_manifest(stage.folder), read_stage_file(stage.folder)
     found = manifest or stage_file
     if found is None:
         return Verdict(parts, due=True, reason="not run yet")
-    changes = differences(found["key_parts"], parts)
+    changes = differences(found.get("key_parts", {}), parts)
     if changes:
         more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
         return Verdict(parts, due=True, reason="; ".join(changes[:3]) + more, outdated=True)
@@ -137,10 +142,10 @@ def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]
             parts, due=True, reason="failed before" if stage_file["status"] == "failed" else "was interrupted"
         )
     if due_needs:
-        return Verdict(parts, due=True, reason=f"{due_needs[0]} is run again")
+        return Verdict(parts, due=True, reason=f"{due_needs[0]} is run again", made=True)
     if missing := not_judged(stage.folder):
-        return Verdict(parts, due=True, reason=f"{missing} comparisons were not judged")
-    return Verdict(parts, due=False, reason="finished")
+        return Verdict(parts, due=True, reason=f"{missing} comparisons were not judged", made=True)
+    return Verdict(parts, due=False, reason="finished", made=True)
 
 
 def check_names(experiments: Iterable[Experiment]) -> None:

@@ -80,13 +80,18 @@ def measure_untrained(runs: Sequence[Run], epsilons: Sequence[float]) -> pd.Data
     return pd.concat([_measure_run(run, epsilons, trained=False) for run in one_per_world.values()], ignore_index=True)
 
 
+def _beside(run: Run, folder: str) -> Path:
+    """A folder that a run's stages were given; the one in its batch folder, which may have been moved as a whole."""
+    beside = run.directory.parent / Path(folder).name
+    return beside if beside.is_dir() else resolve_path(folder)
+
+
 def _measure_run(run: Run, epsilons: Sequence[float], trained: bool = True) -> pd.DataFrame:
     train_dir = run.directory / "train"
     parameters = read_manifest(train_dir)["parameters"]
-    # A batch folder may have been moved as a whole since.
-    beside = run.directory.parent / Path(parameters["data_dir"]).name
-    data = load_prepared(beside if beside.is_dir() else resolve_path(parameters["data_dir"]))
-    experiment = after_sft(run.experiment, parameters.get("sft_dir", ""))
+    data = load_prepared(_beside(run, parameters["data_dir"]))
+    sft_dir = parameters.get("sft_dir", "")
+    experiment = after_sft(run.experiment, sft_dir and _beside(run, sft_dir))
     arguments = trainer_arguments(experiment, data, train_dir)
     source, revision = reference_source(experiment.model, experiment.data)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)

@@ -6,6 +6,7 @@ It needs nothing but the files that the stages write, so any process can ask at 
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -23,13 +24,17 @@ from rich.table import Table
 from rich.text import Text
 
 from epsdpo.experiment import ConfigError
-from epsdpo.manifest import read_manifest, read_stage_file
-from epsdpo.record import DamagedRecord, first_and_last_row, read_total_steps
+from epsdpo.files import read_object
+from epsdpo.manifest import LOG, read_manifest, read_stage_file, unreadable
+from epsdpo.pace import as_time, seconds_left
+from epsdpo.run_folder import STEPS
 
 PLAN = Path(".epsdpo") / "plan.json"
+PROGRESS = "progress.json"  # beside a training's record
 
 _SECONDS_BETWEEN_LOOKS = 1.0
 _SECONDS_BETWEEN_LINES = 30.0
+_ROWS_READ, _BYTES_READ, _WIDEST = 32, 4096, 120
 _COLOURS = {"finished": "blue", "running": "bold", "failed": "red", "waiting": "dim", "interrupted": "yellow"}
 
 
@@ -41,7 +46,8 @@ class StageStatus:
         name: "<folder>/<stage>".
         state: finished, running, failed, interrupted (begun, by a process that is gone) or waiting.
         seconds: that it took, or has taken so far; None if it has not begun.
-        detail: step, β, loss and time left of a training; the first line of what went wrong.
+        detail: step, β, loss and time left of a training; what another running stage has said last; the first line of
+            what went wrong.
     """
 
     name: str
@@ -61,35 +67,48 @@ def batch_status(run_dir: str | Path) -> list[StageStatus]:
     path = Path(run_dir) / PLAN
     if not path.exists():
         raise ConfigError(f"{run_dir} is no run folder ({path} is missing). Give one of `epsdpo run`, e.g. runs/demo")
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    return [_status(name, **entry) for name, entry in plan["stages"].items()]
+    try:
+        stages = read_object(path)["stages"]
+        entries = [
+            (name, entry["stage"], Path(run_dir) / entry["folder"], entry.get("error"))
+            for name, entry in stages.items()
+        ]
+    except (TypeError, KeyError, AttributeError):
+        raise ConfigError(f"{path} cannot be read. The same `epsdpo run` writes it anew, and goes on") from None
+    return [_status(*entry) for entry in entries]
 
 
-def _status(name: str, stage: str, folder: str, error: str | None = None) -> StageStatus:
-    folder = Path(folder)
+def _status(name: str, stage: str, folder: Path, error: str | None) -> StageStatus:
     if error is not None:
         return StageStatus(name, stage, folder, "failed", detail=_first_line(error))
     manifest, state = read_manifest(folder), read_stage_file(folder)
     if manifest is not None:
-        return StageStatus(name, stage, folder, "finished", manifest["seconds"])
+        return StageStatus(name, stage, folder, "finished", manifest.get("seconds"))
+    if damaged := unreadable(folder):
+        detail = f"{damaged.name} cannot be read; the same command runs it again"
+        return StageStatus(name, stage, folder, "interrupted", detail=detail)
     if state is None:
         return StageStatus(name, stage, folder, "waiting")
-    seconds = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
     if state["status"] == "failed":
-        return StageStatus(name, stage, folder, "failed", detail=_first_line(state["error"]))
-    if _is_gone(state):
+        return StageStatus(name, stage, folder, "failed", detail=_first_line(state.get("error", "")))
+    if _is_gone(state, folder):
         return StageStatus(name, stage, folder, "interrupted", detail="the same command continues it")
-    return StageStatus(
-        name, stage, folder, "running", seconds, _training_progress(folder) if stage in ("sft", "train") else ""
-    )
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
+    detail = (_training_progress(folder, state) if stage in ("sft", "train") else "") or _last_words(folder, state)
+    return StageStatus(name, stage, folder, "running", seconds, detail)
 
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
 
 
-def _is_gone(state: dict[str, Any]) -> bool:
-    """Whether the process of a stage that has begun has ended; not to be known of another machine's."""
+def _is_gone(state: dict[str, Any], folder: Path) -> bool:
+    """Whether the process of a stage that has begun has ended, or works elsewhere and this is a copy of its folder.
+
+    Of another machine's process that is not to be known.
+    """
+    if state.get("inode") not in (None, folder.stat().st_ino):
+        return True
     if state["host"] != platform.node():
         return False
     try:
@@ -102,22 +121,48 @@ def _is_gone(state: dict[str, Any]) -> bool:
         return False
 
 
-def _training_progress(folder: Path) -> str:
-    """Step, β (of preference training), loss and time left, from the last whole line of the record."""
+def _training_progress(folder: Path, state: dict[str, Any]) -> str:
+    """Step, β (of preference training), loss and time left, from the record; "" while its process has no step there.
+
+    A process that continues an earlier one finds the record of that: it counts from where it says that it goes on.
+    """
+    progress = read_object(folder / PROGRESS)
+    if progress is None or progress_mark(folder) == state.get("progress"):
+        return ""
     try:
-        _, row = first_and_last_row(folder)
-        total = read_total_steps(folder)
-        left = row["seconds"] * (total - row["step"])
+        lines = (folder / STEPS).read_text(encoding="utf-8").splitlines(keepends=True)
+        rows = [json.loads(line) for line in lines[-_ROWS_READ:] if line.endswith("\n")]
+        before, total = progress.get("done_before", 0), progress["total_steps"]
+        rows = [row for row in rows if row["step"] > before]
+        row = rows[-1]
+        seconds = seconds_left([row["seconds"] for row in rows], row["step"] - before, total - row["step"])
         beta = f"β {row['beta_after']:.4g} · " if "beta_after" in row else ""
-        return f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f} · {as_time(left)} left"
-    except (KeyError, TypeError, DamagedRecord):
+        text = f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f}"
+    except (FileNotFoundError, IsADirectoryError, IndexError, KeyError, TypeError, ValueError):
+        return ""
+    return text if seconds is None else f"{text} · {as_time(seconds)} left"
+
+
+def progress_mark(folder: Path) -> list[int] | None:
+    """What tells the `progress.json` of one process from that of the next one; None where there is none."""
+    try:
+        found = (folder / PROGRESS).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return [found.st_ino, found.st_mtime_ns]
+
+
+def _last_words(folder: Path, state: dict[str, Any]) -> str:
+    """What the process of a running stage has said last; of a progress bar, how far it is now."""
+    try:
+        with (folder / LOG).open("rb") as log:
+            begin = state.get("log_bytes", 0)
+            log.seek(max(begin, log.seek(0, os.SEEK_END) - _BYTES_READ))
+            text = log.read().decode("utf-8", errors="replace")
+    except (FileNotFoundError, IsADirectoryError):
         return "starting"
-
-
-def as_time(seconds: float) -> str:
-    seconds = round(seconds)
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours}:{minutes:02d}:{seconds % 60:02d}" if hours else f"{minutes}:{seconds % 60:02d}"
+    lines = [line.split("\r")[-1].strip() for line in text.splitlines()]
+    return next((line[:_WIDEST] for line in reversed(lines) if line), "starting")
 
 
 def status_table(stages: list[StageStatus]) -> Table:
@@ -146,6 +191,9 @@ class Display:
     def __enter__(self) -> Display:
         if self.live is not None:
             self.live.start()
+        else:
+            waiting = sum(state != "finished" for state in self.states.values())
+            print(f"{waiting} of {len(self.states)} stages are to be run", flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:

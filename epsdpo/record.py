@@ -94,6 +94,7 @@ class StepRecord:
         self.first_step = steps_per_row
         self._steps = LineDigest()
         self._total_steps: int | None = None
+        self._done_before = 0
 
     def rewind(self, step: int) -> None:
         """Keep the rows up to optimiser step `step` and drop those after it; 0 starts the record over.
@@ -111,9 +112,9 @@ class StepRecord:
         with written_whole(self.directory / STEPS_FILE) as path:
             path.write_bytes(b"".join(kept))
 
-    def announce(self, total_steps: int) -> None:
-        """Say how many optimiser steps the record will have, for whoever watches it grow."""
-        self._total_steps = total_steps
+    def announce(self, total_steps: int, done_before: int = 0) -> None:
+        """Say how many optimiser steps the record will have, and how many an earlier process did, for who watches."""
+        self._total_steps, self._done_before = total_steps, done_before
         self._write_progress()
 
     def append(self, row: dict[str, Any]) -> None:
@@ -146,6 +147,7 @@ class StepRecord:
     def _write_progress(self, **more: Any) -> None:
         content = {
             "total_steps": self._total_steps,
+            "done_before": self._done_before,
             "first_step": self.first_step,
             "steps_per_row": self.steps_per_row,
             **more,
@@ -307,6 +309,11 @@ def incompleteness(directory: str | Path) -> str | None:
         f"INCOMPLETE: the record begins at step {first}, as the rows of the steps before it were lost. All that is "
         "made of it, β at start too, is of the steps from there on."
     )
+
+
+def read_done_before(directory: str | Path) -> int:
+    """How many of the steps an earlier process did, which the one that writes the record now continues."""
+    return _progress(directory).get("done_before", 0)
 
 
 def read_pairs(directory: str | Path) -> pd.DataFrame:

@@ -7,6 +7,7 @@ notebook `05_report` shows them.
 import html
 import json
 import os
+import urllib.parse
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.between_runs import head_to_head, with_win_rate
-from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.experiment.keys import setting_of
 from epsdpo.judging.results import completeness
-from epsdpo.manifest import MANIFEST
+from epsdpo.manifest import read_manifest
 from epsdpo.record import incompleteness, read_steps
-from epsdpo.run_folder import SUMMARY
+from epsdpo.run_folder import SUMMARY, experiments_in
 from epsdpo.trajectory import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
@@ -55,17 +56,22 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         FileNotFoundError: if no experiment of the folder was trained.
     """
     batch_dir = Path(batch_dir)
+    experiments = experiments_in(batch_dir)
+    titles = Counter(experiment.title for experiment in experiments.values())
     runs, unfinished = [], []
     for file in sorted(batch_dir.glob(f"*/{EXPERIMENT_FILE}")):
         folder = file.parent
-        if not (folder / "train" / MANIFEST).exists():
+        experiment = experiments.get(folder.name)
+        if experiment is None or read_manifest(folder / "train") is None:
             unfinished.append(folder.name)
             continue
+        if titles[experiment.title] > 1:  # of batches that did not know of each other
+            experiment = experiment.model_copy(update={"title": f"{experiment.title} ({experiment.name})"})
         summary = folder / "evaluate" / SUMMARY
         runs.append(
             Run(
                 directory=folder,
-                experiment=load_saved(file),
+                experiment=experiment,
                 steps=read_steps(folder / "train"),
                 trajectory=summarise(folder / "train"),
                 evaluation=json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,
@@ -220,13 +226,12 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
     for run in runs:
         cells = [f"<td>{html.escape(run.experiment.title)}</td>"]
         for stage in STAGE_FOLDERS:
-            page, manifest = run.directory / stage / PAGE, run.directory / stage / MANIFEST
-            if not manifest.exists():
+            page, manifest = run.directory / stage / PAGE, read_manifest(run.directory / stage)
+            if manifest is None:
                 cells.append("<td>–</td>")
                 continue
-            seconds = json.loads(manifest.read_text(encoding="utf-8"))["seconds"]
-            link = html.escape(os.path.relpath(page.resolve(), Path(page_dir).resolve()))
-            cells.append(f'<td><a href="{link}">{stage}</a> ({seconds:.0f} s)</td>')
+            link = html.escape(urllib.parse.quote(os.path.relpath(page.resolve(), Path(page_dir).resolve())))
+            cells.append(f'<td><a href="{link}">{stage}</a> ({manifest["seconds"]:.0f} s)</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("run", *STAGE_FOLDERS))
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
@@ -244,7 +249,7 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
 
 def origin_of(train_dir: Path) -> dict[str, str]:
     """Git commit, package versions, machine and time of one training, read from its manifest."""
-    manifest = json.loads((train_dir / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(train_dir)
     git, packages = manifest["git"], manifest["packages"]
     return {
         "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),

@@ -88,7 +88,7 @@ class Resumable:
             _move_aside([self.record.directory / name for name in RECORD_FILES], self.record.directory)
             self._beginning = Beginning(self._beginning.checkpoint)
         self.record.rewind(state.global_step)
-        self.record.announce(state.max_steps)
+        self.record.announce(state.max_steps, state.global_step)
 
     # ------------------------------------------------------------------------------------- for trainers with more state
 

@@ -5,14 +5,18 @@ It only reads, and loads neither papermill nor torch, so that commands which run
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import json
+import logging
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.files import read_object
 from epsdpo.keys import KEY_LENGTH
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.paths import REPOSITORY
+
+logger = logging.getLogger(__name__)
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
@@ -30,12 +34,18 @@ STAGES = {
     "compare": "03b_compare_trajectories.ipynb",
 }
 
+# Beside a stage's folder: what was made there for other settings, by other code, or by nobody knows what.
+SUPERSEDED = "superseded"
+
 # Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
 ANSWERS = "answers"
 
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
+
+# What trainings write there: a row per step. It is `epsdpo.record`'s, which loads more than commands can wait for.
+STEPS = "steps.jsonl"
 
 # What the evaluate notebook writes there: its numbers.
 SUMMARY = "summary.json"
@@ -57,8 +67,22 @@ def experiment_of(train_dir: Path) -> Experiment:
 
 
 def experiments_in(run_dir: Path) -> dict[str, Experiment]:
-    """The experiments of a run folder by name, also those that a later batch no longer asks for."""
-    return {file.parent.name: load_saved(file) for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}"))}
+    """The experiments of a run folder by name, also those that a later batch no longer asks for.
+
+    A folder whose config cannot be read is none of them: what lies astray there must not stop a batch.
+    """
+    found = {}
+    for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}")):
+        try:
+            found[file.parent.name] = load_saved(file)
+        except ConfigError as error:
+            _tell_once(f"passing over {error}")
+    return found
+
+
+@functools.cache
+def _tell_once(message: str) -> None:
+    logger.warning(message)
 
 
 def titles_in(run_dir: Path) -> dict[str, str]:
@@ -69,7 +93,7 @@ def titles_in(run_dir: Path) -> dict[str, str]:
 def not_judged(folder: Path) -> int:
     """How many comparisons of a finished evaluation have no judgement yet, its checkpoints' included; else 0."""
     summaries = [*folder.glob(SUMMARY), *folder.glob(f"checkpoint-*/{SUMMARY}")]
-    return sum(json.loads(path.read_text(encoding="utf-8")).get("n_failed", 0) for path in summaries)
+    return sum((read_object(path) or {}).get("n_failed", 0) for path in summaries)
 
 
 def finished_analyses(run_dir: Path) -> dict[str, str]:
@@ -77,7 +101,9 @@ def finished_analyses(run_dir: Path) -> dict[str, str]:
     keys = {}
     for stage in ("trajectory", "evaluate"):
         for file in sorted(run_dir.glob(f"*/{stage}/{MANIFEST}")):
-            keys[f"{file.parents[1].name}/{stage}"] = read_manifest(file.parent)["key"]
+            manifest = read_manifest(file.parent)
+            if manifest is not None:
+                keys[f"{file.parents[1].name}/{stage}"] = manifest["key"]
     for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
         keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
     return keys

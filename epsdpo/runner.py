@@ -1,65 +1,41 @@
 """Batches: what is due is run, in order, several at once, and what is finished is left alone.
 
-`epsdpo.plan` says what is due. Here it is written down for Snakemake, which orders, spreads and submits the stages,
-each a process `python -m epsdpo stage`; then it is watched, and what failed is told. How a stage is run is the business
-of `epsdpo.stages`, how progress looks that of `epsdpo.progress`.
+`epsdpo.plan` says what is due. Here `epsdpo.engine` has Snakemake order, spread and submit the stages, each a
+process `python -m epsdpo stage`; then their manifests are looked at, and what failed is told. How a stage is run is the
+business of `epsdpo.stages`, how progress looks that of `epsdpo.progress`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
-import math
 import os
 import platform
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any, NamedTuple
 
 import filelock
 
 from epsdpo.claims.settings import Claims, check_runs, fix_claims
+from epsdpo.engine import ONE_AT_A_TIME, STATE_FOLDER, Begun, Ended, Resources, begun_stages, run_due, signal_name
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
-from epsdpo.files import disk_is_full, flush_to_disk, written_whole
-from epsdpo.index import write_index
+from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
+from epsdpo.index import INDEX, write_index
 from epsdpo.loading import require_no_own_code
-from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file
+from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file, unreadable
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
-from epsdpo.progress import Display, follow
+from epsdpo.progress import Display
+from epsdpo.run_folder import SUPERSEDED, titles_in
+from epsdpo.watch import ORPHANED
 
-STATE_FOLDER = ".epsdpo"
-BATCH_FILE, PLAN_FILE, LOCK_FILE = "batch.json", "plan.json", "lock"
-SUPERSEDED = "superseded"
+PLAN_FILE, LOCK_FILE = "plan.json", "lock"
 
-_WORKFLOW = Path(__file__).with_name("workflow.smk")
-_ON_GPU = ("sample", "sft", "train", "evaluate")
-_LAUNCHED = ("sft", "train")  # in as many processes as are asked for
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Where a batch runs.
-
-    Attributes:
-        jobs: stages at once on this machine.
-        gpus: GPUs to share out, one to a stage (or `num_processes` to a launched training); 0 leaves GPUs alone.
-        time_limit: hours that a stage may take, or None.
-        profile: folder of a Snakemake profile, which submits the stages to a cluster; "" runs them here.
-        launch_config, num_processes: how training processes are launched, see `epsdpo.launch`.
-    """
-
-    jobs: int = 1
-    gpus: int = 0
-    time_limit: float | None = None
-    profile: str = ""
-    launch_config: str = ""
-    num_processes: int = 0
+_LAST_LINES = 3
 
 
 class Failure(NamedTuple):
@@ -71,17 +47,25 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a batch ended: names of the stages that are finished now, those that failed, and those not run for that."""
+    """How a batch ended. It is a success if every stage is finished.
+
+    Attributes:
+        finished: names of the stages that have a manifest with their key, whatever was said on the way.
+        failed: those that were begun and did not get there.
+        not_run: the others, each with the reason.
+        trouble: what went wrong with Snakemake itself; "" if nothing did.
+    """
 
     finished: list[str]
     failed: dict[str, Failure]
-    not_run: list[str]
+    not_run: dict[str, str]
+    trouble: str
 
 
 def run_batch(
     experiments: list[Experiment],
     run_dir: Path,
-    resources: Resources = Resources(),
+    resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
 ) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
@@ -96,7 +80,7 @@ def run_batch(
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
             `run_dir`, or if that cannot be written to.
     """
-    launch = _check(experiments, resources)
+    launch = _check(experiments, run_dir, resources)
     if claims is not None:
         check_runs(claims, experiments)
     with sole_runner(run_dir):
@@ -104,42 +88,48 @@ def run_batch(
             fix_claims(claims, run_dir)
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
         failed: dict[str, Failure] = {}
+        trouble = ""
         while True:
             planned = plan_stages(experiments, run_dir, launch, failed, claims)
             verdicts = judge(planned)
             due = {name: stage for name, stage in planned.items() if verdicts[name].due}
-            _write_json(run_dir / STATE_FOLDER / PLAN_FILE, _described(planned, failed))
+            _write_plan(planned, failed, run_dir)
             if not due:
                 break
             for name, stage in due.items():
                 _make_way(stage, verdicts[name])
-            begun = time.time()
-            _run_due(due, run_dir, resources, Display(run_dir))
-            newly_failed = {name: _failure(stage, begun) for name, stage in due.items() if not _finished(stage)}
-            newly_failed = {
-                name: Failure(due[name].folder, why) for name, why in newly_failed.items() if why is not None
-            }
-            if not newly_failed:
-                break
+            before = {name: _Trace.of(stage) for name, stage in due.items()}
+            ended = run_due(due, run_dir, resources, Display(run_dir))
+            newly_failed, trouble = _look_back(due, before, judge(planned), ended, begun_stages(due, run_dir))
             failed |= newly_failed
+            if trouble or not newly_failed:
+                break
+        _write_plan(planned, failed, run_dir)
         write_index(run_dir)
-        every = plan_stages(experiments, run_dir, launch, claims=claims)
-        finished = [name for name, stage in planned.items() if _finished(stage)]
-        return Outcome(
-            finished=finished,
-            failed=failed,
-            not_run=[name for name in every if name not in finished and name not in failed],
-        )
+        # Looked at last, and nothing else counts.
+        verdicts = judge(planned)
+        finished = [name for name in planned if verdicts[name].made]
+        not_run = {}
+        for name in plan_stages(experiments, run_dir, launch, claims=claims):
+            if name in failed or name in finished:
+                continue
+            if name not in planned:
+                not_run[name] = "because a stage that it needs failed"
+            elif trouble:
+                not_run[name] = "because Snakemake ended before it was"
+            else:
+                not_run[name] = f"because {verdicts[name].reason}; the same command goes on"
+        return Outcome(finished, failed, not_run, trouble)
 
 
 def look_at_batch(
     experiments: list[Experiment],
     run_dir: Path,
-    resources: Resources = Resources(),
+    resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
 ) -> dict[str, Verdict]:
     """What `run_batch` would do, for each stage; nothing is run, written or asked of a hub."""
-    launch = _check(experiments, resources)
+    launch = _check(experiments, run_dir, resources)
     if claims is not None:
         check_runs(claims, experiments)
     known = [_known(experiment, run_dir) for experiment in experiments]
@@ -147,9 +137,10 @@ def look_at_batch(
     return judge(planned)
 
 
-def _check(experiments: list[Experiment], resources: Resources) -> dict[str, Any]:
+def _check(experiments: list[Experiment], run_dir: Path, resources: Resources) -> dict[str, Any]:
     """Refuse what cannot work, and return the parameters of training that say where it is computed."""
     check_names(experiments)
+    _check_folder(experiments, run_dir)
     require_no_own_code(experiments)
     if resources.launch_config or resources.num_processes:
         from epsdpo.launch import launcher_command  # loads torch by way of accelerate
@@ -170,6 +161,32 @@ def _check(experiments: list[Experiment], resources: Resources) -> dict[str, Any
     return {"launch_config": resources.launch_config, "num_processes": resources.num_processes}
 
 
+def _check_folder(experiments: list[Experiment], run_dir: Path) -> None:
+    try:
+        str(run_dir.resolve()).encode()
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"the name of the run folder {str(run_dir.resolve())!a} is not UTF-8, as the files in it are. Choose "
+            "another with --output"
+        ) from None
+    if run_dir.is_symlink() and not run_dir.exists():
+        raise ConfigError(
+            f"{run_dir} is a link to {run_dir.readlink()}, which is not there. Make that folder, or choose another "
+            "with --output"
+        )
+    if (run_dir / INDEX).is_dir():
+        raise ConfigError(f"{run_dir / INDEX} is a folder, where the index is to be written. Move it away")
+    # Tables and figures of a folder go by title.
+    names = {experiment.name for experiment in experiments}
+    others = {title: name for name, title in titles_in(run_dir).items() if name not in names}
+    for experiment in experiments:
+        if experiment.title in others:
+            raise ConfigError(
+                f"{experiment.name}: title {experiment.title!r} is that of {run_dir / others[experiment.title]} "
+                "already. Give it another `title`, or move that folder away"
+            )
+
+
 @contextmanager
 def sole_runner(run_dir: Path) -> Iterator[None]:
     """Hold the run folder, so that no second runner works in it; the system lets go of it however this process ends."""
@@ -179,10 +196,13 @@ def sole_runner(run_dir: Path) -> Iterator[None]:
         lock = filelock.FileLock(state / LOCK_FILE, timeout=0)
         lock.acquire()
     except filelock.Timeout:
-        owner = (state / f"{LOCK_FILE}.owner").read_text(encoding="utf-8")
+        try:
+            owner = (state / f"{LOCK_FILE}.owner").read_text(encoding="utf-8")
+        except (FileNotFoundError, UnicodeDecodeError):
+            owner = ""  # it has only just begun
         raise ConfigError(
-            f"{run_dir} is being worked on by another runner ({owner}). Wait for it, look at it with "
-            f"`python -m epsdpo status {run_dir}`, or choose another folder with --output"
+            f"{run_dir} is being worked on by another runner ({owner or 'which just began'}). Wait for it, look at it "
+            f"with `python -m epsdpo status {run_dir}`, or choose another folder with --output"
         ) from None
     except OSError as error:
         raise ConfigError(
@@ -199,7 +219,10 @@ def _known(experiment: Experiment, run_dir: Path) -> Experiment:
     file = run_dir / experiment.name / EXPERIMENT_FILE
     if not file.exists() or experiment.model.revision is not None:
         return experiment
-    before = load_saved(file).model
+    try:
+        before = load_saved(file).model
+    except ConfigError:
+        return experiment  # it is written anew
     if before.name_or_path != experiment.model.name_or_path:
         return experiment
     return experiment.model_copy(update={"model": experiment.model.model_copy(update={"revision": before.revision})})
@@ -219,110 +242,98 @@ def _settle(experiment: Experiment, run_dir: Path) -> Experiment:
 def _make_way(stage: PlannedStage, verdict: Verdict) -> None:
     """Clear the folder of a stage for what is due: move aside the result of something else, undo that of the same."""
     if verdict.outdated:
-        found = read_manifest(stage.folder) or read_stage_file(stage.folder)
-        place = stage.folder.parent / SUPERSEDED / f"{stage.folder.name}-{found['key'][:8]}"
+        found = None if unreadable(stage.folder) else read_manifest(stage.folder) or read_stage_file(stage.folder)
+        name = f"{stage.folder.name}-{'unreadable' if found is None else found['key'][:8]}"
+        place = stage.folder.parent / SUPERSEDED / name
         number = 1
         while place.exists():
             number += 1
-            place = place.with_name(f"{stage.folder.name}-{found['key'][:8]}-{number}")
+            place = place.with_name(f"{name}-{number}")
         place.parent.mkdir(exist_ok=True)
         stage.folder.rename(place)
         flush_to_disk(place.parent)
-    else:
+    elif stage.folder.is_dir():  # what else is there is for the stage to complain of
         (stage.folder / MANIFEST).unlink(missing_ok=True)
-        if stage.folder.is_dir():
-            flush_to_disk(stage.folder)  # a manifest that came back would declare what is about to be written over
+        flush_to_disk(stage.folder)  # a manifest that came back would declare what is about to be written over
 
 
-def _run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> None:
-    """Have Snakemake run stages, and show how they come along until it ends."""
-    state = run_dir / STATE_FOLDER
-    rules = [_as_rule(stage, due, run_dir, resources) for stage in due.values()]
-    for place, rule in enumerate(reversed(rules)):
-        rule["priority"] = place  # in the order of the plan, where there is a choice
-    _write_json(state / BATCH_FILE, rules)
-    command = [sys.executable, "-m", "epsdpo.workflow", "--snakefile", str(_WORKFLOW.resolve())]
-    command += ["--config", f"batch={(state / BATCH_FILE).resolve()}", "--directory", str(state.resolve())]
-    # Snakemake is told of due stages only, and need not find out for itself what has changed.
-    command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--quiet", "all"]
-    if resources.profile:
-        command += ["--profile", resources.profile, "--jobs", str(resources.jobs)]
-    else:
-        command += ["--cores", str(resources.jobs)]
-        if resources.gpus:
-            command += ["--resources", f"gpu={resources.gpus}"]
-    environment = {**os.environ, "SNAKEMAKE_OUTPUT_CACHE": ""}
-    if resources.jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // resources.jobs)))
-    with (state / "snakemake.log").open("ab") as log:
-        process = subprocess.Popen(
-            # Held open and never written to: Snakemake and the stages below it end when it closes, which it does
-            # however this process ends.
-            command,
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,  # an interrupt of the terminal comes by way of this process
-        )
-        try:
-            with display:
-                follow(process, display, lambda: write_index(run_dir))
-        finally:
-            process.stdin.close()
-            process.wait()
+class _Trace(NamedTuple):
+    """What an earlier run of a stage has left, to be told from what this one leaves; no clock need be right for it."""
+
+    state: dict[str, Any] | None
+    log_bytes: int
+
+    @staticmethod
+    def of(stage: PlannedStage) -> _Trace:
+        log = stage.folder / LOG
+        return _Trace(read_stage_file(stage.folder), log.stat().st_size if log.is_file() else 0)
 
 
-def _as_rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, resources: Resources) -> dict[str, Any]:
-    command = [sys.executable, "-m", "epsdpo", "stage", stage.stage, "--output", str(stage.folder)]
-    for name, value in stage.parameters.items():
-        command += ["--parameter", f"{name}={json.dumps(value)}"]
-    if resources.time_limit is not None:
-        command += ["--time-limit", f"{resources.time_limit:g}"]
-    gpus = max(1, resources.num_processes if stage.stage in _LAUNCHED else 1) if stage.stage in _ON_GPU else 0
-    if not resources.profile:
-        command += ["--end-with-stdin"]
-        if resources.gpus and gpus:
-            command += ["--take-gpus", f"{gpus}/{resources.gpus}"]
-    here, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), stage.folder, stage.folder / LOG))
-    return {
-        "name": stage.name,
-        "manifest": str((stage.folder / MANIFEST).resolve()),
-        "needs": [str((due[need].folder / MANIFEST).resolve()) for need in stage.needs.values() if need in due],
-        "threads": 1,
-        "gpus": gpus,
-        "minutes": math.ceil(60 * (resources.time_limit or 24)),
-        "command": f"cd {here} && mkdir -p {folder} && exec {shlex.join(command)} >> {log} 2>&1",
-    }
+def _look_back(
+    due: dict[str, PlannedStage],
+    before: dict[str, _Trace],
+    verdicts: dict[str, Verdict],
+    ended: Ended,
+    begun: dict[str, Begun],
+) -> tuple[dict[str, Failure], str]:
+    """Which of the stages that were due have failed, and why; and what went wrong with Snakemake, if it left others."""
+    failed, left = {}, False
+    for name, stage in due.items():
+        if verdicts[name].made:
+            continue
+        if name not in begun:
+            left = left or all(need not in due or verdicts[need].made for need in stage.needs.values())
+            continue
+        error = _error(stage, before[name], begun[name], ended)
+        if error is None:
+            left = True
+        else:
+            failed[name] = Failure(stage.folder, error)
+    return failed, ended.in_words() if left else ""
 
 
-def _finished(stage: PlannedStage) -> bool:
-    return (stage.folder / MANIFEST).exists()
-
-
-def _failure(stage: PlannedStage, begun: float) -> str | None:
-    """Why a stage failed that was due at the time `begun`; None if it was not run, because one that it needs failed."""
-    log, state = stage.folder / LOG, read_stage_file(stage.folder)
-    if not log.exists() or log.stat().st_mtime < begun:
-        return None
-    if state is not None and state["status"] == "failed":
-        return state["error"]
+def _error(stage: PlannedStage, before: _Trace, begun: Begun, ended: Ended) -> str | None:
+    """Why a stage failed that was begun; None if it did not, but ended with Snakemake."""
+    now = _Trace.of(stage)
+    state = None if now.state == before.state else now.state
     if disk_is_full(stage.folder):
-        return "the disk is full"
-    last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
-    if state is None:
-        return "\n".join(last_lines)  # refused before it began
-    return "\n".join(["its process was killed; most often the machine ran out of memory", *last_lines])
+        return f"the disk is full ({os.strerror(errno.ENOSPC)}). {AFTER_DISK_FULL}"
+    if state is not None and state["status"] == "failed":
+        return state.get("error", "")
+    if begun.exit_code == ORPHANED or (begun.exit_code is None and ended.killed):
+        return None
+    if begun.complaint:
+        return begun.complaint
+    said = _said(stage.folder / LOG, before.log_bytes)
+    signal = (begun.exit_code or 0) - 128
+    if begun.exit_code is None or signal == SIGKILL:
+        return "\n".join(["its process was killed; most often the machine ran out of memory", *said])
+    if signal > 0:
+        return "\n".join([f"its process was ended by signal {signal_name(signal)}", *said])
+    if not said:
+        return f"its process ended with exit code {begun.exit_code} and said nothing"
+    return "\n".join(said)
 
 
-def _described(planned: dict[str, PlannedStage], failed: dict[str, Failure]) -> dict[str, Any]:
-    """The plan as `epsdpo.progress` reads it, also from another process."""
-    stages = {name: {"stage": stage.stage, "folder": str(stage.folder.resolve())} for name, stage in planned.items()}
+def _said(log: Path, from_byte: int) -> list[str]:
+    """The last lines that a stage has added to its log; of a traceback first the last, which is the error."""
+    if not log.is_file():
+        return []
+    text = log.read_bytes()[from_byte:].decode("utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    last = lines[-_LAST_LINES:]
+    return [last[-1], *last[:-1]] if "Traceback (most recent call last):" in lines else last
+
+
+def _write_plan(planned: dict[str, PlannedStage], failed: dict[str, Failure], run_dir: Path) -> None:
+    """The plan as `epsdpo.progress` reads it, also from another process, and wherever the run folder lies by then."""
+    stages = {name: {"stage": stage.stage, "folder": _place(stage.folder, run_dir)} for name, stage in planned.items()}
     for name, failure in failed.items():
-        stages[name] = {"stage": name.split("/")[-1], "folder": str(failure.folder.resolve()), "error": failure.error}
-    return {"stages": stages}
+        error = {"error": failure.error} if name not in planned else {}
+        stages[name] = {"stage": name.split("/")[-1], "folder": _place(failure.folder, run_dir), **error}
+    with written_whole(run_dir / STATE_FOLDER / PLAN_FILE) as partial:
+        partial.write_text(json.dumps({"stages": stages}, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with written_whole(path) as partial:
-        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+def _place(folder: Path, run_dir: Path) -> str:
+    return folder.relative_to(run_dir).as_posix()

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import hashlib
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from typing import Any
 import nbformat
 import papermill
 from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelManager
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
@@ -34,11 +36,13 @@ from epsdpo.claims.settings import fixed_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, load_saved
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.loading import require_no_own_code
-from epsdpo.manifest import MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
+from epsdpo.manifest import LOG, MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.models import MODEL_FOLDER
 from epsdpo.paths import REPOSITORY, resolve_path
+from epsdpo.progress import progress_mark
 from epsdpo.record import first_step, incompleteness
 from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, tested_on, titles_in
+from epsdpo.verify import check_inputs
 
 TIMED_OUT = 124  # the exit code of `timeout`
 
@@ -137,7 +141,8 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         time_limit: hours after which this whole process is ended, with exit code 124.
 
     Raises:
-        ConfigError: before a kernel starts, if a parameter is unknown, missing or mistyped, or an input is not there.
+        ConfigError: before a kernel starts, if a parameter is unknown, missing or mistyped, or an input is not there or
+            no longer as its stage left it.
         StageError: if the notebook is not there, a cell fails, or the kernel dies. No manifest is left.
     """
     output_dir = Path(output_dir)
@@ -146,6 +151,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
     parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
     inputs, experiment = _inputs(parameters), _experiment(parameters)
+    check_inputs(inputs, output_dir)
     require_no_own_code(
         [] if experiment is None else [experiment],
         [folder / MODEL_FOLDER for folder in inputs if (folder / MODEL_FOLDER).is_dir()],
@@ -158,7 +164,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
     for left_over in (output_dir / MANIFEST, executed, page):
         left_over.unlink(missing_ok=True)
     started = datetime.now(UTC)
-    state = {"stage": stage, "parts": parts, "started": started}
+    state = {"stage": stage, "parts": parts, "started": started, **_left_by_others(output_dir)}
     write_stage_file(output_dir, **state)
 
     def fail(problem: str, exit_code: int) -> None:
@@ -181,6 +187,12 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         started=started,
         repository=REPOSITORY,
     )
+
+
+def _left_by_others(output_dir: Path) -> dict[str, Any]:
+    """What lies in the folder as a stage begins, so that none of it is taken for this process's progress."""
+    log = output_dir / LOG
+    return {"log_bytes": log.stat().st_size if log.is_file() else 0, "progress": progress_mark(output_dir)}
 
 
 @contextlib.contextmanager
@@ -262,8 +274,28 @@ def _settings_and_inputs(
     return {**settings_of(stage, experiment), **figures}, inputs
 
 
+class _Client(AsyncKernelClient):
+    """Removes the file with the key to the kernel once both ends have read it, so that no kill leaves it behind."""
+
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
+        await super().wait_for_ready(timeout)
+        Path(self.connection_file).unlink(missing_ok=True)
+
+
 class _OwnKernelManager(AsyncKernelManager):
     """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
+
+    key_file_prefix: str  # of the stage
+
+    @default("client_factory")
+    def _removes_the_key(self) -> type:
+        return _Client
+
+    @default("connection_file")
+    def _key_file_of_the_stage(self) -> str:
+        handle, name = tempfile.mkstemp(prefix=self.key_file_prefix, suffix=".json")
+        os.close(handle)
+        return name
 
     @property
     def kernel_spec(self) -> KernelSpec:
@@ -283,17 +315,21 @@ class _OwnKernelManager(AsyncKernelManager):
 
 def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
     """Run all cells, saving as they finish, and return what went wrong, or None."""
+    prefix = f"epsdpo-kernel-{hashlib.sha256(os.fsencode(executed.resolve())).hexdigest()[:16]}-"
+    for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
+        with contextlib.suppress(OSError):
+            left_over.unlink()
     try:
         result = papermill.execute_notebook(
-            notebook,
-            executed,
+            _literal(notebook),
+            _literal(executed),
             parameters,
             kernel_name="python3",
             language="python",
             progress_bar=False,
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
-            kernel_manager_class=_OwnKernelManager,
+            kernel_manager_class=type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix}),
             iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
         )
     except PapermillExecutionError as error:
@@ -310,6 +346,11 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str 
         # papermill takes sys.exit(0) for success although the cells after it were not run.
         return "a cell left the notebook early by exit(); let it run to its last cell"
     return None
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces, and to which a dash at the beginning means a pipe."""
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
 
 
 def _write_page(executed: Path, page: Path, title: str) -> None:

@@ -1,10 +1,11 @@
 # The batch that `epsdpo.runner` wrote down, as rules. It is generated there and meant for nobody to edit or call.
 # A stage is its manifest: nothing else is declared, so nothing else is ever taken for a result, or deleted.
+# All paths are relative to the folder that Snakemake works in, so that no name of a user's is taken for a pattern.
 
 import json
 from pathlib import Path
 
-STAGES = json.loads(Path(config["batch"]).read_text(encoding="utf-8"))
+STAGES = json.loads(Path("batch.json").read_text(encoding="utf-8"))
 
 
 rule all:
@@ -15,7 +16,7 @@ rule all:
 for stage in STAGES:
 
     rule:
-        name: stage["name"].replace("/", "__")
+        name: stage["name"]
         input:
             stage["needs"],
         output:
@@ -25,7 +26,5 @@ for stage in STAGES:
         resources:
             gpu=stage["gpus"],
             runtime=stage["minutes"],
-        params:
-            command=stage["command"],
         shell:
-            "{params.command}"
+            ". stages/{rule}.sh"

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
+import filelock
 import numpy as np
 import pandas as pd
 import torch
@@ -56,6 +58,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _CHECKSUMS = "checksums.json"
+_CLAIM = "claim"  # locked in a folder by the process that builds in it
 _DEFAULT_SFT = SftSettings()
 
 
@@ -183,8 +186,8 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
     if _is_intact(target):
         return target
     cache_dir().mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{kind}-", dir=cache_dir()) as scratch:
-        folder = Path(scratch) / "new"
+    with _scratch(kind) as scratch:
+        folder = scratch / "new"
         folder.mkdir()
         build(folder)
         (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
@@ -192,7 +195,7 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
         if target.exists() and not _is_intact(target):
             logger.warning("%s is damaged and was built again", target)
             with contextlib.suppress(FileNotFoundError):
-                target.rename(Path(scratch) / "damaged")
+                target.rename(scratch / "damaged")
         try:
             folder.rename(target)
             flush_to_disk(target.parent)
@@ -200,6 +203,23 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
             if not _is_intact(target):
                 raise
     return target
+
+
+@contextlib.contextmanager
+def _scratch(kind: str) -> Iterator[Path]:
+    """A folder of the cache to build in, gone in the end; those that killed processes have left go as well."""
+    with filelock.FileLock(cache_dir() / ".lock"):  # a new folder is not to be seen before it is claimed
+        for left_over in cache_dir().glob(f".{kind}-*"):
+            with contextlib.suppress(OSError), filelock.FileLock(left_over / _CLAIM, timeout=0):  # a Timeout is one
+                shutil.rmtree(left_over)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache_dir()))
+        claim = filelock.FileLock(scratch / _CLAIM)
+        claim.acquire()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        claim.release()
 
 
 def _source_digest() -> str:

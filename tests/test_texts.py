@@ -164,15 +164,13 @@ def test_a_table_that_is_no_utf8_is_refused_by_name(tmp_path, suffix):
 )
 def test_names_and_titles_are_refused_before_anything_runs(changes, key):
     values = {"name": "run", "method": "dpo", "train": {"beta": 0.1}} | changes
-    with pytest.raises(ConfigError, match=f"run.yaml: {key}.*(half of a character|zero byte)"):
+    with pytest.raises(ConfigError, match=f"run.yaml: {key}.*(half a character|zero byte)"):
         check_experiment(values, where="run.yaml")
 
 
 def test_overrides_and_arguments_are_refused(tmp_path, capsys):
-    overrides = parse_overrides(['title="\\ud83d"'])
-    with pytest.raises(ConfigError, match="--set: title is .* half of a character"):
-        values = {"name": "run", "method": "dpo", "train": {}} | overrides
-        check_experiment(values, where="run.yaml", layers=[("--set", overrides)])
+    with pytest.raises(ConfigError, match="--set: title is .* half a character"):
+        parse_overrides(['title="\\ud83d"'])
     assert main(["status", f"{tmp_path}/\udcff"]) == 2
     assert "is not UTF-8" in capsys.readouterr().err
 
@@ -180,13 +178,13 @@ def test_overrides_and_arguments_are_refused(tmp_path, capsys):
 def test_a_value_that_holds_itself_is_refused(tmp_path):
     values = {"name": "run", "method": "dpo", "train": {}}
     values["train"]["x"] = values["train"]
-    with pytest.raises(ConfigError, match="holds itself"):
+    with pytest.raises(ConfigError, match="train is nested more than 20 deep"):
         check_experiment(values, where="run.yaml")
 
 
 def test_claims_are_refused(tmp_path):
     (tmp_path / "claims.yaml").write_text('claims:\n- {name: "\\ud83d"}\n')
-    with pytest.raises(ConfigError, match=r"claims.0.name is .* half of a character"):
+    with pytest.raises(ConfigError, match=r"claims.0.name is .* half a character"):
         read_claims(tmp_path / "claims.yaml")
 
 

@@ -24,7 +24,7 @@ from epsdpo.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.keys import key_of
 from epsdpo.loading import require_no_own_code
-from epsdpo.manifest import MANIFEST, read_manifest
+from epsdpo.manifest import read_manifest
 from epsdpo.models import model_identity, reference_source
 from epsdpo.run_folder import BENCHMARKS, experiments_in, finished_analyses
 
@@ -104,7 +104,7 @@ def renew_report(run_dir: Path) -> list[str]:
 
     report = run_dir / "report"
     manifest = read_manifest(report)
-    if manifest is None or manifest["key_parts"]["inputs"] == finished_analyses(run_dir):
+    if manifest is None or manifest.get("key_parts", {}).get("inputs") == finished_analyses(run_dir):
         return []
     try:
         run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
@@ -130,7 +130,7 @@ def harness_version() -> str:
 def _models(run_dir: Path, show: Callable) -> Iterator[Model]:
     trained = []
     for name, experiment in experiments_in(run_dir).items():
-        if (run_dir / name / "train" / MANIFEST).exists():
+        if read_manifest(run_dir / name / "train") is not None:
             trained.append(experiment)
         else:
             show(f"{name} is not trained yet, and left out")

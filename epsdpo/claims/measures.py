@@ -16,13 +16,13 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.claims.settings import recipe_and_world
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.keys import setting_of
-from epsdpo.manifest import MANIFEST, read_manifest
+from epsdpo.manifest import read_manifest
 from epsdpo.plots.runs import family_of
 from epsdpo.record import incompleteness, read_pairs
 from epsdpo.report import origin_of
-from epsdpo.run_folder import SUMMARY
+from epsdpo.run_folder import SUMMARY, experiments_in
 from epsdpo.trajectory import DECISIONS, summarise
 
 WITHIN_TRAINING = "checkpoints.csv"  # of 04_evaluate, where checkpoints were evaluated
@@ -43,12 +43,12 @@ def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path
     """Name -> folder and experiment of the runs of these recipes that are trained and evaluated."""
     wanted = set(recipes)
     runs = {}
-    for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}")):
-        folder = file.parent
-        recipe, world = recipe_and_world(folder.name)
-        stages = (folder / "train" / MANIFEST, folder / "evaluate" / MANIFEST)
-        if recipe in wanted and world is not None and all(stage.exists() for stage in stages):
-            runs[folder.name] = (folder, load_saved(file))
+    for name, experiment in experiments_in(run_dir).items():
+        folder = run_dir / name
+        recipe, world = recipe_and_world(name)
+        finished = all(read_manifest(folder / stage) is not None for stage in ("train", "evaluate"))
+        if recipe in wanted and world is not None and finished:
+            runs[name] = (folder, experiment)
     return runs
 
 

@@ -17,9 +17,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
-from epsdpo.experiment.check import unwritable
 from epsdpo.experiment.methods import SHARED_PASS
 from epsdpo.experiment.section import Section
+from epsdpo.experiment.values import unusable
 from epsdpo.files import written_whole
 
 CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
@@ -131,9 +131,9 @@ def read_claims(path: str | Path) -> Claims:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such claims file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-    if problems := [f"{path}: {'.'.join(map(str, key))} {problem}" for key, problem in unwritable(values)]:
+    if problems := [f"{path}: {'.'.join(map(str, key))} {problem}" for key, problem in unusable(values)]:
         raise ConfigError("\n".join(problems))
     try:
         return Claims.model_validate(values)
@@ -208,5 +208,11 @@ def fixed_claims(run_dir: Path) -> tuple[str, Claims]:
     path = run_dir / CLAIMS_FILE
     if not path.exists():
         raise ConfigError(f"{path}: no such file. Give the folder of a batch that was run with --claims")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return content["fixed_at"], Claims.model_validate(content["claims"])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return content["fixed_at"], Claims.model_validate(content["claims"])
+    except (IsADirectoryError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as the claims that were fixed before the runs ({' '.join(str(error).split())}). "
+            "Restore it: what they were cannot be known otherwise"
+        ) from error

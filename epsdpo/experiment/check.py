@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
 from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
-from epsdpo.texts import is_writable, texts_in
+from epsdpo.experiment.values import unusable
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
@@ -34,10 +34,11 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
         ConfigError: one line for each unknown, missing or mistyped key. Those of `train` are looked at last, since
             that needs trl; values that the trainer's own config refuses are reported once all names are right.
     """
+    unfit = [(key, f"{'.'.join(map(str, key))} {problem}") for key, problem in unusable(values)]
+    if unfit:
+        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in unfit))
     values = dict(values)
     values.setdefault("title", values.get("name"))
-    if problems := [(key, f"{'.'.join(map(str, key))} {problem}") for key, problem in unwritable(values)]:
-        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))
     try:
         experiment = Experiment.model_validate(values)
     except ValidationError as error:
@@ -48,20 +49,6 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
     if problems:
         raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))
     return experiment
-
-
-def unwritable(values: Any) -> Iterator[tuple[tuple, str]]:
-    """Where nested values hold a text that pages, figures and paths cannot, and the problem in words."""
-    try:
-        texts = list(texts_in(values))
-    except RecursionError:
-        yield (), "a value holds itself, by an alias of YAML. Write it out"
-        return
-    for at, text in texts:
-        if not is_writable(text):
-            yield at, f"is {text!r}, which holds half of a character. Write the character itself, not by \\u escapes"
-        elif "\0" in text:
-            yield at, f"is {text!r}, which holds a zero byte. Remove it"
 
 
 def _place(location: Sequence[Any], layers: Layers) -> str | None:

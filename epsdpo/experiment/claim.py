@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from epsdpo.experiment.load import load_experiment
 from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS, ConfigError, Experiment, ModelSection
@@ -30,8 +31,24 @@ def save_experiment(experiment: Experiment, path: str | Path) -> None:
 
 
 def load_saved(path: str | Path) -> Experiment:
-    """Read back what `save_experiment` wrote: it was checked in full then, so that trl need not be loaded."""
-    return Experiment.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    """Read back what `save_experiment` wrote: it was checked in full then, so that trl need not be loaded.
+
+    Raises:
+        ConfigError: naming the file, if it is damaged, or was written by a version with other keys.
+    """
+    try:
+        return Experiment.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(
+            f"{path} cannot be read as the config of a run ({_in_short(error)}). Restore it, or move its folder away"
+        ) from error
+
+
+def _in_short(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc'])) or 'its content'}: {first['msg']}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def claim_folder(

@@ -17,7 +17,7 @@ import yaml
 from epsdpo.experiment.check import Checked, Layers, check_experiment
 from epsdpo.experiment.schema import ConfigError, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, point_names, point_title, sweep_points
-from epsdpo.experiment.values import merged, nested
+from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
 
 BASE_MARK = "_"  # begins the names of files that are there to be extended, and are no experiments themselves
 
@@ -149,10 +149,14 @@ def _read_mapping(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     except FileNotFoundError as error:
         reader = f", which {above[-1]} extends" if above else ""
         raise ConfigError(f"{path}: no such config file{reader}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: {TOO_DEEP}") from error
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected keys and values at the top level, got {type(values).__name__}")
+    if unfit := [f"{path}: {'.'.join(map(str, key))} {problem}" for key, problem in unusable(values)]:
+        raise ConfigError("\n".join(unfit))
     return values
 
 

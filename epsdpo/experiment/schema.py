@@ -9,6 +9,7 @@ Each description ends with the source of what it says: [P] the paper, [R] its re
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -286,7 +287,8 @@ class EvaluateSection(Section):
 class Experiment(Section):
     """One run: a method on a model and data, with everything that decides its outcome."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = Field(
+    # Files of the run are called by it, with up to fifty characters more; a file's name has 255 at most.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = Field(
         description="Name of the run folder; by default the file's name. [K]"
     )
     title: str = Field(description="How figures and tables call this run; by default its name. [K]")
@@ -307,6 +309,17 @@ class Experiment(Section):
     evaluate: EvaluateSection | None = Field(
         None, description="How the trained policy is compared with its reference; null skips that stage. [K]"
     )
+
+    @field_validator("title")
+    @classmethod
+    def _can_be_shown(cls, title: str) -> str:
+        if not title.strip():
+            raise ValueError(f"{title!r} says nothing. Write one, or leave the key out for the experiment's name")
+        if title.startswith("_"):
+            raise ValueError(f"{title!r} begins with '_', and legends of figures leave out what does. Change it")
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in title):
+            raise ValueError(f"{title!a} holds control characters, or half of one. Write plain text in one line")
+        return title
 
     @field_validator("method", mode="before")
     @classmethod

@@ -16,7 +16,7 @@ import yaml
 
 from epsdpo.experiment.keys import FILE_KEYS, check_key
 from epsdpo.experiment.schema import ConfigError
-from epsdpo.experiment.values import overlap, value_text
+from epsdpo.experiment.values import TOO_DEEP, overlap, unusable, value_text
 
 OVERRIDE = "--set"
 
@@ -44,8 +44,12 @@ def parse_overrides(arguments: Iterable[str]) -> Point:
         _refuse_overlap([*overrides, key], where)
         try:
             overrides[key] = yaml.safe_load(text)
+        except RecursionError as error:
+            raise ConfigError(f"{OVERRIDE} {key}: the value is {TOO_DEEP}") from error
         except yaml.YAMLError as error:
             raise ConfigError(f"{where}: the value is not readable as YAML; put it in quotes ({error})") from error
+        for place, problem in unusable({key: overrides[key]}):
+            raise ConfigError(f"{OVERRIDE}: {'.'.join(map(str, place))} {problem}")
     return overrides
 
 

@@ -6,10 +6,15 @@ Plain dictionaries in and out; which names a config may use is the business of `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+
+from epsdpo.texts import is_writable
+
+DEEPEST = 20  # more than any key takes
+TOO_DEEP = f"nested more than {DEEPEST} deep. Write it flat"
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,6 +47,35 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def overlap(one: str, other: str) -> bool:
     """Whether two dotted names state the same value, or one states a part of the other's."""
     return one == other or one.startswith(f"{other}.") or other.startswith(f"{one}.")
+
+
+def unusable(values: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
+    """(where, what is wrong) for each value of nested ones that nothing could be done with, whatever its key means.
+
+    It does not recurse, so that it can be asked first.
+    """
+    pending: list[tuple[tuple[Any, ...], Any]] = [((), values)]
+    deepest: dict[int, int] = {}  # at which each mapping and list was met; YAML's aliases make one stand in many places
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, (Mapping, list)):
+            if deepest.get(id(value), -1) >= len(place):
+                continue
+            deepest[id(value)] = len(place)
+        if len(place) > DEEPEST:
+            yield place[:1], f"is {TOO_DEEP}"
+            return
+        if isinstance(value, Mapping):
+            pending += [((*place, key), inner) for key, inner in value.items()]
+            pending += [((*place, ascii(key)), key) for key in value]
+        elif isinstance(value, list):
+            pending += [((*place, number), inner) for number, inner in enumerate(value)]
+        elif isinstance(value, float) and not math.isfinite(value):
+            yield place, f"is {value}, which is no finite number. Write one, or leave the key out"
+        elif isinstance(value, str) and not is_writable(value):
+            yield place, f"is {value!a}, which holds half a character (a surrogate). Write the character itself"
+        elif isinstance(value, str) and "\0" in value:
+            yield place, f"is {value!r}, which holds a zero byte. Remove it"
 
 
 def value_text(value: Any) -> str:

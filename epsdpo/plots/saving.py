@@ -13,6 +13,7 @@ import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
+from epsdpo.csv_files import write_csv
 from epsdpo.plots.publication import fit_for_print
 
 SCREEN_DPI, PRINT_DPI = 160, 300
@@ -57,7 +58,7 @@ def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, pub
     # many journals.
     with matplotlib.rc_context({"pdf.fonttype": 42}):
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": words})
-    data.to_csv(path.with_suffix(".csv"), index=False)
+    write_csv(data, path.with_suffix(".csv"))
     path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
     return Picture(picture, caption)
 

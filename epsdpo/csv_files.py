@@ -1,0 +1,31 @@
+"""Tables as CSV that opens in a spreadsheet as what it is: text of others must not be taken for a formula there."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# What makes spreadsheets calculate, with what some of them skip before it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def write_csv(table: pd.DataFrame, path: str | Path) -> None:
+    """Write a table without its index; text that a spreadsheet would calculate gets an apostrophe, which makes it text.
+
+    Numbers stay as they are.
+    """
+    safe = table.rename(columns=_as_text)
+    for place, kind in enumerate(safe.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            safe.isetitem(place, safe.iloc[:, place].map(_as_text, na_action="ignore"))
+    safe.to_csv(path, index=False)
+
+
+def _as_text(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value  # a number as text
