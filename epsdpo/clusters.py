@@ -95,8 +95,8 @@ def resamples(clusters: np.ndarray, samples: int, seed: int) -> Iterator[np.ndar
         yield drawn if len(members) == clusters.size else np.concatenate([members[number] for number in drawn])
 
 
-def standard_error(values: Sequence[float], prompts: Sequence[str] | None = None) -> float:
-    """Of the mean of the values; NaN where all are about one prompt.
+def standard_error(values: Sequence[float], prompts: Sequence[str] | None = None, scale: float = 1.0) -> float:
+    """Of the mean of the values, times `scale` (100 for percent of shares); NaN where all are about one prompt.
 
     √(G/(G-1) Σ_g (Σ_{i in g} (x_i - mean))²) / n over G conversations, which is deviation (n - 1) / √n for G = n.
     """
@@ -106,9 +106,9 @@ def standard_error(values: Sequence[float], prompts: Sequence[str] | None = None
     if groups < 2:
         return float("nan")
     if groups == values.size:
-        return float(values.std(ddof=1) / np.sqrt(values.size))
+        return float(scale * values.std(ddof=1) / np.sqrt(values.size))
     sums = np.bincount(clusters, weights=values - values.mean())
-    return float(np.sqrt(groups / (groups - 1) * (sums**2).sum()) / values.size)
+    return float(scale * np.sqrt(groups / (groups - 1) * (sums**2).sum()) / values.size)
 
 
 def share_interval(hits: Sequence[bool], prompts: Sequence[str] | None = None, level: float = 0.95) -> Interval:

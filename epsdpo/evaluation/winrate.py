@@ -94,7 +94,7 @@ def win_rate(preferences: Sequence[float | None], prompts: Sequence[str] | None 
         n_losses=scored.size - n_wins - n_draws,
         n_draws=n_draws,
         win_rate=100.0 * float(scored.mean()),
-        standard_error=100.0 * standard_error(scored, prompts),
+        standard_error=standard_error(scored, prompts, scale=100.0),
         discrete_win_rate=100.0 * (n_wins + 0.5 * n_draws) / scored.size,
     )
 
