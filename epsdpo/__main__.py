@@ -6,6 +6,7 @@ It reads arguments, turns errors into messages and exit codes, and leaves the wo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -172,13 +173,15 @@ def _say(text: str) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from epsdpo.checking import check_configs
+    from epsdpo.checking import check_configs, text_of
 
     paths = [resolve_path(path) for path in options.config]
+    found = check_configs(paths, parse_overrides(options.overrides), options.num_processes)
     failed = 0
-    for checked in check_configs(paths, parse_overrides(options.overrides), options.num_processes):
-        _say(checked.text())
-        failed += checked.fails
+    for _, in_folder in itertools.groupby(found, key=lambda checked: checked.file.parent):
+        checks = list(in_folder)
+        _say(text_of(checks))
+        failed += sum(checked.fails for checked in checks)
     return REFUSED if failed else 0
 
 
