@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from epsdpo.config import EpsilonDPOConfig
 from epsdpo.criterion_precision import measure_pairs
 from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import load_frozen, precision_of
-from epsdpo.experiment import Experiment
+from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
 from epsdpo.paths import resolve_path
@@ -38,6 +37,9 @@ def typical_runs(runs: Sequence[Run]) -> list[Run]:
 
     A recipe is what remains of an experiment without names, seeds and the criterion's precision, which the measurement
     sets itself. It is the more typical, the more runs of the batch share each of its training settings.
+
+    Raises:
+        ConfigError: if there is none.
     """
     common = Counter(item for run in runs for item in _training_settings(run.experiment))
     found = []
@@ -51,6 +53,11 @@ def typical_runs(runs: Sequence[Run]) -> list[Run]:
                 recipes.values(), key=lambda alike: sum(common[i] for i in _training_settings(alike[0].experiment))
             )
             found += {_world_seed(run.experiment): run for run in reversed(best)}.values()
+    if not found:
+        raise ConfigError(
+            "no finished run of DPO or ε-DPO without model.lora: there is no policy to measure. Give the folder of a "
+            "batch that has one, such as runs/paper-mini"
+        )
     return found
 
 
@@ -109,7 +116,7 @@ def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(
             {
                 "recipe": _recipe(experiment),
-                "epsilon": experiment.training_arguments()["epsilon"],
+                "epsilon": experiment.criterion()["epsilon"],
                 "seed": f"{_world_seed(experiment)}/{experiment.seed}",
                 "precision": _precision(experiment),
                 "run": experiment.title,
@@ -164,7 +171,7 @@ def shares_in_training(runs: Sequence[Run]) -> pd.DataFrame:
         One row per precision and ε: precision, epsilon, runs, relaxed, tied, tightened, mean_step.
     """
     rows = [
-        {"precision": _precision(run.experiment), "epsilon": run.experiment.training_arguments()["epsilon"]}
+        {"precision": _precision(run.experiment), "epsilon": run.experiment.criterion()["epsilon"]}
         | {name: run.trajectory[name] for name in (*DECISIONS, "mean_step")}
         for run in runs
         if run.experiment.method == "epsilon_dpo"
@@ -246,6 +253,7 @@ def _recipe(experiment: Experiment) -> str:
     values = experiment.model_dump(exclude={"name": True, "title": True, "seed": True, "trajectory": True})
     for key in ("criterion_dtype", *_ONLY_LOOKING):
         values["train"].pop(key, None)
+    values["train"] |= {key: value for key, value in experiment.criterion().items() if key == "epsilon"}
     values["data"]["world"].pop("seed")
     (values["evaluate"] or {}).pop("checkpoints", None)
     return json.dumps(values, sort_keys=True, default=str)
@@ -265,7 +273,7 @@ def _told_apart(recipes: pd.Series) -> list[str]:
 
 
 def _precision(experiment: Experiment) -> str:
-    return experiment.train.get("criterion_dtype", EpsilonDPOConfig.criterion_dtype)
+    return experiment.criterion()["criterion_dtype"]
 
 
 def _training_settings(experiment: Experiment) -> list[tuple[str, str]]:

@@ -14,14 +14,16 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.between_runs import head_to_head, with_win_rate
-from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.judging.results import completeness
-from epsdpo.manifest import MANIFEST
+from epsdpo.manifest import MANIFEST, STAGE_FILE, read_manifest
+from epsdpo.models import MODEL_FOLDER
 from epsdpo.record import read_steps
-from epsdpo.run_folder import SUMMARY
+from epsdpo.run_folder import SUMMARY, experiment_of
 from epsdpo.trajectory import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
+NO_JUDGE = "no judge was asked for"
 PAGE = "notebook.html"
 
 
@@ -52,16 +54,18 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
     """
     batch_dir = Path(batch_dir)
     runs, unfinished = [], []
-    for file in sorted(batch_dir.glob(f"*/{EXPERIMENT_FILE}")):
-        folder = file.parent
-        if not (folder / "train" / MANIFEST).exists():
+    # One experiment's own folder, as `epsdpo.train` leaves it, is a batch of one.
+    alone = (batch_dir / "train" / EXPERIMENT_FILE).exists()
+    folders = [batch_dir] if alone else sorted(file.parent for file in batch_dir.glob(f"*/{EXPERIMENT_FILE}"))
+    for folder in folders:
+        if not _is_trained(folder / "train"):
             unfinished.append(folder.name)
             continue
         summary = folder / "evaluate" / SUMMARY
         runs.append(
             Run(
                 directory=folder,
-                experiment=load_saved(file),
+                experiment=experiment_of(folder / "train"),
                 steps=read_steps(folder / "train"),
                 trajectory=summarise(folder / "train"),
                 evaluation=json.loads(summary.read_text(encoding="utf-8")) if summary.exists() else None,
@@ -69,22 +73,28 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         )
     if not runs:
         raise FileNotFoundError(
-            f"{batch_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo"
+            f"{batch_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo, or run 02_train"
         )
     return sorted(runs, key=lambda run: (run.experiment.method != "dpo", run.experiment.name)), unfinished
+
+
+def _is_trained(train_dir: Path) -> bool:
+    """Whether a stage has finished there, or a notebook by hand or a launcher, which leave no manifest."""
+    by_a_stage = (train_dir / MANIFEST).exists() or (train_dir / STAGE_FILE).exists()
+    return (train_dir / MANIFEST).exists() if by_a_stage else (train_dir / MODEL_FOLDER).is_dir()
 
 
 def results_table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: title, settings, β, decisions, and the evaluation's numbers with their intervals."""
     rows = []
     for run in runs:
-        train = run.experiment.training_arguments()
+        criterion = run.experiment.criterion()
         rows.append(
             {
                 "title": run.experiment.title,
                 "method": run.experiment.method,
-                "epsilon": train.get("epsilon"),
-                "criterion": train.get("criterion_dtype"),
+                "epsilon": criterion.get("epsilon"),
+                "criterion": criterion.get("criterion_dtype"),
                 **run.trajectory,
                 **(run.evaluation or {}),
             }
@@ -129,7 +139,7 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             lambda row: "–" if row.isna().any() else "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1
         )
 
-    judged = results.reindex(columns=["n_scored", "n_total"])
+    judged = results.reindex(columns=["judge", "n_scored", "n_total"])
     return pd.DataFrame(
         {
             "run": results["title"],
@@ -140,8 +150,8 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             "gold reward": measure("policy_gold", ".3f"),
             "characters": results["policy_avg_length"],
             "judged": [
-                f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
-                for scored, total in judged.itertuples(index=False)
+                NO_JUDGE if pd.isna(judge) and pd.isna(scored) else f"{scored:.0f} of {total:.0f}"
+                for judge, scored, total in judged.itertuples(index=False)
             ],
         }
     ).set_index("run")
@@ -175,7 +185,7 @@ def headline(runs: list[Run]) -> str:
 
 
 def _evaluation_in_words(summary: dict[str, Any]) -> str:
-    text = ""
+    text = f"; {NO_JUDGE}" if summary.get("judge", "") is None else ""
     if "win_rate" in summary:
         opponent = "its reference" if summary["against"] == "reference" else "the given responses"
         text += (
@@ -213,6 +223,29 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
+def shared_links(runs: list[Run], page_dir: str | Path) -> str:
+    """HTML: the pages of what runs were made from, such as prepared data, each with the runs that share it."""
+    users: dict[Path, list[str]] = {}
+    for run in runs:
+        parameters = (read_manifest(run.directory / "train") or {}).get("parameters", {})
+        for name in ("data_dir", "sft_dir"):
+            if parameters.get(name):
+                # A batch folder may have been moved as a whole since.
+                users.setdefault(run.directory.parent / Path(parameters[name]).name, []).append(run.experiment.title)
+    items = []
+    for folder, titles in users.items():
+        if (folder / PAGE).exists():
+            link = html.escape(os.path.relpath((folder / PAGE).resolve(), Path(page_dir).resolve()))
+            items.append(f'<li><a href="{link}">{html.escape(folder.name)}</a>: {html.escape(", ".join(titles))}</li>')
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def no_win_rates(results: pd.DataFrame) -> str:
+    """Why no run of a table of results has a win rate, in a sentence."""
+    asked = "judge" in results and results["judge"].notna().any()
+    return "No run of this folder was judged." if asked or "judge" not in results else "No judge was asked for."
+
+
 def provenance(runs: list[Run]) -> pd.DataFrame:
     """What each run came from: git commit, seed, package versions, machine and time, read from its manifest."""
     return pd.DataFrame(
@@ -220,12 +253,14 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
             {"run": run.experiment.title, "seed": run.experiment.seed, **origin_of(run.directory / "train")}
             for run in runs
         ]
-    )
+    ).fillna("–")
 
 
 def origin_of(train_dir: Path) -> dict[str, str]:
     """Git commit, package versions, machine and time of one training, read from its manifest."""
-    manifest = json.loads((train_dir / MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_manifest(train_dir)
+    if manifest is None:
+        return {"commit": "not recorded: trained by hand"}
     git, packages = manifest["git"], manifest["packages"]
     return {
         "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),

@@ -304,6 +304,12 @@ def test_measures_of_runs_that_are_trained_and_evaluated(tmp_path):
     assert two["tightened_margin"] == pytest.approx(0.1 * (0.5 - 1.0))  # β̃ times the log-ratio margins
 
 
+def test_a_folder_without_a_finished_run_says_so(tmp_path):
+    (write_run(tmp_path, "a", 1) / "evaluate" / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="holds no finished run, trained and evaluated, of a recipe of its claims"):
+        finished_runs(tmp_path, ["a"])
+
+
 def test_bounds_early_and_late_are_weighted_by_their_pairs():
     """Early: (3 · 0.006 + 1 · 0.010) / 4; late: all checkpoints after a fifth of the epoch; ties count for nothing."""
     rows = [(0.1, "relaxed", 3, 0.006), (0.1, "tightened", 1, 0.010), (0.1, "tied", 9, np.nan)]

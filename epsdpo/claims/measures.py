@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.claims.settings import recipe_and_world
-from epsdpo.experiment import EXPERIMENT_FILE, Experiment, load_saved
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
 from epsdpo.manifest import MANIFEST, read_manifest
 from epsdpo.plots.runs import family_of
 from epsdpo.record import read_pairs
@@ -38,7 +38,11 @@ _EVALUATED = (
 
 
 def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path, Experiment]]:
-    """Name -> folder and experiment of the runs of these recipes that are trained and evaluated."""
+    """Name -> folder and experiment of the runs of these recipes that are trained and evaluated.
+
+    Raises:
+        ConfigError: if there is none yet.
+    """
     wanted = set(recipes)
     runs = {}
     for file in sorted(run_dir.glob(f"*/{EXPERIMENT_FILE}")):
@@ -47,6 +51,11 @@ def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path
         stages = (folder / "train" / MANIFEST, folder / "evaluate" / MANIFEST)
         if recipe in wanted and world is not None and all(stage.exists() for stage in stages):
             runs[folder.name] = (folder, load_saved(file))
+    if not runs:
+        raise ConfigError(
+            f"{run_dir} holds no finished run, trained and evaluated, of a recipe of its claims. Give its command "
+            "again, e.g. make paper-mini, or name a folder that has one"
+        )
     return runs
 
 
@@ -96,9 +105,7 @@ def _settings(name: str, experiment: Experiment) -> dict[str, Any]:
         "family": family_of(experiment),
         "method": experiment.method,
         "beta": train.get("beta"),
-        "epsilon": train.get("epsilon"),
-        "epsilon_step": train.get("epsilon_step", train.get("epsilon")),
-        "criterion_dtype": train.get("criterion_dtype"),
+        **{key: experiment.criterion().get(key) for key in ("epsilon", "epsilon_step", "criterion_dtype")},
         "label_temperature": experiment.data.world.label_temperature,
     }
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from epsdpo.experiment.methods import METHODS, ONLY_UNDER
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
 from epsdpo.experiment.values import value_text
 
@@ -88,6 +89,15 @@ def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field
     ours_first = sorted(parents, key=lambda parent: not parent.__module__.startswith("epsdpo."))
     names = dict.fromkeys(name for parent in ours_first for name in parent.__dict__.get("__annotations__", {}))
     return {name: (fields[name], types[name]) for name in names if name in fields and name not in STATED_ELSEWHERE}
+
+
+def keys_of_others(method: Any, stated: Iterable[str]) -> list[str]:
+    """Which keys of `train` have no effect under a method; none for what is no method, which is refused elsewhere."""
+    if method not in METHODS:
+        return []
+    known = train_fields(method)
+    foreign = [key for key in stated if key not in known or method not in ONLY_UNDER.get(key, METHODS)]
+    return [key for key in foreign if key in train_fields()]
 
 
 def train_choices(name: str) -> tuple[str, ...]:
