@@ -2,6 +2,7 @@
 
     python benchmarks/step_cost.py                              # on the CPU, about 12 minutes
     python benchmarks/step_cost.py --setting mini --rounds 5    # on the CPU, about 3 minutes
+    python benchmarks/step_cost.py --setting smollm2_135m       # on the CPU, about 6 minutes: a head of usual size
     python benchmarks/step_cost.py --setting llama3_8b_head     # on a GPU
     python benchmarks/step_cost.py --setting llama_1b_training  # on a GPU, with AdamW
 
@@ -35,11 +36,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from epsdpo.files import written_whole
+from epsdpo.plots.runs import run_looks
 from epsdpo.plots.saving import save
 from epsdpo.plots.style import new_figure
 
 RESULTS = Path(__file__).parent / "results"
-COLOURS = dict(zip(CONTENDERS, ("#555555", "#56B4E9", "#CC79A7", "#E69F00", "#0072B2"), strict=True))
+# In the colours of their methods; other ways to compute one than ours, or TRL's, in shades.
+_FAMILIES = {name: "dpo" if name.startswith("DPO") else "epsilon_dpo float32" for name in (OURS, PEER, *CONTENDERS)}
+COLOURS = {name: look.colour for name, look in run_looks(_FAMILIES).items()}
 # Contenders of one objective must agree: a fast way to another number is not in the race.
 SAME_LOSS = [
     ("DPO, TRL", "DPO, Liger's fused loss"),

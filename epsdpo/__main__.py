@@ -6,6 +6,7 @@ It reads arguments, turns errors into messages and exit codes, and leaves the wo
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import signal
@@ -188,13 +189,15 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from epsdpo.checking import check_configs
+    from epsdpo.checking import check_configs, text_of
 
     paths = [resolve_path(path) for path in options.config]
+    found = check_configs(paths, parse_overrides(options.overrides), options.num_processes)
     failed = 0
-    for checked in check_configs(paths, parse_overrides(options.overrides), options.num_processes):
-        print(checked.text(), flush=True)
-        failed += checked.fails
+    for _, in_folder in itertools.groupby(found, key=lambda checked: checked.file.parent):
+        checks = list(in_folder)
+        print(text_of(checks), flush=True)
+        failed += sum(checked.fails for checked in checks)
     return REFUSED if failed else 0
 
 

@@ -18,11 +18,10 @@ from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.manifest import LOG, MANIFEST, changed_outputs, read_manifest
 from epsdpo.pace import as_time
+from epsdpo.planned import data_folder, pairs_folder, sft_folder
 from epsdpo.progress import StageStatus, batch_status
 from epsdpo.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.run_folder import PAGE, STEPS, SUMMARY, experiments_in
-
-INDEX = "index.html"
+from epsdpo.run_folder import INDEX, PAGE, STEPS, SUMMARY, experiments_in
 
 _TEMPLATE = """\
 <!doctype html>
@@ -30,15 +29,24 @@ _TEMPLATE = """\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{{ run_dir }}</title>
+<title>{{ run_dir }} · all runs</title>
 <style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; }
 th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .finished { color: #0072B2; } .failed { color: #D55E00; font-weight: 600; } .interrupted { color: #A65E00; }
+.stage { white-space: nowrap; }
 .running { font-weight: 600; } .waiting { color: #777; } .interval, footer { color: #555; font-size: 90%; }
 pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
+/* Narrow windows have no room for ten columns: there each experiment is a block, its cells under one another. */
+@media (max-width: 75rem) {
+  .runs, .runs tbody, .runs tr, .runs td { display: block; }
+  .runs tr.heads { display: none; }
+  .runs tr { border-bottom: 1px solid #ddd; padding: .5rem 0; }
+  .runs td, .runs td.number { border: 0; padding: .1rem 0 .1rem 11rem; text-align: left; white-space: normal; }
+  .runs td::before { content: attr(data-head); float: left; margin-left: -11rem; color: #555; }
+}
 </style>
 </head>
 <body>
@@ -46,23 +54,29 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <p>{{ finished }} of {{ stages }} stages finished
 {%- if failed %}, <span class="failed">{{ failed|length }} failed</span>{% endif %}.
 {% if report %}<a href="{{ report }}">The report</a> joins the runs below.{% endif %}</p>
-<table>
-<tr><th>experiment</th><th>method</th><th class="number">ε</th>
+<table class="runs">
+<tr class="heads"><th>experiment</th><th>method</th><th class="number">ε</th>
 <th class="number">β at start</th><th class="number">β at end</th>
 <th class="number">win rate (%)</th><th class="number">length-controlled (%)</th>
 <th>stages</th><th class="number">time</th><th>commit</th></tr>
 {% for row in rows %}
-<tr><td>{{ row.title }}{% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}
- {% for file in row.changed %}<br><span class="failed">{{ file }} is not as its stage left it</span>{% endfor %}</td>
-<td>{{ row.method }}</td><td class="number">{{ row.epsilon }}</td>
-<td class="number">{{ row.beta_initial }}</td><td class="number">{{ row.beta_final }}</td>
-<td class="number">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
+<tr><td data-head="experiment"><b>{{ row.title }}</b>
+{% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}
+{% for file in row.changed %}<br><span class="failed">{{ file }} is not as its stage left it</span>{% endfor %}</td>
+<td data-head="method">{{ row.method }}</td>
+<td class="number" data-head="ε">{{ row.epsilon }}</td>
+<td class="number" data-head="β at start">{{ row.beta_initial }}</td>
+<td class="number" data-head="β at end">{{ row.beta_final }}</td>
+<td class="number" data-head="win rate (%)">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
 {% if row.not_judged %}<br><span class="failed">{{ row.not_judged }}</span>{% endif %}</td>
-<td class="number">{{ row.length_controlled[0] }} <span class="interval">{{ row.length_controlled[1] }}</span></td>
-<td>{% for stage in row.stages %}
+<td class="number" data-head="length-controlled (%)">{{ row.length_controlled[0] }}
+<span class="interval">{{ row.length_controlled[1] }}</span></td>
+<td data-head="stages">{% for stage in row.stages %}
+<span class="stage">
 {% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif +%}
-<span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} · {% endif %}{% endfor %}</td>
-<td class="number">{{ row.time }}</td><td>{{ row.commit }}</td></tr>
+<span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} ·{% endif %}</span>
+{% endfor %}</td>
+<td class="number" data-head="time">{{ row.time }}</td><td data-head="commit">{{ row.commit }}</td></tr>
 {% endfor %}
 </table>
 {% if benchmarks %}<h2>Benchmarks</h2>
@@ -107,6 +121,8 @@ def write_index(run_dir: str | Path) -> Path:
 def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
     train = experiment.training_arguments()
     own = [status for status in statuses if status.name.split("/")[0] == folder.name]
+    shared_by = _shared_folders(experiment)
+    shared = [status for status in statuses if status.name.split("/")[0] in shared_by]
     seconds = [status.seconds for status in own if status.seconds is not None]
     # What is drawn here is held against the manifests, and nothing else, since this is done often.
     read = {"train": STEPS, "evaluate": SUMMARY}
@@ -114,6 +130,7 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
     betas = None if "train" in changed else _betas(folder / "train")
     evaluated = "evaluate" not in changed and (folder / "evaluate" / MANIFEST).exists()
     evaluation = evaluated and read_object(folder / "evaluate" / SUMMARY) or {}
+    judged = experiment.evaluate is None or experiment.evaluate.judge is not None
     git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,
@@ -121,10 +138,10 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
         "changed": [f"{stage}/{read[stage]}" for stage in sorted(changed)],
         "method": experiment.method,
         "record": _record(folder / "train"),
-        "epsilon": f"{train.get('epsilon', 0.01):g}" if experiment.method == "epsilon_dpo" else "–",
+        "epsilon": f"{experiment.criterion()['epsilon']:g}" if experiment.method == "epsilon_dpo" else "–",
         "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",
         "beta_final": f"{betas[1]:.4g}" if betas else "–",
-        "win_rate": _with_interval(evaluation, "win_rate"),
+        "win_rate": _with_interval(evaluation, "win_rate") if judged else ("no judge asked for", ""),
         "not_judged": _not_judged(evaluation),
         "length_controlled": _with_interval(evaluation, "length_controlled_win_rate"),
         "stages": [
@@ -133,11 +150,17 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
                 "state": status.state,
                 "link": _link(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
             }
-            for status in own
+            for status in [*shared, *own]
         ],
         "time": as_time(sum(seconds)) if seconds else "–",
         "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
     }
+
+
+def _shared_folders(experiment: Experiment) -> list[str]:
+    """The folders of what an experiment shares with others, such as its prepared data."""
+    pairs = [pairs_folder(experiment)] if experiment.data.on_policy else []
+    return [*pairs, data_folder(experiment), *([sft_folder(experiment)] if experiment.model.sft else [])]
 
 
 def _record(train_dir: Path) -> str:

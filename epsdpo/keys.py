@@ -27,6 +27,7 @@ _NEVER_DECISIVE = tuple(
     f"epsdpo{module}"
     for module in (
         "",
+        ".by_hand",
         ".keys",
         ".launch",
         ".live",

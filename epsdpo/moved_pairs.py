@@ -40,7 +40,9 @@ def moved_pairs(pairs: pd.DataFrame, at_most: int = PAIRS_PER_STEP) -> pd.DataFr
     return moved.groupby("step").head(at_most).drop(columns="turn").reset_index(drop=True)
 
 
-def step_by_step(title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame) -> dict[str, Any]:
+def step_by_step(
+    title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame, beta_follows: bool = True
+) -> dict[str, Any]:
     """What an interactive figure of one run shows, as JSON can say it, in at most about `MOST_BYTES`.
 
     Long runs are thinned to `MOST_STEPS` steps, and then to fewer pairs per step; `note` says what was left out.
@@ -50,9 +52,11 @@ def step_by_step(title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd
         steps: from `read_steps`.
         pairs: from `read_pairs`.
         texts: prepared training data with columns pair_id, prompt, chosen, rejected.
+        beta_follows: whether the decisions move β; if not, the figure says what they would have done.
 
     Returns:
-        title, note, steps (a list per quantity), pairs (per step, a list of lists: place in `texts`, decision, margin,
+        title, note, none_moved (what to say of a step without such pairs),
+        steps (a list per quantity), pairs (per step, a list of lists: place in `texts`, decision, margin,
         tokens of chosen and rejected) and texts (lists: pair_id, prompt, chosen, rejected).
     """
     places = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
@@ -62,7 +66,8 @@ def step_by_step(title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd
     for at_most in (PAIRS_PER_STEP, 4, 2, 1, 0):
         content = {
             "title": title,
-            "note": _note(len(shown), len(steps), at_most),
+            "note": _note(len(shown), len(steps), at_most, beta_follows),
+            "none_moved": f"No pair {'moved' if beta_follows else 'would have moved'} β here.",
             "steps": {
                 "step": shown["step"].tolist(),
                 "before": _rounded(shown["beta_before"]),
@@ -76,11 +81,12 @@ def step_by_step(title: str, steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd
     return content
 
 
-def _note(shown: int, steps: int, at_most: int) -> str:
+def _note(shown: int, steps: int, at_most: int, beta_follows: bool) -> str:
     thinned = f"{shown} of {steps} steps are shown. " if shown < steps else ""
+    kept = "" if beta_follows else "This method decides β otherwise: the pairs are those that would have moved it. "
     return (
-        f"{thinned}At most {at_most} pairs are listed per step, relaxed and tightened in turn, those with the largest "
-        "log-ratio margins (policy − reference) first; tokens are those of chosen / rejected."
+        f"{kept}{thinned}At most {at_most} pairs are listed per step, relaxed and tightened in turn, those with the "
+        "largest log-ratio margins (policy − reference) first; tokens are those of chosen / rejected."
     )
 
 

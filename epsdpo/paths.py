@@ -12,14 +12,34 @@ from epsdpo.experiment import ConfigError
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
-def resolve_path(path: str | Path) -> Path:
+def resolve_path(path: str | Path, made_by: str = "") -> Path:
     """`path` as given if it exists from the working directory, else relative to the repository root.
+
+    For a notebook that was opened where it lies it is the other way round: there all paths begin at the root.
+
+    Args:
+        made_by: the notebook that makes it, for the error.
 
     Raises:
         ConfigError: if it exists in neither place.
     """
     places = list(dict.fromkeys([Path.cwd(), REPOSITORY]))
+    if _in_notebooks():
+        places.reverse()
     for place in places:
         if (place / path).exists():
             return Path(path) if place == Path.cwd() else place / path
-    raise ConfigError(f"{path}: no such file or folder in {' or in '.join(map(str, places))}")
+    remedy = f". Run {made_by} first, or give the folder that it wrote" if made_by else ""
+    raise ConfigError(f"{path}: no such file or folder in {' or in '.join(map(str, places))}{remedy}")
+
+
+def output_path(path: str | Path) -> Path:
+    """Where a notebook writes: `path` as given, from the repository root if the notebook was opened where it lies.
+
+    JupyterLab starts a notebook in its own folder. So its paths mean there what they mean to commands.
+    """
+    return REPOSITORY / path if _in_notebooks() else Path(path)
+
+
+def _in_notebooks() -> bool:
+    return Path.cwd() == REPOSITORY / "notebooks"

@@ -16,8 +16,7 @@ from scipy import stats
 from epsdpo.criterion_precision import measure_pairs
 from epsdpo.data import load_prepared
 from epsdpo.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
-from epsdpo.experiment import Experiment
-from epsdpo.experiment.keys import setting_of
+from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
 from epsdpo.manifest import read_manifest
 from epsdpo.models import MODEL_FOLDER, after_sft, reference_source
@@ -41,6 +40,9 @@ def typical_runs(runs: Sequence[Run]) -> list[Run]:
 
     A recipe is what remains of an experiment without names, seeds and the criterion's precision, which the measurement
     sets itself. It is the more typical, the more runs of the batch share each of its training settings.
+
+    Raises:
+        ConfigError: if there is none.
     """
     common = Counter(item for run in runs for item in _training_settings(run.experiment))
     found = []
@@ -54,6 +56,11 @@ def typical_runs(runs: Sequence[Run]) -> list[Run]:
                 recipes.values(), key=lambda alike: sum(common[i] for i in _training_settings(alike[0].experiment))
             )
             found += {_world_seed(run.experiment): run for run in reversed(best)}.values()
+    if not found:
+        raise ConfigError(
+            "no finished run of DPO or ε-DPO without model.lora: there is no policy to measure. Give the folder of a "
+            "batch that has one, such as runs/paper-mini"
+        )
     return found
 
 
@@ -115,7 +122,7 @@ def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
         rows.append(
             {
                 "recipe": _recipe(experiment),
-                "epsilon": setting_of(experiment, "epsilon"),
+                "epsilon": experiment.criterion()["epsilon"],
                 "seed": f"{_world_seed(experiment)}/{experiment.seed}",
                 "precision": _precision(experiment),
                 "run": experiment.title,
@@ -170,7 +177,7 @@ def shares_in_training(runs: Sequence[Run]) -> pd.DataFrame:
         One row per precision and ε: precision, epsilon, runs, relaxed, tied, tightened, mean_step.
     """
     rows = [
-        {"precision": _precision(run.experiment), "epsilon": setting_of(run.experiment, "epsilon")}
+        {"precision": _precision(run.experiment), "epsilon": run.experiment.criterion()["epsilon"]}
         | {name: run.trajectory[name] for name in (*DECISIONS, "mean_step")}
         for run in runs
         if run.experiment.method == "epsilon_dpo"
@@ -252,6 +259,7 @@ def _recipe(experiment: Experiment) -> str:
     values = experiment.model_dump(exclude={"name": True, "title": True, "seed": True, "trajectory": True})
     for key in ("criterion_dtype", *_ONLY_LOOKING):
         values["train"].pop(key, None)
+    values["train"] |= {key: value for key, value in experiment.criterion().items() if key == "epsilon"}
     values["data"]["world"].pop("seed")
     (values["evaluate"] or {}).pop("checkpoints", None)
     return json.dumps(values, sort_keys=True, default=str)
@@ -271,7 +279,7 @@ def _told_apart(recipes: pd.Series) -> list[str]:
 
 
 def _precision(experiment: Experiment) -> str:
-    return setting_of(experiment, "criterion_dtype")
+    return experiment.criterion()["criterion_dtype"]
 
 
 def _training_settings(experiment: Experiment) -> list[tuple[str, str]]:

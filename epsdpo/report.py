@@ -9,7 +9,7 @@ import json
 import os
 import urllib.parse
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,15 @@ import pandas as pd
 
 from epsdpo.between_runs import head_to_head, with_win_rate
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
-from epsdpo.experiment.keys import setting_of
 from epsdpo.judging.results import completeness
-from epsdpo.manifest import read_manifest
+from epsdpo.manifest import MANIFEST, STAGE_FILE, read_manifest
+from epsdpo.models import MODEL_FOLDER
 from epsdpo.record import incompleteness, read_steps
-from epsdpo.run_folder import SUMMARY, experiments_in
+from epsdpo.run_folder import SUMMARY, experiment_of, experiments_in
 from epsdpo.trajectory import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
+NO_JUDGE = "no judge was asked for"
 PAGE = "notebook.html"
 
 
@@ -56,13 +57,15 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         FileNotFoundError: if no experiment of the folder was trained.
     """
     batch_dir = Path(batch_dir)
-    experiments = experiments_in(batch_dir)
+    # One experiment's own folder, as `epsdpo.train` leaves it, is a batch of one.
+    alone = (batch_dir / "train" / EXPERIMENT_FILE).exists()
+    experiments = {batch_dir.name: experiment_of(batch_dir / "train")} if alone else experiments_in(batch_dir)
     titles = Counter(experiment.title for experiment in experiments.values())
     runs, unfinished = [], []
-    for file in sorted(batch_dir.glob(f"*/{EXPERIMENT_FILE}")):
-        folder = file.parent
+    folders = [batch_dir] if alone else sorted(file.parent for file in batch_dir.glob(f"*/{EXPERIMENT_FILE}"))
+    for folder in folders:
         experiment = experiments.get(folder.name)
-        if experiment is None or read_manifest(folder / "train") is None:
+        if experiment is None or not _is_trained(folder / "train"):
             unfinished.append(folder.name)
             continue
         if titles[experiment.title] > 1:  # of batches that did not know of each other
@@ -79,28 +82,28 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         )
     if not runs:
         raise FileNotFoundError(
-            f"{batch_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo"
+            f"{batch_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo, or run 02_train"
         )
-    counts = Counter(run.experiment.title for run in runs)
-    runs = [_with_title_of_its_own(run) if counts[run.experiment.title] > 1 else run for run in runs]
     return sorted(runs, key=lambda run: (run.experiment.method != "dpo", run.experiment.name)), unfinished
 
 
-def _with_title_of_its_own(run: Run) -> Run:
-    title = f"{run.experiment.title} ({run.experiment.name})"
-    return replace(run, experiment=run.experiment.model_copy(update={"title": title}))
+def _is_trained(train_dir: Path) -> bool:
+    """Whether a stage has finished there, or a notebook by hand or a launcher, which leave no manifest."""
+    by_a_stage = (train_dir / MANIFEST).exists() or (train_dir / STAGE_FILE).exists()
+    return read_manifest(train_dir) is not None if by_a_stage else (train_dir / MODEL_FOLDER).is_dir()
 
 
 def results_table(runs: list[Run]) -> pd.DataFrame:
     """One row per run: title, settings, β, decisions, and the evaluation's numbers with their intervals."""
     rows = []
     for run in runs:
+        criterion = run.experiment.criterion()
         rows.append(
             {
                 "title": run.experiment.title,
                 "method": run.experiment.method,
-                "epsilon": setting_of(run.experiment, "epsilon"),
-                "criterion": setting_of(run.experiment, "criterion_dtype"),
+                "epsilon": criterion.get("epsilon"),
+                "criterion": criterion.get("criterion_dtype"),
                 **run.trajectory,
                 **(run.evaluation or {}),
             }
@@ -145,7 +148,7 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             lambda row: "–" if row.isna().any() else "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1
         )
 
-    judged = results.reindex(columns=["n_scored", "n_total", "n_distinct"])
+    judged = results.reindex(columns=["judge", "n_scored", "n_total", "n_distinct"])
     return pd.DataFrame(
         {
             "run": results["title"],
@@ -156,9 +159,11 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
             "gold reward": measure("policy_gold", ".3f"),
             "characters": results["policy_avg_length"],
             "judged": [
-                f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
+                NO_JUDGE
+                if pd.isna(judge) and pd.isna(scored)
+                else f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
                 + (f", {different:.0f} distinct" if different < total else "")
-                for scored, total, different in judged.itertuples(index=False)
+                for judge, scored, total, different in judged.itertuples(index=False)
             ],
         }
     ).set_index("run")
@@ -196,7 +201,7 @@ def headline(runs: list[Run]) -> str:
 
 
 def _evaluation_in_words(summary: dict[str, Any]) -> str:
-    text = ""
+    text = f"; {NO_JUDGE}" if summary.get("judge", "") is None else ""
     if "win_rate" in summary:
         opponent = "its reference" if summary["against"] == "reference" else "the given responses"
         text += (
@@ -237,6 +242,29 @@ def links_table(runs: list[Run], page_dir: str | Path) -> str:
     return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
+def shared_links(runs: list[Run], page_dir: str | Path) -> str:
+    """HTML: the pages of what runs were made from, such as prepared data, each with the runs that share it."""
+    users: dict[Path, list[str]] = {}
+    for run in runs:
+        parameters = (read_manifest(run.directory / "train") or {}).get("parameters", {})
+        for name in ("data_dir", "sft_dir"):
+            if parameters.get(name):
+                # A batch folder may have been moved as a whole since.
+                users.setdefault(run.directory.parent / Path(parameters[name]).name, []).append(run.experiment.title)
+    items = []
+    for folder, titles in users.items():
+        if (folder / PAGE).exists():
+            link = html.escape(os.path.relpath((folder / PAGE).resolve(), Path(page_dir).resolve()))
+            items.append(f'<li><a href="{link}">{html.escape(folder.name)}</a>: {html.escape(", ".join(titles))}</li>')
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def no_win_rates(results: pd.DataFrame) -> str:
+    """Why no run of a table of results has a win rate, in a sentence."""
+    asked = "judge" in results and results["judge"].notna().any()
+    return "No run of this folder was judged." if asked or "judge" not in results else "No judge was asked for."
+
+
 def provenance(runs: list[Run]) -> pd.DataFrame:
     """What each run came from: git commit, seed, package versions, machine and time, read from its manifest."""
     return pd.DataFrame(
@@ -244,12 +272,14 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
             {"run": run.experiment.title, "seed": run.experiment.seed, **origin_of(run.directory / "train")}
             for run in runs
         ]
-    )
+    ).fillna("–")
 
 
 def origin_of(train_dir: Path) -> dict[str, str]:
     """Git commit, package versions, machine and time of one training, read from its manifest."""
     manifest = read_manifest(train_dir)
+    if manifest is None:
+        return {"commit": "not recorded: trained by hand"}
     git, packages = manifest["git"], manifest["packages"]
     return {
         "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
@@ -46,6 +47,8 @@ PAGE = "notebook.html"
 
 # What trainings write there: a row per step. It is `epsdpo.record`'s, which loads more than commands can wait for.
 STEPS = "steps.jsonl"
+# Of a run folder: every experiment in a row.
+INDEX = "index.html"
 
 # What the evaluate notebook writes there: its numbers.
 SUMMARY = "summary.json"
@@ -64,6 +67,14 @@ def experiment_of(train_dir: Path) -> Experiment:
         if (folder / EXPERIMENT_FILE).exists():
             return load_saved(folder / EXPERIMENT_FILE)
     raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
+
+
+def link_to_index(folder: Path) -> str:
+    """The relative link from a page in a stage's folder to the index of its batch; "" where it is part of none."""
+    for above in folder.resolve().parents[:2]:
+        if (above / INDEX).exists() and (above / ".epsdpo").is_dir():  # a page of the runner's, not of somebody's site
+            return os.path.relpath(above / INDEX, folder.resolve())
+    return ""
 
 
 def experiments_in(run_dir: Path) -> dict[str, Experiment]:

@@ -33,21 +33,32 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from epsdpo.claims.settings import fixed_claims
-from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_experiment, load_saved
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.loading import require_no_own_code
 from epsdpo.manifest import LOG, MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.models import MODEL_FOLDER
-from epsdpo.paths import REPOSITORY, resolve_path
+from epsdpo.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.progress import progress_mark
 from epsdpo.record import first_step, incompleteness
-from epsdpo.run_folder import EXECUTED, NOTEBOOKS, PAGE, STAGES, experiment_of, finished_analyses, tested_on, titles_in
+from epsdpo.run_folder import (
+    EXECUTED,
+    NOTEBOOKS,
+    PAGE,
+    STAGES,
+    experiment_of,
+    finished_analyses,
+    link_to_index,
+    tested_on,
+    titles_in,
+)
 from epsdpo.verify import check_inputs
 
 TIMED_OUT = 124  # the exit code of `timeout`
 
 _KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 _TRACEBACK_LINES = 12
+_OF_ONE_EXPERIMENT = ("train", "trajectory", "evaluate")
 
 # nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
 _PAGE_TEMPLATE = """
@@ -57,7 +68,16 @@ _PAGE_TEMPLATE = """
 {%- block html_head_js_mermaidjs -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 {%- block html_head_css -%}
-<style>main { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; height: auto; }</style>
+<style>
+main { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; height: auto; }
+nav { padding: 0 .6rem; } nav a { color: #0000EE; text-decoration: underline; } .jp-RenderedHTML { overflow-x: auto; }
+</style>
+{%- endblock -%}
+{%- block body_header -%}
+{{ super() }}
+{%- if resources.to_index %}
+<nav><a href="{{ resources.to_index | e }}">← all runs of this folder</a> · {{ resources.metadata.name | e }}</nav>
+{% endif -%}
 {%- endblock -%}
 """
 
@@ -149,7 +169,9 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
     notebook = NOTEBOOKS / STAGES[stage]
     if not notebook.is_file():
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
-    parameters = check_parameters(notebook, {**parameters, "output_dir": str(output_dir)})
+    # A notebook that runs where it lies would take a relative folder from the repository's root.
+    written_to = output_dir if output_path(output_dir) == output_dir else output_dir.resolve()
+    parameters = check_parameters(notebook, {**parameters, "output_dir": str(written_to)})
     inputs, experiment = _inputs(parameters), _experiment(parameters)
     check_inputs(inputs, output_dir)
     require_no_own_code(
@@ -173,7 +195,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
 
     with _limited(time_limit, fail):
         problem = _execute(notebook, executed, parameters)
-    _write_page(executed, page, title=f"{output_dir.parent.name} · {stage}")
+    _write_page(executed, page, title=_title(stage, output_dir, experiment))
     if problem:
         fail(problem, exit_code=1)
         raise StageError(f"stage {stage} failed: {problem}\nexecuted notebook: {executed}\nto read it: {page}")
@@ -234,9 +256,10 @@ def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:
 
 def _experiment(parameters: dict[str, Any]) -> Experiment | None:
     """The experiment behind a stage, where its parameters lead to one."""
-    if "config" in parameters:
-        config = resolve_path(parameters["config"])
-        return load_saved(config) if config.name == EXPERIMENT_FILE else load_experiment(config)
+    if parameters.get("config"):
+        config, overrides = resolve_path(parameters["config"]), parameters.get("overrides")
+        checked = config.name == EXPERIMENT_FILE and not overrides
+        return load_saved(config) if checked else load_variant(config, overrides)
     return experiment_of(resolve_path(parameters["train_dir"])) if "train_dir" in parameters else None
 
 
@@ -244,6 +267,8 @@ def _settings_and_inputs(
     stage: str, parameters: dict[str, Any], experiment: Experiment | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the result of a stage, of settings and of earlier stages; as `epsdpo.plan` foresees it."""
+    if stage in ("report", "claims", "precision") and not parameters.get("run_dir"):
+        raise ConfigError(f"stage {stage}: parameter 'run_dir' is missing; give the folder of a run, e.g. runs/demo")
     # Batches make figures for the page, and do not know of others: after a print version, the stage is due again.
     figures = {"publication": True} if parameters.get("publication") else {}
     if stage == "report":
@@ -267,8 +292,9 @@ def _settings_and_inputs(
             manifest = read_manifest(resolve_path(parameters[name]))
             inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
     if stage == "trajectory" and experiment is not None:
-        baseline = parameters["compare_with"] and experiment_of(resolve_path(parameters["compare_with"])).title
-        return {"title": experiment.title, "baseline": baseline or None, **figures}, inputs
+        other = parameters.get("compare_with")
+        baseline = experiment_of(resolve_path(other)).title if other else None
+        return {"title": experiment.title, "baseline": baseline, **figures}, inputs
     if experiment is None:
         return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
     return {**settings_of(stage, experiment), **figures}, inputs
@@ -353,6 +379,13 @@ def _literal(path: Path) -> str:
     return str(path.absolute()).replace("{", "{{").replace("}", "}}")
 
 
+def _title(stage: str, output_dir: Path, experiment: Experiment | None) -> str:
+    """How a browser's tab calls the page of a stage; what several experiments share is called by its folder."""
+    folder = output_dir.resolve()
+    whose = experiment.title if experiment is not None and stage in _OF_ONE_EXPERIMENT else folder.name
+    return f"{whose} · {stage}" if whose != stage else f"{stage} · {folder.parent.name}"
+
+
 def _write_page(executed: Path, page: Path, title: str) -> None:
     exporter = HTMLExporter(
         raw_template=_PAGE_TEMPLATE,
@@ -361,5 +394,7 @@ def _write_page(executed: Path, page: Path, title: str) -> None:
         exclude_output_prompt=True,
         embed_images=True,
     )
-    text, _ = exporter.from_filename(str(executed), resources={"metadata": {"name": title}})
+    # Not `from_filename`, which would call every page by the name of its file.
+    resources = {"metadata": {"name": title, "path": str(executed.parent)}, "to_index": link_to_index(page.parent)}
+    text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), resources=resources)
     page.write_text(text, encoding="utf-8")

@@ -152,3 +152,13 @@ def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):
         (folder / "summary.json").write_text(json.dumps(rates | {"n_failed": failed}))
         page = write_index(tmp_path).read_text(encoding="utf-8")
         assert "61.0" in page and ("3 of 512 not judged" in page) == shown
+
+
+def test_the_index_says_that_no_judge_was_asked_for(tmp_path):
+    values = {"name": "run", "method": "epsilon_dpo", "train": {}, "evaluate": {"judge": None}}
+    (tmp_path / "run").mkdir()
+    save_experiment(check_experiment(values, where="test"), tmp_path / "run" / "experiment.yaml")
+    (tmp_path / PLAN).parent.mkdir()
+    (tmp_path / PLAN).write_text('{"stages": {}}')
+    page = write_index(tmp_path).read_text(encoding="utf-8")
+    assert "no judge asked for" in page and '<td class="number" data-head="ε">0.01</td>' in page

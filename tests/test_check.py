@@ -188,3 +188,16 @@ def test_exit_code_and_output(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert f"error   {bad}: train.beta=-0.1 must be positive" in printed and f"{good}: good" in printed
     assert main(["check", str(tmp_path / "nowhere")]) == 2
+
+
+def test_of_a_folder_each_line_is_said_once_with_what_differs(capsys):
+    assert main(["check", str(CONFIGS / "paper" / "table1_llama3"), "--num-processes", "16"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = [line for line in lines if line.startswith("  ")]
+    assert len(set(found)) == len(found)
+    assert "cpo, dpo, epsilon_dpo, ipo, kto, orpo, simpo, slic_hinge (8 experiments)" in lines[0]
+    assert sum("is gated" in line for line in found) == 1
+    takes = [line for line in found if "takes all" in line]
+    assert any("CPOConfig" in line for line in takes) and any("EpsilonDPOConfig" in line for line in takes)
+    after = lines.index(next(line for line in lines if "KTO" in line))
+    assert lines[after - 1].endswith("table1_llama3/kto.yaml: kto")

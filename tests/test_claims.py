@@ -1,5 +1,6 @@
 """Claims: what the file may say, what a run folder keeps of it, effects and verdicts by hand-made measures."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from claim_runs import write_run
 
+from epsdpo.claims import page
 from epsdpo.claims.bounds import bound_measures
 from epsdpo.claims.effects import effects_of, extra_time, frontier_height
 from epsdpo.claims.measures import (
@@ -20,6 +22,8 @@ from epsdpo.claims.measures import (
 )
 from epsdpo.claims.page import claims_table
 from epsdpo.claims.settings import (
+    NOT_IN_THE_PAPER,
+    THIS_KIT,
     Claim,
     Claims,
     check_runs,
@@ -237,6 +241,49 @@ def test_too_few_worlds_cannot_tell_whatever_their_interval():
     assert verdict_on(timed, claims, table, NO_ROUNDS).why.startswith("0 of 3 rounds of the benchmark")
 
 
+def test_claims_are_counted_by_whose_they_are_and_rounds_are_no_worlds():
+    table = measures(a=[51.0, 52.0, 53.0], b=[50.0, 50.0, 50.0])
+    sure, own = claim(minus=["b"], above=-9.0), claim(name="own", minus=["b"], above=-9.0, place="this kit")
+    timed = claim(name="timed", measure="step_cost", of=["slow"], minus=["fast"], place="this kit")
+    rows = [(name, 8, turn, seconds * turn) for name, seconds in (("slow", 2.0), ("fast", 1.0)) for turn in (1, 2, 3)]
+    rounds = pd.DataFrame(rows, columns=["contender", "length", "round", "seconds"])
+    found = verdicts_on(Claims(worlds=3, claims=[sure, own, timed]), table, rounds)
+    text = re.sub("<[^>]+>", "", page.summary(found, "2026-01-01", "2026-01-02"))
+    assert "Of 1 claims of the paper 1 ✓ hold, 0 ✗ do not hold, 0 ? cannot be told." in text
+    assert "Of 2 claims of this kit 2 ✓ hold" in text and "leaves open" not in text
+    assert page.claims_table(found).count("over 3 rounds on one machine") == 1
+
+
+def test_documents_say_what_the_recorded_verdicts_come_to():
+    """Three counts, of the paper's claims, the kit's own and open questions, from the recorded verdicts."""
+    root = Path(__file__).parents[1]
+    recorded = pd.read_csv(root / "docs" / "paper_mini" / "verdicts.csv")
+    claims = read_claims(root / "configs" / "paper_mini" / "_claims.yaml").claims
+    assert recorded[["name", "place", "says"]].to_numpy().tolist() == [[c.name, c.place, c.says] for c in claims]
+    whose = recorded["place"].where(recorded["place"].isin([THIS_KIT, NOT_IN_THE_PAPER]), "paper")
+    counts = pd.crosstab(whose, recorded["verdict"])[[HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD]]
+    assert counts.loc["paper"].tolist() == [12, 3, 20]
+    assert counts.loc[THIS_KIT].tolist() == [5, 0, 1] and counts.loc[NOT_IN_THE_PAPER].tolist() == [1, 0, 3]
+    readme, page_of_it = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/paper_mini.md"))
+    for text in (readme, page_of_it):
+        assert "12 hold, 3 do not hold, 20 cannot be told" in " ".join(text.split()).replace("**", "")
+    for row in recorded.itertuples():
+        (line,) = [line for line in page_of_it.splitlines() if line.startswith(f"| {row.place} | {row.says} |")]
+        assert line.split(" | ")[-1][2:].startswith(row.verdict)
+
+
+def test_every_figure_of_the_documents_is_used_by_one():
+    root = Path(__file__).parents[1]
+    pages = [root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").glob("*.md")]
+    shown = {
+        (page.parent / link).resolve()
+        for page in pages
+        for link in re.findall(r"\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8"))
+    }
+    lying = {path.resolve() for folder in ("docs", "benchmarks") for path in (root / folder).rglob("*.png")}
+    assert shown == lying
+
+
 # -------------------------------------------------------------------------------------------------------- measures
 
 
@@ -259,6 +306,12 @@ def test_measures_of_runs_that_are_trained_and_evaluated(tmp_path):
     assert (two["first_win_rate"], two["middle_forward_kl"]) == (51.0, 0.4)
     assert np.isnan(one["first_win_rate"])
     assert two["tightened_margin"] == pytest.approx(0.1 * (0.5 - 1.0))  # β̃ times the log-ratio margins
+
+
+def test_a_folder_without_a_finished_run_says_so(tmp_path):
+    (write_run(tmp_path, "a", 1) / "evaluate" / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="holds no finished run, trained and evaluated, of a recipe of its claims"):
+        finished_runs(tmp_path, ["a"])
 
 
 def test_bounds_early_and_late_are_weighted_by_their_pairs():

@@ -12,7 +12,9 @@ from epsdpo.claims import figures, tables
 from epsdpo.claims.measures import finished_runs
 from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError
+from epsdpo.plots import claims_training as drawing_within
 from epsdpo.plots import save
+from epsdpo.plots.claims_verdicts import verdicts
 from epsdpo.record import read_pairs
 from epsdpo.trajectory import decision_fractions
 
@@ -279,3 +281,22 @@ def test_one_world_is_drawn_without_bars(runs):
         shown = getattr(figures, name)(batch(runs, worlds=1))
         assert shown.data["low"].isna().sum() == len(shown.data) and is_whole(shown.figure)
         assert "gives no interval" in shown.caption
+
+
+def test_an_interval_of_two_worlds_does_not_set_the_scale_of_the_margins():
+    rows = [("relaxed", 0.1, 2.0, 5), ("relaxed", 1.0, 3.0, 5), ("tied", 0.1, 0.0, 5), ("tied", 1.0, -1.0, 2)]
+    table = pd.DataFrame(rows, columns=["decision", "beta", "mean", "worlds"]).assign(group="DPO")
+    table["high"] = table["mean"] + np.where(table["worlds"] < 3, 60.0, 0.1)
+    figure = drawing_within.margins(table)
+    (axes,) = figure.axes
+    assert axes.get_ylim()[0] > -2 and axes.get_ylim()[1] < 5
+    hollow = [line for line in axes.lines if line.get_markerfacecolor() == "white" and len(line.get_xdata())]
+    assert [line.get_ydata().tolist() for line in hollow] == [[-1.0]]
+
+
+def test_verdicts_are_labelled_by_the_words_of_the_table():
+    says = "ε-DPO has a higher length-controlled win rate than TR-DPO that replaces its reference, in words."
+    ends = {"effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.0, "below": None, "unit": "points", "why": ""}
+    figure = verdicts(pd.DataFrame([{"name": "beats_tr", "says": says, "verdict": "holds", **ends}]), "title")
+    (label,) = figure.axes[0].get_yticklabels()
+    assert " ".join(label.get_text().split()) == says and is_whole(figure)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from epsdpo.config import EpsilonDPOConfig
 from epsdpo.experiment import (
     ConfigError,
     ModelSection,
@@ -243,3 +244,18 @@ def test_model_on_an_unreachable_hub_is_refused_and_a_commit_is_not_asked_about(
         pin_revision(ModelSection(name_or_path="owner/name"))
     pinned = ModelSection(name_or_path="owner/name", revision="0123456789" * 4)
     assert pin_revision(pinned) == pinned
+
+
+def test_the_criterion_that_runs_is_known_where_a_config_leaves_it_to_the_default():
+    ours = EpsilonDPOConfig
+    defaults = {"epsilon": ours.epsilon, "epsilon_step": ours.epsilon, "criterion_dtype": ours.criterion_dtype}
+    experiments = {
+        method: check_experiment({"name": method, "method": method, "train": {}}, where="test")
+        for method in ("epsilon_dpo", "dpo", "simpo")
+    }
+    assert experiments["epsilon_dpo"].criterion() == defaults and experiments["epsilon_dpo"].beta_follows
+    assert experiments["dpo"].criterion() == {**defaults, "epsilon_step": 0.0} and not experiments["dpo"].beta_follows
+    assert experiments["simpo"].criterion() == {} and not experiments["simpo"].beta_follows
+    stated = {"epsilon": 0.02, "epsilon_step": 0.0, "criterion_dtype": "bfloat16"}
+    still = check_experiment({"name": "still", "method": "epsilon_dpo", "train": stated}, where="test")
+    assert still.criterion() == stated and not still.beta_follows

@@ -196,3 +196,35 @@ def test_live_chart_is_redrawn_in_place(batch, tmp_path):
     assert "Step 120 of 120, done" in pictures[0]["metadata"]["image/png"]["alt"]
     assert not [output for output in cell.outputs if "s/step" in output.get("text", "")]
     assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 120
+
+
+def test_every_page_has_a_title_and_leads_back(batch):
+    """Also the data's, which several experiments share: index and report lead to it."""
+    run_dir, report = batch
+    pages = [*run_dir.glob("*/notebook.html"), *run_dir.glob("*/*/notebook.html"), *run_dir.glob("*/*/beta_steps.html")]
+    titles = [re.search("<title>(.*?)</title>", page.read_text(encoding="utf-8"))[1] for page in pages]
+    assert len(pages) == 10 and len(set(titles)) == 10 and "notebook" not in titles
+    assert any(title.startswith("DPO &lt;script&gt;") and title.endswith("· train") for title in titles)
+    for page in pages:
+        (link,) = re.findall(r'<nav><a href="([^"]+)">', page.read_text(encoding="utf-8"))
+        assert (page.parent / link).resolve() == (run_dir / "index.html").resolve(), page
+    (data,) = run_dir.glob("data-*/notebook.html")
+    for page in (run_dir / "index.html", report):
+        links = re.findall(r'href="([^"]+)"', page.read_text(encoding="utf-8"))
+        assert data.resolve() in [(page.parent / link).resolve() for link in links], page
+
+
+def test_tables_are_headed_in_words(batch):
+    run_dir, _ = batch
+    config_keys = set(load_experiments(DEMO)[1].training_arguments())
+    for page in run_dir.glob("**/notebook.html"):
+        heads = re.findall(r"<th[^>]*>([^<]*)</th>", page.read_text(encoding="utf-8"))
+        heads = {head for head in heads if re.fullmatch("[a-z]+(_[a-z]+)+", head)} - config_keys
+        assert heads <= {"count_down", "count_up", "name_sorted"}, page  # tasks of the world, by their names
+
+
+def test_one_experiment_alone_is_a_batch_of_one(batch):
+    """As `epsdpo.train` leaves it, launched by hand."""
+    run_dir, _ = batch
+    runs, unfinished = collect(run_dir / "dpo")
+    assert [run.directory for run in runs] == [run_dir / "dpo"] and not unfinished

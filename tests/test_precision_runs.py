@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from epsdpo.criterion_precision import ARITHMETICS
-from epsdpo.experiment import check_experiment
+from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.precision_runs import (
     answer,
     differences,
@@ -143,3 +143,8 @@ def test_a_batch_without_twins_says_so(runs):
     assert twins.empty and shares_in_training(dpo_only).empty
     table = shares_table({0.01: 0.75})
     assert "holds no two ε-DPO runs" in answer(table, table, differences(twins))
+
+
+def test_a_batch_without_a_policy_to_measure_says_so():
+    with pytest.raises(ConfigError, match="no finished run of DPO or ε-DPO"):
+        typical_runs([])

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Checked, Finding
+from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Checked, Finding, text_of
 from epsdpo.checking.sources import check_sources
 from epsdpo.checking.texts import check_texts
 from epsdpo.checking.training import check_training
@@ -18,7 +18,7 @@ from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.load import BASE_MARK
 from epsdpo.loading import own_code
 
-__all__ = ["ERROR", "NOTE", "OK", "WARNING", "Checked", "Finding", "check_configs", "config_files"]
+__all__ = ["ERROR", "NOTE", "OK", "WARNING", "Checked", "Finding", "check_configs", "config_files", "text_of"]
 
 
 def check_configs(

@@ -93,6 +93,8 @@ def margins(batch: Batch) -> Shown:
         "Implicit reward margins in the second half of training, of pairs that the criterion would relax, leave and "
         "tighten. The paper says that pairs that choose β⁺ are those of which the policy is less sure."
     )
+    if len(table) and table["worlds"].min() < drawing_within.FEWEST_WORLDS:
+        caption += f" Hollow points: in fewer than {drawing_within.FEWEST_WORLDS} worlds, and without an interval."
     return Shown(drawing_within.margins(table), table, caption + _shown_of("margins", batch, table))
 
 

@@ -40,7 +40,11 @@ _EVALUATED = (
 
 
 def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path, Experiment]]:
-    """Name -> folder and experiment of the runs of these recipes that are trained and evaluated."""
+    """Name -> folder and experiment of the runs of these recipes that are trained and evaluated.
+
+    Raises:
+        ConfigError: if there is none yet.
+    """
     wanted = set(recipes)
     runs = {}
     for name, experiment in experiments_in(run_dir).items():
@@ -49,6 +53,11 @@ def finished_runs(run_dir: Path, recipes: Iterable[str]) -> dict[str, tuple[Path
         finished = all(read_manifest(folder / stage) is not None for stage in ("train", "evaluate"))
         if recipe in wanted and world is not None and finished:
             runs[name] = (folder, experiment)
+    if not runs:
+        raise ConfigError(
+            f"{run_dir} holds no finished run, trained and evaluated, of a recipe of its claims. Give its command "
+            "again, e.g. make paper-mini, or name a folder that has one"
+        )
     return runs
 
 

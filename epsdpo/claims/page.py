@@ -7,25 +7,39 @@ from collections import Counter
 from collections.abc import Sequence
 
 from epsdpo.claims.names import MEASURES
+from epsdpo.claims.settings import NOT_IN_THE_PAPER, THIS_KIT
 from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, VERDICTS, Verdict
 from epsdpo.epsilon_bound import with_limit
+from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 
-# Okabe and Ito's, dark enough for text; each verdict has a sign as well, for those who see no colours.
-_LOOKS = {HOLDS: ("#00614A", "✓"), DOES_NOT_HOLD: ("#A04000", "✗"), CANNOT_BE_TOLD: ("#555555", "?")}
+# As in the figure of verdicts, but for grey that is dark enough for text; each verdict has a sign as well.
+_LOOKS = {
+    HOLDS: (OUTCOME_COLOURS["good"], "✓"),
+    DOES_NOT_HOLD: (OUTCOME_COLOURS["bad"], "✗"),
+    CANNOT_BE_TOLD: (NEUTRAL, "?"),
+}
 _CELL = "text-align: left; vertical-align: top"
 
 
 def summary(verdicts: Sequence[Verdict], fixed_at: str, first_training: str) -> str:
-    """How many claims got each verdict, and that the tests were fixed before the first training began."""
-    counts = Counter(verdict.verdict for verdict in verdicts)
-    said = ", ".join(f"<b>{counts[verdict]}</b> {_looking(verdict, plural=True)}" for verdict in VERDICTS)
+    """How many claims got each verdict, by whose they are, and that the tests were fixed before the first training."""
+    whose = {THIS_KIT: "claims of this kit", NOT_IN_THE_PAPER: "questions that the paper leaves open"}
+    counts: dict[str, Counter] = {name: Counter() for name in ("claims of the paper", *whose.values())}
+    for verdict in verdicts:
+        counts[whose.get(verdict.claim.place, "claims of the paper")][verdict.verdict] += 1
+    said = "".join(f"<li>{_counted(name, count)}</li>" for name, count in counts.items() if count)
     order = f"The tests were fixed at {_time(fixed_at)}; the first training began at {_time(first_training)}."
     if first_training and fixed_at > first_training:
         order = (
             f"<b>The tests were fixed at {_time(fixed_at)}, after the first training began at "
             f"{_time(first_training)}</b>: results may have been known."
         )
-    return f"<p>Of {len(verdicts)} claims {said}.</p><p>{order}</p>"
+    return f"<ul>{said}</ul><p>{order}</p>"
+
+
+def _counted(name: str, counts: Counter[str]) -> str:
+    parts = [f"<b>{counts[verdict]}</b> {_looking(verdict, plural=True)}" for verdict in VERDICTS]
+    return f"Of {counts.total()} {name} {', '.join(parts)}."
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> str:
@@ -45,6 +59,8 @@ def _row(verdict: Verdict) -> str:
             effect = with_limit(effect, verdict.at_largest, verdict.largest)
         elif verdict.at_largest > 0.0:
             effect += f" ({verdict.at_largest:.1%} of pairs count with {verdict.largest:g}, the largest ε tried)"
+        if claim.measure == "step_cost":  # the others' are over worlds
+            effect += f", over {len(verdict.effects)} rounds on one machine"
     outcome = _looking(verdict.verdict) + (f"<br><small>{html.escape(verdict.why)}</small>" if verdict.why else "")
     cells = [html.escape(claim.place), html.escape(claim.says), _test(verdict), html.escape(effect)]
     cells += [html.escape(claimed_range(claim.above, claim.below)), outcome]

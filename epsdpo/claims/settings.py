@@ -24,6 +24,9 @@ from epsdpo.files import written_whole
 
 CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
 
+# Places of claims that are not the paper's, and are counted apart from those that are.
+THIS_KIT, NOT_IN_THE_PAPER = "this kit", "not in the paper"
+
 _WORLD = re.compile(r"-seed(\d+)$")
 
 
@@ -35,7 +38,7 @@ class Claim(Section):
     """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$", description="How tables and figures call it.")
-    place: str = Field(description="Where the paper says it; or that it does not.")
+    place: str = Field(description=f"Where the paper says it; or {THIS_KIT!r} or {NOT_IN_THE_PAPER!r}.")
     says: str = Field(description="What is claimed, in our words.")
     measure: Literal[tuple(MEASURES)] = Field(description="The number of each run.")
     of: Annotated[list[str], Field(min_length=1)] = Field(description="Recipes whose measure is taken.")

@@ -23,9 +23,16 @@ _LENGTH_GROUPS = 5
 def judged_or_not(summary: dict[str, Any]) -> str:
     """HTML: the sentence at the head of a report, whether every comparison was judged."""
     if summary["judge"] is None:
-        return "<p><b>No judge was asked:</b> responses, lengths and divergences are what was measured.</p>"
+        return "<p><b>No judge was asked for:</b> responses, lengths and divergences are what was measured.</p>"
     style = " style='color: #D55E00'" if summary["n_failed"] else ""
     return f"<p><b{style}>{html.escape(completeness(summary))}</b></p>"
+
+
+def why_no_win_rate(summary: dict[str, Any]) -> str:
+    """In a sentence, for a summary without one."""
+    if summary["judge"] is None:
+        return "No win rate: no judge was asked for (`judge: null`)."
+    return "No win rate: fewer than two comparisons were judged."
 
 
 def what_was_asked(summary: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ trl are loaded only where the `train` section, whose keys are theirs, is checked
 
 from epsdpo.experiment.check import check_experiment
 from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
-from epsdpo.experiment.load import load_experiment, load_experiments
+from epsdpo.experiment.load import load_experiment, load_experiments, load_variant
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection, RankerSection
 from epsdpo.experiment.schema import (
     ON_POLICY,
@@ -48,5 +48,6 @@ __all__ = [
     "load_experiment",
     "load_experiments",
     "load_saved",
+    "load_variant",
     "save_experiment",
 ]

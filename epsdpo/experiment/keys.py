@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from epsdpo.experiment.methods import METHODS, ONLY_UNDER
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
 from epsdpo.experiment.values import value_text
 
@@ -97,6 +98,15 @@ def setting_of(experiment: Experiment, key: str) -> Any:
         return arguments[key]
     field = train_fields(experiment.method).get(key)
     return None if field is None else field[0].default
+
+
+def keys_of_others(method: Any, stated: Iterable[str]) -> list[str]:
+    """Which keys of `train` have no effect under a method; none for what is no method, which is refused elsewhere."""
+    if method not in METHODS:
+        return []
+    known = train_fields(method)
+    foreign = [key for key in stated if key not in known or method not in ONLY_UNDER.get(key, METHODS)]
+    return [key for key in foreign if key in train_fields()]
 
 
 def train_choices(name: str) -> tuple[str, ...]:

@@ -15,8 +15,9 @@ from typing import Any
 import yaml
 
 from epsdpo.experiment.check import Checked, Layers, check_experiment
+from epsdpo.experiment.keys import keys_of_others
 from epsdpo.experiment.schema import ConfigError, Experiment
-from epsdpo.experiment.sweep import OVERRIDE, point_names, point_title, sweep_points
+from epsdpo.experiment.sweep import OVERRIDE, parse_overrides, point_names, point_title, sweep_points
 from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
 
 BASE_MARK = "_"  # begins the names of files that are there to be extended, and are no experiments themselves
@@ -31,11 +32,43 @@ def load_experiment(path: str | Path) -> Experiment:
     """
     experiments = _read(Path(path), {})
     if len(experiments) > 1:
-        raise ConfigError(
-            f"{path}: its sweep states {len(experiments)} experiments, and one is wanted here. Run them all with "
-            f"`python -m epsdpo run {path}`, or print each as a config with `python -m epsdpo config --full {path}`"
-        )
+        raise ConfigError(_several(path, experiments))
     return experiments[0]
+
+
+def _several(path: str | Path, experiments: Sequence[Experiment]) -> str:
+    return (
+        f"{path}: its sweep states {len(experiments)} experiments, and one is wanted here. Run them all with "
+        f"`python -m epsdpo run {path}`, or print each as a config with `python -m epsdpo config --full {path}`"
+    )
+
+
+def load_variant(path: str | Path, overrides: Sequence[str] | None) -> Experiment:
+    """The one experiment of a YAML config with values of its own on top, by which it is named and titled as in a sweep.
+
+    Of another method the experiment has those keys of the config that mean something under it.
+
+    Args:
+        overrides: `KEY=VALUE` texts, as for `--set`; none for the config as it is.
+
+    Raises:
+        ConfigError: as `load_experiment` and `parse_overrides` do.
+    """
+    if not overrides:
+        return load_experiment(path)
+    point = parse_overrides(overrides)
+    (suffix,) = point_names([point], OVERRIDE)
+    stated = _merged(_layers(Path(path))).get("train") or {}
+    foreign = keys_of_others(point["method"], stated) if "method" in point else ()
+    experiments = _read(Path(path), point, without=[key for key in foreign if f"train.{key}" not in point])
+    if len(experiments) > 1:
+        raise ConfigError(_several(path, experiments))
+    (experiment,) = experiments
+    # The title of a config says its method.
+    title = f"{experiment.method} ({Path(path).name})" if "method" in point else experiment.title
+    others = {key: value for key, value in point.items() if key != "method"}
+    texts = {"name": experiment.name + suffix, "title": title + point_title(others)}
+    return experiment.model_copy(update={key: text for key, text in texts.items() if key not in point})
 
 
 def load_experiments(
@@ -94,8 +127,10 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
-def _read(path: Path, overrides: Mapping[str, Any], checked: Checked = ()) -> list[Experiment]:
-    """The experiments of one file: one, or one for each point of its sweep."""
+def _read(
+    path: Path, overrides: Mapping[str, Any], checked: Checked = (), without: Sequence[str] = ()
+) -> list[Experiment]:
+    """The experiments of one file: one, or one for each point of its sweep; `without` some keys of its `train`."""
     if path.name.startswith(BASE_MARK):
         raise ConfigError(
             f"{path}: a name that begins with {BASE_MARK!r} marks a file that others extend, not an experiment. "
@@ -109,6 +144,8 @@ def _read(path: Path, overrides: Mapping[str, Any], checked: Checked = ()) -> li
         values = {"name": path.stem, **_merged(layers)}
         for key in ("extends", "sweep"):
             values.pop(key, None)
+        for key in without:
+            values["train"].pop(key, None)
         for key, addition in {"name": suffix, "title": point_title(point)}.items():
             # Anything but text is left as it is, for the check to refuse.
             if isinstance(values.get(key), str):

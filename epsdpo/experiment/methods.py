@@ -28,6 +28,8 @@ TRL_LOSSES = (
 
 # One pass over policy and reference, with a decision for every pair in the record.
 SHARED_PASS = ("dpo", "epsilon_dpo", "tr_dpo", "beta_dpo", *TRL_LOSSES)
+# What the criterion of these decisions is where a config does not say: the defaults of `epsdpo.config`.
+CRITERION_DEFAULTS = {"epsilon": 0.01, "criterion_dtype": "float32"}
 # TRL's own trainers: the record has steps, but no pairs and no decisions.
 REFERENCE_FREE = ("simpo", "cpo", "orpo")
 METHODS = (*SHARED_PASS, *REFERENCE_FREE, "kto")

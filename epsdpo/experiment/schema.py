@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from epsdpo.experiment.methods import METHODS, NO_METHODS, ONLY_UNDER, decided_by
+from epsdpo.experiment.methods import CRITERION_DEFAULTS, METHODS, NO_METHODS, ONLY_UNDER, SHARED_PASS, decided_by
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
 from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section
 from epsdpo.experiment.sft import SftSection
@@ -384,3 +384,20 @@ class Experiment(Section):
         """The keyword arguments for the config of the method's trainer, except `output_dir`."""
         arguments = {**self.train, "seed": self.seed, **decided_by(self.method)}
         return arguments
+
+    def criterion(self) -> dict[str, Any]:
+        """epsilon, epsilon_step and criterion_dtype that the run has, also those that its config leaves to the default.
+
+        Empty for a method that makes no decisions.
+        """
+        if self.method not in SHARED_PASS:
+            return {}
+        arguments = {**CRITERION_DEFAULTS, **self.training_arguments()}
+        step = arguments.get("epsilon_step")
+        arguments["epsilon_step"] = arguments["epsilon"] if step is None else step
+        return {key: arguments[key] for key in ("epsilon", "epsilon_step", "criterion_dtype")}
+
+    @property
+    def beta_follows(self) -> bool:
+        """Whether β follows the decisions of the pairs; elsewhere they are recorded and change nothing."""
+        return self.method == "epsilon_dpo" and self.criterion()["epsilon_step"] > 0.0

@@ -15,13 +15,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 
-from epsdpo.plots.runs import Look, run_looks
-from epsdpo.plots.style import ACCENT, NEUTRAL, legend_below, new_figure
+from epsdpo.plots.runs import FAMILIES, STARTING_MODEL, Look, run_looks
+from epsdpo.plots.style import NEUTRAL, legend_below, new_figure
 
 WIN_RATE = "win rate over the SFT model (%)"
 FORWARD_KL = "KL(π_ref‖π) per response (nats)"
 
-_START = Look(NEUTRAL, "-", "d")  # the model that training starts from, which is no method
 _DOTS = {"s": 9, "alpha": 0.35, "linewidths": 0, "zorder": 1}
 
 
@@ -34,7 +33,7 @@ def main(table: pd.DataFrame) -> Figure:
     looks = run_looks({title: family for title, family in families.items() if family})
     figure, panels = new_figure(width=10.5, height=1.3 + 0.5 * len(titles), columns=2)
     for height, title in enumerate(reversed(titles)):
-        rows, look = table[table["title"] == title].set_index("measure"), looks.get(title, _START)
+        rows, look = table[table["title"] == title].set_index("measure"), looks.get(title, FAMILIES[STARTING_MODEL])
         worlds = worlds_of(table)
         _row(panels[0], rows.loc["win_rate"], height + 0.12, look, worlds)
         _row(panels[0], rows.loc["length_controlled_win_rate"], height - 0.2, look, worlds, filled=False)
@@ -158,7 +157,7 @@ def step_cost(table: pd.DataFrame) -> Figure:
     figure, (axes,) = new_figure(height=1.8 + 0.5 * len(table))
     rounds = [column for column in table if column.startswith("round_")]
     for height, row in zip(range(len(table) - 1, -1, -1), table.to_dict("records"), strict=True):
-        _row(axes, pd.Series(row), height, Look(ACCENT, "-", "o"), rounds)
+        _row(axes, pd.Series(row), height, FAMILIES["epsilon_dpo float32"], rounds)  # the benchmark's precision
     axes.axvline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
     axes.set_ylim(-0.6, len(table) - 0.4)
     names = [f"{row.contender}\nover {row.peer}" for row in table.itertuples()]

@@ -10,6 +10,7 @@ from epsdpo.plots.claims import FORWARD_KL, WIN_RATE, log_axis, looks_of, nothin
 from epsdpo.plots.epsilon_bound import largest_tried, limit_points
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
+FEWEST_WORLDS = 3  # whose interval is drawn
 _MARKERS = {"relaxed": "o", "tied": "s", "tightened": "^"}
 
 
@@ -44,7 +45,8 @@ def dynamics(table: pd.DataFrame) -> Figure:
 def margins(table: pd.DataFrame) -> Figure:
     """Figure 4a: implicit reward margins by what the criterion decided, over β, a panel per group.
 
-    From `tables.margins`.
+    From `tables.margins`. A decision that was taken in fewer than three worlds has hollow points without a bar: the
+    interval of two is so wide that it would set the scale, and nothing else could be read.
     """
     if table.empty:
         return nothing_to_show()
@@ -54,14 +56,19 @@ def margins(table: pd.DataFrame) -> Figure:
         inside = table[table["group"] == group]
         for number, decision in enumerate(DECISION_COLOURS):
             rows = inside[inside["decision"] == decision].sort_values("beta")
+            colour, few = DECISION_COLOURS[decision], rows["worlds"] < FEWEST_WORLDS
+            places = rows["beta"] * 1.04 ** (number - 1)  # a little apart, that bars do not hide each other
             axes.errorbar(
-                rows["beta"] * 1.04 ** (number - 1),  # a little apart, that bars do not hide each other
+                places,
                 rows["mean"],
-                yerr=rows["high"] - rows["mean"],
+                yerr=(rows["high"] - rows["mean"]).mask(few),
                 fmt=f"{_MARKERS[decision]}-",
-                color=DECISION_COLOURS[decision],
+                color=colour,
                 capsize=3,
                 label=DECISION_LABELS[decision],
+            )
+            axes.plot(
+                places[few], rows["mean"][few], _MARKERS[decision], color=colour, markerfacecolor="white", zorder=3
             )
         log_axis(axes.xaxis)
         axes.set_xticks(sorted(inside["beta"].unique()))

@@ -1,5 +1,7 @@
 """The figure of all verdicts: each claim's effect with its interval, against the range that is claimed."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -7,25 +9,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from epsdpo.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS
-from epsdpo.plots.style import NEUTRAL
+from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 
 # Told apart by shape as well as by colour.
-_LOOKS = {HOLDS: ("o", "#009E73"), DOES_NOT_HOLD: ("X", "#D55E00"), CANNOT_BE_TOLD: ("D", "#999999")}
-_ROW_INCHES = 0.27
+_LOOKS = {
+    HOLDS: ("o", OUTCOME_COLOURS["good"]),
+    DOES_NOT_HOLD: ("X", OUTCOME_COLOURS["bad"]),
+    CANNOT_BE_TOLD: ("D", OUTCOME_COLOURS["undecided"]),
+}
+_LINE_INCHES, _LETTERS = 0.155, 70  # of a claim beside its row: height of a line, and the letters that fit into one
 
 
 def verdicts(table: pd.DataFrame, title: str) -> Figure:
-    """Effects with their intervals, a row per claim and a panel per unit; the claimed range is shaded.
+    """Effects with their intervals, a row per claim in its words and a panel per unit; the claimed range is shaded.
 
     Args:
         table: of `epsdpo.claims.verdicts.as_table`; claims without an effect keep an empty row. Effects that are lower
             limits are hollow.
         title: what to see.
     """
+    table = table.assign(words=[textwrap.fill(says, _LETTERS) for says in table["says"]])
     units = table.groupby("unit", sort=False)
+    # As high as the longest claim, and a line between; a panel's axis takes about as much room as five lines.
+    lines = 1 + table["words"].str.count("\n").max() + 0.7
     rows = units.size().to_list()
-    # A panel's axis takes about as much room as three rows.
-    figure = Figure(figsize=(10.5, 1.2 + _ROW_INCHES * (sum(rows) + 3.0 * len(rows))), layout="constrained")
+    height = 1.2 + _LINE_INCHES * (lines * sum(rows) + 5.0 * len(rows))
+    figure = Figure(figsize=(10.5, height), layout="constrained")
     panels = figure.subplots(len(rows), 1, height_ratios=[count + 0.5 for count in rows], squeeze=False).ravel()
     for axes, (unit, claims) in zip(panels, units, strict=True):
         _panel(axes, claims.reset_index(drop=True))
@@ -62,7 +71,7 @@ def _panel(axes: Axes, claims: pd.DataFrame) -> None:
     axes.axvline(0.0, color=NEUTRAL, linewidth=0.8, linestyle=":")
     axes.set_xlim(left, right)
     axes.set_ylim(-0.7, len(claims) - 0.3)
-    axes.set_yticks(heights, claims["name"], fontsize="small")
+    axes.set_yticks(heights, claims["words"], fontsize="small")
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", alpha=0.25, linewidth=0.6)

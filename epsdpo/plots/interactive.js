@@ -106,7 +106,7 @@
     }
 
     function showPairs(pairs, moved) {
-      if (!moved) return void element(panel, 'p', {}, 'No pair moved β here.');
+      if (!moved) return void element(panel, 'p', {}, data.none_moved);
       if (pairs.length) {
         const table = element(panel, 'table', {style: 'border-collapse: collapse; width: 100%; text-align: left'});
         const header = element(table, 'tr');
@@ -146,7 +146,10 @@
       event.preventDefault();
       event.stopPropagation();
     });
-    show(0);
+    // The first step that moved β, or else whose pairs would have: at the start policy and reference are one, and all tie.
+    const moving = before.findIndex((beta, index) => after[index] !== beta);
+    const decided = step.findIndex((_, index) => data.steps.relaxed[index] + data.steps.tightened[index] > 0);
+    show(Math.max(0, moving >= 0 ? moving : decided));
   }
 
   // A page may hold several, and JupyterLab runs a script again when it shows an output once more.

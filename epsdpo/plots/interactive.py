@@ -20,8 +20,8 @@ _ESCAPES = {ord(letter): f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"
 
 _PAGE = """<!doctype html>
 <html lang="en">
-<head><meta charset="utf-8"><title>{title}</title></head>
-<body style="font-family: sans-serif">{figure}</body>
+<head><meta charset="utf-8"><title>{title} · β step by step</title></head>
+<body style="font-family: sans-serif">{back}<h1 style="font-size: 120%">{title}: β step by step</h1>{figure}</body>
 </html>
 """
 
@@ -52,6 +52,7 @@ def beta_step_by_step(content: dict[str, Any], look: Look) -> str:
     )
 
 
-def as_page(figure: str, title: str) -> str:
-    """A figure of `beta_step_by_step` as an HTML file of its own."""
-    return _PAGE.format(title=html.escape(title), figure=figure)
+def as_page(figure: str, title: str, to_index: str = "") -> str:
+    """A figure of `beta_step_by_step` as an HTML file of its own, with a link to the index of its batch, if any."""
+    back = f'<nav><a href="{html.escape(to_index)}">← all runs of this folder</a></nav>' if to_index else ""
+    return _PAGE.format(title=html.escape(title), figure=figure, back=back)

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from epsdpo.plots.runs import FAMILIES, line_of
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure
 
-PRECISION_STYLES = {
-    "float32": {"color": "#009E73", "linestyle": "-", "marker": "o"},
-    "bfloat16": {"color": "#CC79A7", "linestyle": "--", "marker": "s"},
-}
-_CASE_COLOURS = ("#D55E00", "#0072B2", "#009E73")
+# ε-DPO with its criterion in each precision looks as in every figure.
+_EXACT, _ROUNDED = FAMILIES["epsilon_dpo float32"], FAMILIES["epsilon_dpo bfloat16"]
+_LOOKS = {"float32": _EXACT, "bfloat16": _ROUNDED}
+_CASES = (("-", "o"), ("--", "s"), ("-.", "^"))  # of one colour, since they are neither methods nor decisions
 _COLUMNS = 3  # of panels with a setting each
 _MEASURES = {"mean_step": "mean step", "beta_final": "β at the end", "win_rate": "win rate (points)"}
 
@@ -27,9 +27,10 @@ def chance_curves(curves: pd.DataFrame, title: str) -> Figure:
         title: what to see.
     """
     figure, (axes,) = new_figure(width=9.0, height=3.8)
-    for colour, (case, rows) in zip(_CASE_COLOURS, curves.groupby("case", sort=False), strict=False):
-        axes.plot(rows["shift"], rows["chance"], color=colour, linewidth=1.8, label=case)
-        axes.plot(rows["shift"], rows["simulated"], "o", color=colour, markersize=3.5)
+    for (line, marker), (case, rows) in zip(_CASES, curves.groupby("case", sort=False), strict=False):
+        axes.plot(rows["shift"], rows["chance"], color=NEUTRAL, linestyle=line, linewidth=1.6)
+        axes.plot(rows["shift"], rows["simulated"], marker, color=NEUTRAL, markersize=4, markerfacecolor="white")
+        axes.plot([], [], color=NEUTRAL, linestyle=line, marker=marker, markerfacecolor="white", label=case)
     axes.axvline(0.5, color=NEUTRAL, linestyle=":", linewidth=1.0)
     axes.set_xlabel("shift of the larger-moving sum, ε|g| / q (grid steps)")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
@@ -93,7 +94,7 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
         axes.remove()
     for axes, setting in zip(panels, settings, strict=False):
         for precision, rows in steps[steps["setting"] == setting].groupby("precision", sort=False):
-            style = {key: PRECISION_STYLES[precision][key] for key in ("color", "linestyle")}
+            style = line_of(_LOOKS[precision])
             for _, of_run in rows.groupby("run"):
                 axes.plot(of_run["step"], of_run["beta_before"], alpha=0.3, linewidth=0.8, **style)
             mean = rows.groupby("step")["beta_before"].mean()
@@ -119,9 +120,8 @@ def by_precision(table: pd.DataFrame, title: str) -> Figure:
     for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
         rows = table[table["measure"] == measure].reset_index(drop=True)
         errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["difference"].to_numpy())
-        style = PRECISION_STYLES["bfloat16"]
         heights = [len(settings) - 1 - settings.index(setting) for setting in rows["setting"]]
-        axes.errorbar(rows["difference"], heights, xerr=errors, fmt=style["marker"], color=style["color"], capsize=3)
+        axes.errorbar(rows["difference"], heights, xerr=errors, fmt=_ROUNDED.marker, color=_ROUNDED.colour, capsize=3)
         axes.axvline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
         labels = settings[::-1] if axes is panels[0] else [""] * len(settings)
         axes.set_yticks(range(len(settings)), labels, fontsize="small")
@@ -143,10 +143,13 @@ def table_5(fits: pd.DataFrame, shares: pd.DataFrame, title: str) -> Figure:
     figure, panels = new_figure(width=10.5, height=4.2, columns=2)
     axes = panels[0]
     axes.plot(
-        shares["epsilon"], shares["relaxed"] - shares["tightened"], color="#0072B2", label="rounded sums, 2 fitted"
+        shares["epsilon"],
+        shares["relaxed"] - shares["tightened"],
+        **line_of(_ROUNDED),
+        label="rounded sums, 2 fitted",
     )
-    axes.axhline(fits["exact"].iloc[0], color="#009E73", linestyle="--", label="exact arithmetic, 1 fitted")
-    axes.plot(fits["epsilon"], fits["reported"], "ko", label="Table 5, mean over ε_s")
+    axes.axhline(fits["exact"].iloc[0], **line_of(_EXACT), label="exact arithmetic, 1 fitted")
+    axes.plot(fits["epsilon"], fits["reported"], "o", color=NEUTRAL, label="Table 5, mean over ε_s")
     axes.set_ylabel("average step, share of β⁻ less share of β⁺")
     axes.legend(frameon=False, fontsize="small")
     for decision, colour in DECISION_COLOURS.items():

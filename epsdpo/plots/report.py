@@ -63,7 +63,8 @@ def decisions_of_runs(table: pd.DataFrame, title: str) -> Figure:
         for height, share, start in zip(heights, shares, left, strict=True):
             if share >= 0.06:
                 middle = (start + share / 2) * 100
-                axes.text(middle, height, f"{share:.0%}", ha="center", va="center", color="white", fontsize="small")
+                letters = NEUTRAL if decision == "tied" else "white"  # legible on its colour
+                axes.text(middle, height, f"{share:.0%}", ha="center", va="center", color=letters, fontsize="small")
         left += shares
     axes.set_yticks(heights, table["title"])
     axes.set_xlim(0, 100)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from matplotlib.colors import to_hex, to_rgb
 
 from epsdpo.experiment import Experiment
+from epsdpo.plots.style import METHOD_COLOURS
 
 
 class Look(NamedTuple):
@@ -24,19 +25,18 @@ class Look(NamedTuple):
 STARTING_MODEL = "starting model"  # the policy before preference training, beside what became of it
 OTHER = "other"  # TRL's other losses and trainers, and runs of which only a log is known
 
-# Okabe and Ito's colours but for yellow, too light for a line, with grey for the baseline. What shares a colour
-# differs in line and marker.
+# What shares a colour differs in line and marker.
 FAMILIES = {
-    "dpo": Look("#555555", "--", "s"),
-    "epsilon_dpo bfloat16": Look("#0072B2", "-", "o"),
-    "epsilon_dpo float32": Look("#D55E00", "-.", "^"),
-    "beta_dpo": Look("#009E73", ":", "D"),
-    "tr_dpo hard": Look("#56B4E9", "-", "v"),
-    "tr_dpo soft": Look("#56B4E9", "--", "<"),
-    "ipo": Look("#CC79A7", "-.", "P"),
-    "simpo": Look("#E69F00", ":", "X"),
-    STARTING_MODEL: Look("#999999", ":", "o"),
-    OTHER: Look("#000000", "-", "*"),
+    "dpo": Look(METHOD_COLOURS["dpo"], "--", "s"),
+    "epsilon_dpo bfloat16": Look(METHOD_COLOURS["epsilon_dpo bfloat16"], "-", "o"),
+    "epsilon_dpo float32": Look(METHOD_COLOURS["epsilon_dpo float32"], "-.", "^"),
+    "beta_dpo": Look(METHOD_COLOURS["beta_dpo"], ":", "D"),
+    "tr_dpo hard": Look(METHOD_COLOURS["tr_dpo"], "-", "v"),
+    "tr_dpo soft": Look(METHOD_COLOURS["tr_dpo"], "--", "<"),
+    "ipo": Look(METHOD_COLOURS["ipo"], "-.", "P"),
+    "simpo": Look(METHOD_COLOURS["simpo"], ":", "X"),
+    STARTING_MODEL: Look(METHOD_COLOURS[STARTING_MODEL], ":", "o"),
+    OTHER: Look(METHOD_COLOURS[OTHER], "-", "*"),
 }
 _LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 # Of the shades of one colour, towards white. None is darker: a dark sky blue would pass for ε-DPO's blue.
@@ -45,13 +45,13 @@ _LIGHTEST = 0.6
 
 def family_of(experiment: Experiment) -> str:
     """The family in `FAMILIES` that an experiment belongs to, by its method and the settings that make it another."""
-    arguments = experiment.training_arguments()
     match experiment.method:
         case "epsilon_dpo":
-            return f"epsilon_dpo {arguments.get('criterion_dtype', 'float32')}"
+            return f"epsilon_dpo {experiment.criterion()['criterion_dtype']}"
         case "tr_dpo":
             # TRL's own share of the policy in the new reference is 0.6; with 1 the policy becomes the reference.
-            return "tr_dpo hard" if arguments.get("ref_model_mixup_alpha", 0.6) == 1.0 else "tr_dpo soft"
+            alpha = experiment.training_arguments().get("ref_model_mixup_alpha", 0.6)
+            return "tr_dpo hard" if alpha == 1.0 else "tr_dpo soft"
         case method:
             return method if method in FAMILIES else OTHER
 

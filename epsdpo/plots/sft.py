@@ -3,13 +3,14 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.style import ACCENT, new_figure
+from epsdpo.plots.runs import FAMILIES, STARTING_MODEL
+from epsdpo.plots.style import new_figure
 
 
 def loss_curve(steps: pd.DataFrame, title: str) -> Figure:
-    """Cross-entropy per token of the chosen responses over steps, from `read_steps`."""
+    """Cross-entropy per token of the chosen responses over steps, from `read_steps`, as the starting model is made."""
     figure, (axes,) = new_figure(height=3.0)
-    axes.plot(steps["step"], steps["loss"], linewidth=1.8, color=ACCENT)
+    axes.plot(steps["step"], steps["loss"], linewidth=1.8, color=FAMILIES[STARTING_MODEL].colour)
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(title)

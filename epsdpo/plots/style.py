@@ -15,12 +15,25 @@ from matplotlib.axes import Axes
 from matplotlib.container import Container
 from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart; each decision has one of its own.
-DECISION_COLOURS = {"relaxed": "#0072B2", "tied": "#999999", "tightened": "#D55E00"}
+# Every colour of every figure. A colour means one thing: a method, a decision, or how something came out. Colours of
+# one table can be told apart by readers who do not see red and green as others do.
+METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with greys; see `epsdpo.plots.runs`
+    "dpo": "#555555",
+    "epsilon_dpo bfloat16": "#0072B2",
+    "epsilon_dpo float32": "#D55E00",
+    "beta_dpo": "#009E73",
+    "tr_dpo": "#56B4E9",
+    "ipo": "#CC79A7",
+    "simpo": "#E69F00",
+    "starting model": "#999999",
+    "other": "#000000",
+}
+DECISION_COLOURS = {"relaxed": "#6A4CC2", "tied": "#CFC07A", "tightened": "#7A1F2B"}
+OUTCOME_COLOURS = {"good": "#3D6B00", "undecided": "#93A3BC", "bad": "#C2287F"}
+NEUTRAL = "#333333"  # what is none of them: letters, lines to compare with, counts
+
 DECISION_LABELS = {"relaxed": "relaxed (β⁻)", "tied": "tied (β)", "tightened": "tightened (β⁺)"}
-CHOSEN, REJECTED = "#009E73", "#CC79A7"
-ACCENT = "#0072B2"  # of a figure that shows one run or one thing
-NEUTRAL = "#555555"
+CHOSEN, REJECTED = OUTCOME_COLOURS["good"], OUTCOME_COLOURS["bad"]
 
 LEGEND_LETTERS = 9.0  # points, of a legend under a figure
 

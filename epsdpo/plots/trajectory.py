@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from epsdpo.plots.runs import line_of, run_looks
-from epsdpo.plots.style import ACCENT, DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
+from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS_PER_LINE = 12
 _LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
@@ -177,12 +177,12 @@ def decisions_by(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     return figure
 
 
-def live(steps: pd.DataFrame, title: str) -> Figure:
-    """Loss, implicit reward margin and β of a run that is still training."""
+def live(steps: pd.DataFrame, title: str, colour: str = NEUTRAL) -> Figure:
+    """Loss, implicit reward margin and β of a run that is still training, in the colour of its method."""
     figure, panels = new_figure(width=10.5, height=2.8, columns=3)
     quantities = {"loss": "loss (nats)", "reward_margin": "implicit reward margin", "beta_before": "β (KL penalty)"}
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-        axes.plot(steps["step"], steps[column], linewidth=1.5, color=ACCENT)
+        axes.plot(steps["step"], steps[column], linewidth=1.5, color=colour)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
     figure.suptitle(title)

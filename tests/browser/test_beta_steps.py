@@ -74,6 +74,28 @@ def test_pointing_at_a_step_shows_it(page, chromium):
         assert "Step 1:" in tab.evaluate(PANEL)
 
 
+def test_it_opens_on_the_first_step_that_moved(chromium, tmp_path):
+    steps = pd.DataFrame(
+        {"step": [1, 2, 3, 4], "beta_before": [0.1, 0.1, 0.1, 0.09], "beta_after": [0.1, 0.1, 0.09, 0.08]}
+    )
+    decisions = [(1, 0), (2, 0), (3, 1), (4, 1)]
+    pairs = pd.DataFrame([{"step": step, "pair_id": f"p{step}", "decision": decided} for step, decided in decisions])
+    pairs = pairs.assign(log_ratio_margin=1.0, chosen_tokens=3, rejected_tokens=4)
+    texts = pairs[["pair_id"]].assign(prompt="p", chosen="c", rejected="r")
+    for beta_follows, level, said in (
+        (True, steps, "No pair moved"),
+        (False, steps.assign(beta_after=0.1), "would have"),
+    ):
+        content = step_by_step("run", level, pairs, texts, beta_follows)
+        page = tmp_path / "page.html"
+        page.write_text(as_page(beta_step_by_step(content, FAMILIES["dpo"]), "run", "index.html"), encoding="utf-8")
+        with chromium.tab(page.as_uri(), tmp_path) as tab:
+            assert "Step 3:" in tab.evaluate(PANEL)
+            move_to(tab, 0.0)
+            assert said in tab.evaluate(PANEL)
+            assert tab.evaluate("document.querySelector('nav a').getAttribute('href')") == "index.html"
+
+
 def test_keys_do_what_pointing_does(page, chromium):
     with chromium.tab(page.as_uri(), page.parent) as tab:
         tab.evaluate("document.querySelector('svg').focus()")
