@@ -134,6 +134,7 @@ SHARES = pd.DataFrame(
     [
         {"decision": decision, "step": step, "centre": step, "left": -1, "right": 1, "bin": step, "epsilon": step}
         | {"share": 0.3, "low": 0.2, "high": 0.4, "predicted": 0.3, "arithmetic": arithmetic, "bound": 0.01}
+        | {"share_at_largest": 0.5, "largest_epsilon": 0.02}
         for arithmetic in ("float32", "bfloat16")
         for decision in style.DECISION_COLOURS
         for step in (1.0, 2.0)
