@@ -14,6 +14,7 @@ from epsdpo.experiment import (
     load_experiments,
     save_experiment,
 )
+from epsdpo.experiment.values import number_advice
 from epsdpo.models import pin_revision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -44,6 +45,11 @@ def check(**changes):
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),
         ({"evaluate": {"temperature": "1e-1"}}, "evaluate.temperature is the text '1e-1', not a number"),
+        ({"train": {"max_grad_norm": "1e9"}}, "Write 1.0e+9"),
+        ({"train": {"max_grad_norm": "1.0e9"}}, "Write 1.0e+9"),
+        ({"train": {"adam_epsilon": "-.5e-7"}}, "Write -5.0e-08"),
+        ({"train": {"max_steps": "2e3"}}, "Write 2000"),
+        ({"data": {"max_train_pairs": "1e3"}}, "Write 1000"),
         ({"seed": "42"}, "seed is '42' (str): input should be a valid integer"),
         # wrong types and values out of range
         ({"seed": True}, "seed is True (bool)"),
@@ -110,6 +116,14 @@ def test_mistakes_are_refused_with_key_value_and_remedy(changes, message):
         check(**changes)
     assert message in str(refusal.value)
     assert str(refusal.value).startswith("run.yaml: ")
+
+
+@pytest.mark.parametrize("text", ["1e9", "1E9", "1.0e9", "1e+9", "7e-7", ".5e3", "-.5e3", "+1.5e12", "5.e3", "1e300"])
+def test_numbers_that_are_advised_are_numbers_to_yaml(text):
+    """Also to a notebook's parameters and to claims, whose messages have the same advice."""
+    advised = number_advice(text).rpartition("Write ")[2]
+    assert type(yaml.safe_load(advised)) is float and yaml.safe_load(advised) == float(text)
+    assert number_advice("a1e9") == number_advice(1e9) == number_advice("42") == ""
 
 
 def test_missing_keys_are_named():

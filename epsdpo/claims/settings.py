@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.section import Section
+from epsdpo.experiment.values import number_advice
 from epsdpo.files import written_whole
 
 CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
@@ -126,7 +127,8 @@ def read_claims(path: str | Path) -> Claims:
         problems = []
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
-            problems.append(f"{path}: {place}: {problem['msg']} (is {problem['input']!r:.80})")
+            advice = number_advice(problem["input"]) if "_type" in problem["type"] else ""
+            problems.append(f"{path}: {place}: {problem['msg']} (is {problem['input']!r:.80}) {advice}".rstrip())
         raise ConfigError("\n".join(problems)) from None
 
 

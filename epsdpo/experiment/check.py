@@ -6,7 +6,6 @@ The types are those of the sections and of the methods' configs; this module say
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
 from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
+from epsdpo.experiment.values import number_advice
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
@@ -104,7 +104,7 @@ def _train_type(key: str) -> TypeAdapter:
     return TypeAdapter(train_fields()[key][1], config=ConfigDict(arbitrary_types_allowed=True))
 
 
-_EXPONENT_WITHOUT_POINT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+_NUMBERS = {"int_type": int, "float_type": float}  # pydantic's name of a problem -> what was wanted
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -118,12 +118,8 @@ def _explain(problem: dict[str, Any]) -> str:
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    if isinstance(value, str) and _EXPONENT_WITHOUT_POINT.fullmatch(value):
-        mantissa, exponent = re.split("[eE]", value)
-        return (
-            f"{key} is the text {value!r}, not a number: YAML reads an exponent only after a decimal point. "
-            f"Write {mantissa}.0e{exponent}"
-        )
+    if kind in _NUMBERS and (advice := number_advice(value, _NUMBERS[kind])):
+        return f"{key} is the text {value!r}, not a number: {advice}"
     return f"{key} is {value!r} ({type(value).__name__}): {problem['msg'][0].lower()}{problem['msg'][1:]}"
 
 
