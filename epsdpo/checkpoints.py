@@ -27,7 +27,7 @@ def process_state(experiment: Experiment) -> PartialState:
 def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:
     """Optimiser step -> checkpoint, in order, of those written to their end; one cut off by a kill is passed over."""
     checkpoints = {}
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-[0-9]*"):
         try:
             # transformers writes this file last.
             state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))

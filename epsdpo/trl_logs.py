@@ -7,6 +7,7 @@ CSV, JSON or JSONL, such as exports of Weights & Biases. Columns may stand under
 """
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.experiment import ConfigError
+from epsdpo.files import read_text
 from epsdpo.record import STEP_COLUMNS
 
 TRAINER_STATE = "trainer_state.json"
@@ -33,6 +35,8 @@ _NAMES = {
     "reward_margin": ("rewards/margins",),
     "reward_accuracy": ("rewards/accuracies",),
 }
+_RUN_NAMES = ("run", "run_name", "run name", "run_id", "name")  # columns that tell stacked runs apart
+_APART = "Give a file for each run, named after it, and all of them in `runs`"
 _NOT_NUMBERS = ("", "nan", "null", "none")  # what exports write for a value that was not logged
 
 
@@ -58,8 +62,14 @@ def find_log(path: Path) -> Path | None:
         return path
     if (path / TRAINER_STATE).is_file():
         return path / TRAINER_STATE
-    states = path.glob(f"checkpoint-*/{TRAINER_STATE}")
-    return max(states, key=lambda state: int(state.parent.name.rpartition("-")[2]), default=None)
+
+    def number(state: Path) -> int:
+        suffix = state.parent.name.rpartition("-")[2]
+        return (
+            int(suffix) if suffix.isdecimal() else -1
+        )  # others, such as checkpoint-best, only where there is no number
+
+    return max(sorted(path.glob(f"checkpoint-*/{TRAINER_STATE}")), key=number, default=None)
 
 
 def read_log(path: Path) -> TrlLog:
@@ -79,6 +89,7 @@ def read_log(path: Path) -> TrlLog:
             )
     columns = {column: next((name for name in _NAMES[column] if name in names), None) for column in _NAMES}
     kept: dict[int, dict[str, float]] = {}
+    runs: dict[str, None] = {}
     without_beta = with_beta = 0
     for place, row in found:
         values = {column: _number(row.get(name), place, name) for column, name in columns.items()}
@@ -89,10 +100,24 @@ def read_log(path: Path) -> TrlLog:
         step = values.pop("step")
         if not step.is_integer():  # NaN is none either
             raise ConfigError(f"{place}: β was logged without a whole optimiser step ({columns['step']} is {step})")
+        if kept and _starts_over(int(step), list(kept)):
+            raise ConfigError(
+                f"{place}: {columns['step']} falls back to {step:g}, where the log began (at {next(iter(kept))}): "
+                f"several runs in one file. {_APART}"
+            )
         kept[int(step)] = values
+        runs |= dict.fromkeys(str(row[name]) for name in _RUN_NAMES if row.get(name) not in (None, ""))
+        if len(runs) > 1:
+            raise ConfigError(f"{place}: the rows are of several runs, {' and '.join(map(repr, runs))}. {_APART}")
     if not kept:
         raise ConfigError(f"{path}: no row holds a value of {columns['beta_before']}; give the log of a training run")
     return TrlLog(_as_record(kept), without_beta, repeated=with_beta - len(kept))
+
+
+def _starts_over(step: int, before: list[int]) -> bool:
+    """Whether a log that was at the steps `before` begins anew at `step`, which a run that is resumed does not."""
+    first, last = before[0], before[-1]
+    return step != last and (step == first or step < first < max(before))
 
 
 def _as_record(rows: dict[int, dict[str, float]]) -> pd.DataFrame:
@@ -106,25 +131,28 @@ def _as_record(rows: dict[int, dict[str, float]]) -> pd.DataFrame:
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each logged row with the place that an error should name."""
+    if path.suffix not in (".csv", ".json", ".jsonl"):
+        raise ConfigError(f"{path}: is no log that is known here; give a {TRAINER_STATE}, .csv, .json or .jsonl")
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as UTF-8 or UTF-16 text: {error}; export it again") from error
     match path.suffix:
         case ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                for row in reader:
-                    yield f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name}
+            reader = csv.DictReader(io.StringIO(text))
+            for row in reader:
+                yield f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name}
         case ".jsonl":
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            for number, line in enumerate(text.split("\n"), start=1):
                 if line.strip():
                     yield _checked(f"{path}, line {number}", _parsed(line, f"{path}, line {number}"))
         case ".json":
-            content = _parsed(path.read_text(encoding="utf-8"), str(path))
+            content = _parsed(text, str(path))
             rows = content.get("log_history") if isinstance(content, dict) else content
             if not isinstance(rows, list):
                 raise ConfigError(f"{path}: holds neither log_history nor a list of rows; give a {TRAINER_STATE}")
             for number, row in enumerate(rows, start=1):
                 yield _checked(f"{path}, row {number}", row)
-        case _:
-            raise ConfigError(f"{path}: is no log that is known here; give a {TRAINER_STATE}, .csv, .json or .jsonl")
 
 
 def _parsed(text: str, place: str) -> Any:

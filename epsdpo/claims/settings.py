@@ -19,7 +19,7 @@ from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.section import Section
 from epsdpo.experiment.values import number_advice
-from epsdpo.files import written_whole
+from epsdpo.files import read_text, written_whole
 
 CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
 
@@ -116,7 +116,7 @@ def read_claims(path: str | Path) -> Claims:
         ConfigError: naming the file, each key and what is wrong with it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(Path(path)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such claims file") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -18,6 +18,7 @@ from epsdpo.experiment.check import Checked, Layers, check_experiment
 from epsdpo.experiment.schema import ConfigError, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, point_names, point_title, sweep_points
 from epsdpo.experiment.values import merged, nested
+from epsdpo.files import read_text
 
 BASE_MARK = "_"  # begins the names of files that are there to be extended, and are no experiments themselves
 
@@ -145,7 +146,7 @@ def _layers(path: Path, above: Sequence[Path] = ()) -> list[tuple[str, dict[str,
 
 def _read_mapping(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        values = yaml.load(read_text(path), Loader=_UniqueKeys)
     except FileNotFoundError as error:
         reader = f", which {above[-1]} extends" if above else ""
         raise ConfigError(f"{path}: no such config file{reader}") from error
