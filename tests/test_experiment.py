@@ -41,6 +41,21 @@ def check(**changes):
             {"evaluate": {"quux": 1}},
             "run.yaml: evaluate.quux is unknown; known keys: against, batch_size",
         ),
+        # keys of the released code and of recipes like its own
+        (
+            {"train": {"warmup_ratio": 0.1}},
+            "run.yaml: train.warmup_ratio is called warmup_steps, of which a number below",
+        ),
+        ({"train": {"max_prompt_length": 512}}, "train.max_prompt_length is data.max_prompt_length of a config"),
+        ({"train": {"reference_free": True}}, "train.reference_free no longer exists: method simpo, cpo or orpo"),
+        ({"train": {"rpo_alpha": 1.0}}, "train.rpo_alpha no longer exists"),
+        ({"train": {"ref_adapter_name": "ref"}}, "frozen copy of its adapter, and with peft_config (model.lora"),
+        ({"train": {"evaluation_strategy": "no"}}, "train.evaluation_strategy is called eval_strategy"),
+        ({"warmup_ratio": 0.1}, "run.yaml: warmup_ratio is called warmup_steps"),
+        ({"torch_dtype": "bfloat16"}, "run.yaml: torch_dtype is called model.dtype"),
+        ({"model": {"torch_dtype": "bfloat16"}}, "run.yaml: model.torch_dtype is called model.dtype"),
+        ({"dataset_mixer": {"a/b": 1.0}}, "run.yaml: dataset_mixer is called data.source"),
+        ({"learning_rate": 1.0e-6}, "run.yaml: learning_rate belongs elsewhere: the section `train`"),
         # numbers that arrive as text
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),

@@ -16,6 +16,7 @@ from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices
 from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
 from epsdpo.experiment.values import number_advice
+from epsdpo.former_names import former_key
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
@@ -84,6 +85,8 @@ def _train_problem(key: str, value: Any) -> str | None:
     name, fields = f"train.{key}", train_fields()
     if key in STATED_ELSEWHERE:
         return f"{name} belongs elsewhere: {STATED_ELSEWHERE[key]}"
+    if key not in fields and (said := former_key(key)):
+        return f"train.{said}"
     if key not in fields:
         return f"{name} is unknown{nearest(key, fields)}"
     choices = train_choices(key)
@@ -112,7 +115,7 @@ def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     value, kind = problem.get("input"), problem["type"]
     if kind == "extra_forbidden":
-        return f"{key} is unknown{nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+        return _unknown(key, problem["loc"])
     if kind == "missing":
         return f"{key} is missing"
     if kind == "value_error":
@@ -121,6 +124,15 @@ def _explain(problem: dict[str, Any]) -> str:
     if kind in _NUMBERS and (advice := number_advice(value, _NUMBERS[kind])):
         return f"{key} is the text {value!r}, not a number: {advice}"
     return f"{key} is {value!r} ({type(value).__name__}): {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _unknown(key: str, location: tuple) -> str:
+    name = str(location[-1])
+    if said := former_key(name):
+        return f"{key.removesuffix(name)}{said}"
+    if len(location) == 1 and name in train_fields():
+        return f"{key} belongs elsewhere: the section `train`"
+    return f"{key} is unknown{nearest(name, _keys_beside(location))}"
 
 
 def _keys_beside(location: tuple) -> list[str]:

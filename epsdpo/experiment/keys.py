@@ -21,6 +21,7 @@ from pydantic_core import PydanticUndefined
 
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
 from epsdpo.experiment.values import value_text
+from epsdpo.former_names import former_key
 
 TRAIN = "train"
 SECTION = "section"
@@ -127,6 +128,8 @@ def check_key(name: str, where: str) -> None:
         return
     if within != name and within in STATED_ELSEWHERE:
         raise ConfigError(f"{where}: {name} belongs elsewhere: {STATED_ELSEWHERE[within]}")
+    if said := former_key(within):
+        raise ConfigError(f"{where}: {name.removesuffix(within)}{said}")
     raise ConfigError(f"{where}: {name} is unknown{nearest(name, {**section_keys(), **train_keys()})}")
 
 
