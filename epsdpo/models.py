@@ -11,11 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
+from epsdpo.files import read_text
 from epsdpo.hub import commit_of
-from epsdpo.paths import resolve_path
+from epsdpo.local_models import NOT_HERE, require_known_tokens
+from epsdpo.paths import looks_local, resolve_path
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+    from epsdpo.data import PreparedData
 
 MODEL_FOLDER = "model"  # of a training's output
 
@@ -55,6 +59,7 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     from transformers import AutoTokenizer  # late, for those who only ask for a revision
 
     source, revision = reference_source(model, data)
+    _require_folder(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
@@ -68,6 +73,20 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     return tokenizer
 
 
+def require_data_fit(experiment: Experiment, data: PreparedData) -> None:
+    """Refuse prepared data with tokens that the starting model has no embedding for, as after a change of tokenizer.
+
+    Raises:
+        ConfigError: naming the token and the remedy.
+    """
+    from transformers import AutoConfig
+
+    source, revision = reference_source(experiment.model, experiment.data)
+    embeddings = AutoConfig.from_pretrained(source, revision=revision).get_text_config().vocab_size
+    tables = [table for table in (data.train, data.eval) if table is not None]
+    require_known_tokens(tables, load_tokenizer(experiment.model, experiment.data), embeddings, source)
+
+
 def read_chat_template(place: str, local_files_only: bool = False) -> str:
     """The text of a template file, or the template of another model.
 
@@ -78,7 +97,7 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
 
     try:
         if place.endswith(".jinja"):
-            return resolve_path(place).read_text(encoding="utf-8")
+            return read_text(resolve_path(place))
         source, _, revision = place.partition("@")
         template = AutoTokenizer.from_pretrained(
             source, revision=revision or None, local_files_only=local_files_only
@@ -91,6 +110,12 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
     if not isinstance(template, str):
         raise ConfigError(f"model.chat_template: the tokenizer of {place!r} has none. Name an instruction-tuned model")
     return template
+
+
+def _require_folder(source: str) -> None:
+    """Refuse a path at which there is nothing, before the hub is asked for a model of that name."""
+    if looks_local(source) and not Path(source).exists():
+        raise ConfigError(f"model.name_or_path is {source!r}: {NOT_HERE.format(Path.cwd())}")
 
 
 def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
@@ -127,6 +152,7 @@ def pin_revision(model: ModelSection) -> ModelSection:
     """
     if model.name_or_path == WORLD or Path(model.name_or_path).exists():
         return model
+    _require_folder(model.name_or_path)
     try:
         commit = commit_of(model.name_or_path, model.revision, "model")
     except Exception as error:  # see `commit_of`

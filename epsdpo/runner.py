@@ -27,6 +27,7 @@ from epsdpo.claims.settings import Claims, check_runs, fix_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
 from epsdpo.files import disk_is_full, written_whole
 from epsdpo.index import write_index
+from epsdpo.local_models import require_local
 from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
@@ -98,6 +99,9 @@ def run_batch(
     launch = _check(experiments, resources)
     if claims is not None:
         check_runs(claims, experiments)
+    for experiment in experiments:
+        if not (run_dir / experiment.name / "train" / MANIFEST).exists():
+            require_local(experiment)
     with sole_runner(run_dir):
         if claims is not None:
             fix_claims(claims, run_dir)
