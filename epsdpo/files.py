@@ -1,7 +1,8 @@
-"""How a file is written so that it is there whole or not at all, whenever its writer is killed; and how one is read
-that may be damaged all the same; and full disks."""
+"""How a file is written so that it is there whole or not at all, whenever its writer is killed; how one is read that
+may be damaged all the same, or that others wrote; and full disks."""
 
 import errno
+import io
 import json
 import os
 import shutil
@@ -54,6 +55,37 @@ def flush_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder, folder.resolve().parent):
         if path.is_dir() or path.is_file():
             flush_to_disk(path)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that may come from any editor or tool; see `text_of`.
+
+    Raises:
+        OSError: if it cannot be read.
+        UnicodeDecodeError: if it is no such text.
+    """
+    return text_of(path.read_bytes())
+
+
+def text_of(content: bytes) -> str:
+    """What bytes say in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark, every line ended by a line feed.
+
+    Lines are to be taken apart at line feeds alone: `str.splitlines` would also end one at U+2028, which JSON permits
+    inside its strings.
+
+    Raises:
+        UnicodeDecodeError: if it is no such text.
+    """
+    encoding = encoding_of(content)
+    text = io.TextIOWrapper(io.BytesIO(content), encoding, newline=None).read()
+    if content and not text:
+        raise UnicodeDecodeError(encoding, content, 0, len(content), "a byte-order mark with nothing behind it")
+    return text
+
+
+def encoding_of(content: bytes) -> str:
+    """The encoding of a text, by the byte-order mark or the zeros at its start; UTF-8 where there is neither."""
+    return json.detect_encoding(content)
 
 
 def disk_is_full(folder: Path) -> bool:

@@ -4,11 +4,17 @@ It knows how one global batch becomes micro-batches on any number of processes, 
 The keys of single methods are added by their own configs, which combine it with a config of TRL.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
 from accelerate.utils import get_int_from_env
 
+from epsdpo.former_names import refuse_former_arguments
+
+HALF_PRECISION = ("bf16", "fp16", "bf16_full_eval", "fp16_full_eval")
+ON_A_CPU = (
+    "On a CPU set bf16=False (and fp16=False) for float32, or use_cpu=True for bfloat16 there; bf16 is TRL's default"
+)
 # How torchrun, accelerate and MPI launchers tell a process how many there are.
 PROCESS_COUNTS = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -40,6 +46,7 @@ class MethodConfig(ResumingConfig):
 
     Raises:
         ValueError: if the global batch cannot be split over the processes, with sizes that can.
+        TypeError: for a key of trl 0.13 that is gone, with today's.
     """
 
     has_reference: ClassVar[bool] = True  # whether a second copy of the model is in memory
@@ -55,6 +62,10 @@ class MethodConfig(ResumingConfig):
         },
     )
 
+    def __new__(cls, *positional, **named):
+        refuse_former_arguments(cls.__name__, named, {field.name for field in fields(cls)})
+        return super().__new__(cls)
+
     def __post_init__(self):
         processes = get_int_from_env(PROCESS_COUNTS, 1)
         if self.global_batch_size is None:
@@ -66,12 +77,34 @@ class MethodConfig(ResumingConfig):
             )
         self.per_device_train_batch_size *= self.rows_per_pair
         self.per_device_eval_batch_size *= self.rows_per_pair
-        super().__post_init__()
+        self._build()
         if self.world_size != processes:
             raise RuntimeError(
                 f"the launcher announced {processes} processes ({' or '.join(PROCESS_COUNTS)}), but torch.distributed "
                 f"has {self.world_size}. Start the run with `accelerate launch` or torchrun"
             )
+
+    def _build(self):
+        """TRL's own part, and what it says of half precision on a machine without a GPU in words that help."""
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            if "bf16/gpu" not in str(error):
+                raise
+            key = "bf16" if self.bf16 else "bf16_full_eval"
+            raise ValueError(f"{key}=True: this machine has no GPU that computes in bfloat16. {ON_A_CPU}") from error
+        self._require_device()
+
+    def _require_device(self):
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError(f"fp16=True: the run is on a CPU, which has no float16. {ON_A_CPU}")
+
+
+def has_accelerator() -> bool:
+    """Whether torch sees a GPU, or what takes the place of one."""
+    import torch
+
+    return torch.accelerator.is_available()
 
 
 def accumulation_steps(global_batch: int, per_device: int, processes: int) -> int:

@@ -11,12 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
+from epsdpo.files import read_text
 from epsdpo.hub import commit_of
-from epsdpo.loading import OwnCodeError, read_tokenizer
-from epsdpo.paths import resolve_path
+from epsdpo.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.local_models import NOT_HERE, require_known_tokens
+from epsdpo.paths import looks_local, resolve_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from epsdpo.data import PreparedData
 
 MODEL_FOLDER = "model"  # of a training's output
 
@@ -41,6 +45,7 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
         ConfigError: if it or the template cannot be loaded, naming them and what to try.
     """
     source, revision = reference_source(model, data)
+    _require_folder(source)
     try:
         tokenizer = read_tokenizer(source, revision)
     except OwnCodeError as error:
@@ -56,6 +61,18 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     return tokenizer
 
 
+def require_data_fit(experiment: Experiment, data: PreparedData) -> None:
+    """Refuse prepared data with tokens that the starting model has no embedding for, as after a change of tokenizer.
+
+    Raises:
+        ConfigError: naming the token and the remedy.
+    """
+    source, revision = reference_source(experiment.model, experiment.data)
+    embeddings = read_config(source, revision).get_text_config().vocab_size
+    tables = [table for table in (data.train, data.eval) if table is not None]
+    require_known_tokens(tables, load_tokenizer(experiment.model, experiment.data), embeddings, source)
+
+
 def read_chat_template(place: str, local_files_only: bool = False) -> str:
     """The text of a template file, or the template of another model.
 
@@ -64,7 +81,7 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
     """
     try:
         if place.endswith(".jinja"):
-            return resolve_path(place).read_text(encoding="utf-8")
+            return read_text(resolve_path(place))
         source, _, revision = place.partition("@")
         template = read_tokenizer(source, revision or None, local_files_only=local_files_only).chat_template
     except OwnCodeError as error:
@@ -77,6 +94,12 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
     if not isinstance(template, str):
         raise ConfigError(f"model.chat_template: the tokenizer of {place!r} has none. Name an instruction-tuned model")
     return template
+
+
+def _require_folder(source: str) -> None:
+    """Refuse a path at which there is nothing, before the hub is asked for a model of that name."""
+    if looks_local(source) and not Path(source).exists():
+        raise ConfigError(f"model.name_or_path is {source!r}: {NOT_HERE.format(Path.cwd())}")
 
 
 def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
@@ -113,6 +136,7 @@ def pin_revision(model: ModelSection) -> ModelSection:
     """
     if model.name_or_path == WORLD or Path(model.name_or_path).exists():
         return model
+    _require_folder(model.name_or_path)
     try:
         commit = commit_of(model.name_or_path, model.revision, "model")
     except Exception as error:  # see `commit_of`

@@ -12,6 +12,13 @@ from epsdpo.experiment import ConfigError
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def looks_local(name: str) -> bool:
+    """Whether a name that may be a hub id, owner/name, can only be meant as a path: by its form, or since its folder is
+    here."""
+    path = Path(name)
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (len(path.parts) > 1 and path.parent.is_dir())
+
+
 def resolve_path(path: str | Path, made_by: str = "") -> Path:
     """`path` as given if it exists from the working directory, else relative to the repository root.
 

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel
 
+from epsdpo.files import read_text
 from epsdpo.heads import expose_hidden_states
 from epsdpo.loading import load_causal_lm, read_tokenizer
 
@@ -38,7 +39,7 @@ def load_pairs(folder: Path) -> Dataset:
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in read_text(folder / "pairs.jsonl").split("\n") if line]
     return Dataset.from_list(
         [
             {

@@ -26,6 +26,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_sav
 from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
 from epsdpo.index import INDEX, write_index
 from epsdpo.loading import require_no_own_code
+from epsdpo.local_models import require_local
 from epsdpo.manifest import LOG, MANIFEST, read_manifest, read_stage_file, unreadable
 from epsdpo.models import pin_revision
 from epsdpo.plan import PlannedStage, Verdict, check_names, judge, plan_stages
@@ -83,6 +84,9 @@ def run_batch(
     launch = _check(experiments, run_dir, resources)
     if claims is not None:
         check_runs(claims, experiments)
+    for experiment in experiments:
+        if not (run_dir / experiment.name / "train" / MANIFEST).exists():
+            require_local(experiment)
     with sole_runner(run_dir):
         if claims is not None:
             fix_claims(claims, run_dir)

@@ -29,8 +29,9 @@ from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experime
 from epsdpo.files import written_whole
 from epsdpo.keys import differences, key_parts, settings_of
 from epsdpo.loading import never_running_code, require_no_own_code
-from epsdpo.method_config import ResumingConfig
-from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source
+from epsdpo.local_models import require_local
+from epsdpo.method_config import ON_A_CPU, ResumingConfig, has_accelerator
+from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source, require_data_fit
 from epsdpo.progress_lines import LossLines
 from epsdpo.record import StepRecord
 from epsdpo.resuming import CannotContinue, Resumable
@@ -78,7 +79,9 @@ def finetune(
         logger.info("fine-tuned already; delete %s to do it again", output_dir)
         return model_dir
 
+    require_local(experiment)
     require_no_own_code([experiment])
+    require_data_fit(experiment, data)
     require_mergeable(experiment)  # adapters are trained after this; better refused before it
     tokenizer = load_tokenizer(experiment.model, experiment.data)
     model = reference_source(experiment.model, experiment.data)[0]
@@ -129,6 +132,9 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
             f"per_device_train_batch_size {section.per_device_train_batch_size} cannot share evenly. Change the "
             "latter, which decides speed and memory only, or the number of processes"
         )
+    on_cpu = experiment.train.get("use_cpu", False)
+    if section.bf16 and not on_cpu and not has_accelerator():
+        raise ConfigError(f"model.sft.bf16 is true, and this machine has no GPU. {ON_A_CPU}")
     same_name = (
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "warmup_steps",
         "weight_decay", "bf16", "save_steps", "logging_steps", "seed",
@@ -144,7 +150,7 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
         save_total_limit=1,
         report_to="none",
         disable_tqdm=True,
-        use_cpu=experiment.train.get("use_cpu", False),
+        use_cpu=on_cpu,
         model_init_kwargs={
             "trust_remote_code": False,
             "revision": reference_source(experiment.model, experiment.data)[1],

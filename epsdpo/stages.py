@@ -34,6 +34,7 @@ from traitlets import default
 
 from epsdpo.claims.settings import fixed_claims
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
+from epsdpo.experiment.values import number_advice
 from epsdpo.keys import code_digests, key_parts, settings_of
 from epsdpo.loading import require_no_own_code
 from epsdpo.manifest import LOG, MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
@@ -139,9 +140,10 @@ def check_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
         if type(value) is kind or (kind is float and type(value) is int):
             checked[name] = kind(value)
         else:
-            remedy = " (YAML reads 7e-7 as text: write 7.0e-7)" if kind in (int, float) and type(value) is str else ""
+            advice = number_advice(value, kind) if kind in (int, float) else ""
             problems.append(
-                f"parameter {name!r} is {value!r} of type {type(value).__name__}; expected {kind.__name__}{remedy}"
+                f"parameter {name!r} is {value!r} of type {type(value).__name__}; expected {kind.__name__}"
+                + (f". {advice}" if advice else "")
             )
     if problems:
         raise ConfigError("\n".join(f"{notebook.name}: {problem}" for problem in problems))

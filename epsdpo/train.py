@@ -22,12 +22,21 @@ from epsdpo.checkpoints import keep_model, process_state
 from epsdpo.checkpoints import last_whole_checkpoint as last_whole_checkpoint  # part of what this module offers
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.experiment.ranges import no_held_out_pairs
 from epsdpo.loading import never_running_code, read_config, require_no_own_code
+from epsdpo.local_models import require_local
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.method_config import MethodConfig
 from epsdpo.methods.configs import config_class
 from epsdpo.methods.trainers import trainer_class
-from epsdpo.models import MODEL_FOLDER, after_sft, load_tokenizer, pin_revision, reference_source
+from epsdpo.models import (
+    MODEL_FOLDER,
+    after_sft,
+    load_tokenizer,
+    pin_revision,
+    reference_source,
+    require_data_fit,
+)
 from epsdpo.progress_lines import ProgressLines
 from epsdpo.resuming import CannotContinue
 from epsdpo.watch import end_with_stdin
@@ -69,8 +78,10 @@ def train(
         return model_dir
 
     experiment = after_sft(experiment, sft_dir)
+    require_local(experiment)
     require_no_own_code([experiment])
     require_mergeable(experiment)
+    require_data_fit(experiment, data)
     arguments = trainer_arguments(experiment, data, output_dir)
     outlook = memory_outlook(experiment, arguments, data)
     if processes.is_main_process:
@@ -97,24 +108,25 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
     """The trainer's arguments for an experiment.
 
     Raises:
-        ConfigError: if it is to evaluate on held-out pairs that the data do not have.
+        ConfigError: if it is to evaluate on held-out pairs that the data do not have, or the machine or the number of
+            processes does not permit them.
     """
-    arguments = config_class(experiment.method)(
-        output_dir=str(output_dir),
-        disable_tqdm=True,
-        model_init_kwargs={
-            "trust_remote_code": False,
-            "revision": reference_source(experiment.model, experiment.data)[1],
-            "dtype": experiment.model.dtype,
-            "attn_implementation": experiment.model.attn_implementation,
-        },
-        **experiment.training_arguments(),
-    )
-    if arguments.do_eval and data.eval is None:
-        raise ConfigError(
-            f"train.eval_strategy is {str(arguments.eval_strategy)!r}, but there are no held-out pairs. "
-            "Set data.eval_split, or train.eval_strategy: 'no'"
+    try:
+        arguments = config_class(experiment.method)(
+            output_dir=str(output_dir),
+            disable_tqdm=True,
+            model_init_kwargs={
+                "trust_remote_code": False,
+                "revision": reference_source(experiment.model, experiment.data)[1],
+                "dtype": experiment.model.dtype,
+                "attn_implementation": experiment.model.attn_implementation,
+            },
+            **experiment.training_arguments(),
         )
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
+    if (arguments.do_eval or arguments.eval_on_start) and data.eval is None:
+        raise ConfigError(no_held_out_pairs(arguments)[1])
     return arguments
 
 
@@ -175,6 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_with_stdin()
     try:
         experiment = load_experiment(options.config)
+        require_local(experiment)
         processes = process_state(experiment)
         level = logging.INFO if processes.is_main_process else logging.WARNING
         logging.basicConfig(level=level, format="%(message)s")

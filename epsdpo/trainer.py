@@ -5,6 +5,8 @@ the way into a model in `epsdpo.heads`, metrics in `epsdpo.metrics`, the files o
 """
 
 import contextlib
+import dataclasses
+import inspect
 import logging
 import textwrap
 import time
@@ -26,9 +28,11 @@ from epsdpo.chat_template import writes_date
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.data.beside import require_written_by_trl
 from epsdpo.evaluations import SeparateEvaluations
+from epsdpo.former_names import refuse_former_arguments
 from epsdpo.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.loading import never_running_code
+from epsdpo.local_models import require_known_tokens
 from epsdpo.metrics import decision_metrics, pair_table, preference_metrics, step_row
 from epsdpo.pairs import (
     REPEATED,
@@ -97,6 +101,9 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
     }
 
     def __init__(self, model, ref_model=None, args: EpsilonDPOConfig | None = None, *positional, **named):
+        known = inspect.signature(DPOTrainer.__init__).parameters
+        keys = {field.name for field in dataclasses.fields(EpsilonDPOConfig)}
+        refuse_former_arguments(type(self).__name__, named, known, keys)
         if args is None:
             model_id = model if isinstance(model, str) else get_config_model_id(model.config)
             args = EpsilonDPOConfig(f"{model_id.split('/')[-1]}-EpsilonDPO")
@@ -117,6 +124,12 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
                 "Set router_aux_loss_coef=0.0 to train without it"
             )
         policy = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        require_known_tokens(
+            [table for table in (self.train_dataset, *evaluated) if isinstance(table, Dataset)],
+            self.processing_class,
+            policy.get_input_embeddings().num_embeddings,
+            policy.name_or_path,
+        )
         require_separable_head(policy)
         expose_hidden_states(policy)
         if self.ref_model is not None:

@@ -10,6 +10,7 @@ placed at the middle of its steps, and the β that the run began with is that of
 """
 
 import csv
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from epsdpo.experiment import ConfigError
+from epsdpo.files import read_text
 from epsdpo.record import STEP_COLUMNS
 from epsdpo.trajectory import WINDOW_COLUMNS
 
@@ -38,6 +40,8 @@ _NAMES = {
     "reward_accuracy": ("rewards/accuracies",),
 }
 _PLACES = ("step", "epoch")  # when something was logged; all else is what was
+_RUN_NAMES = ("run", "run_name", "run name", "run_id", "name")  # columns that tell stacked runs apart
+_APART = "Give a file for each run, named after it, and all of them in `runs`"
 _NOT_NUMBERS = ("", "nan", "null", "none")  # what exports write for a value that was not logged
 _ROUNDING = 1e-4  # relative; logs and exports keep few digits
 
@@ -87,8 +91,14 @@ def find_log(path: Path) -> Path | None:
         return path
     if (path / TRAINER_STATE).is_file():
         return path / TRAINER_STATE
-    states = path.glob(f"checkpoint-*/{TRAINER_STATE}")
-    return max(states, key=lambda state: int(state.parent.name.rpartition("-")[2]), default=None)
+
+    def number(state: Path) -> int:
+        suffix = state.parent.name.rpartition("-")[2]
+        return (
+            int(suffix) if suffix.isdecimal() else -1
+        )  # others, such as checkpoint-best, only where there is no number
+
+    return max(sorted(path.glob(f"checkpoint-*/{TRAINER_STATE}")), key=number, default=None)
 
 
 def read_log(path: Path, beta: float | None = None) -> TrlLog:
@@ -124,8 +134,9 @@ def read_log(path: Path, beta: float | None = None) -> TrlLog:
     kept_beta = beta is not None and all(math.isnan(values["beta_before"]) for _, values in rows)
     telling = [column for column in _NAMES if column not in _PLACES] if kept_beta else ["beta_before"]
     kept: dict[int, dict[str, float]] = {}
+    runs: dict[str, None] = {}
     training = 0
-    for place, values in rows:
+    for (place, values), (_, row) in zip(rows, found, strict=True):
         if all(math.isnan(values[column]) for column in telling):
             continue
         training += 1
@@ -135,7 +146,15 @@ def read_log(path: Path, beta: float | None = None) -> TrlLog:
             raise ConfigError(
                 f"{place}: {what} was logged without a whole optimiser step ({columns['step']} is {step})"
             )
+        if kept and _starts_over(int(step), list(kept)):
+            raise ConfigError(
+                f"{place}: {columns['step']} falls back to {step:g}, where the log began (at {next(iter(kept))}): "
+                f"several runs in one file. {_APART}"
+            )
         kept[int(step)] = values
+        runs |= dict.fromkeys(str(row[name]) for name in _RUN_NAMES if row.get(name) not in (None, ""))
+        if len(runs) > 1:
+            raise ConfigError(f"{place}: the rows are of several runs, {' and '.join(map(repr, runs))}. {_APART}")
     if not kept and kept_beta:
         raise ConfigError(f"{path}: no row holds a loss, or what else is logged in training; give the log of a run")
     if not kept:
@@ -183,31 +202,34 @@ def _beta_at_start(steps: pd.DataFrame, configured: float | None, stated: float 
     return logged.iloc[0] if steps["last_step"].iloc[0] == 1 else math.nan
 
 
+def _starts_over(step: int, before: list[int]) -> bool:
+    """Whether a log that was at the steps `before` begins anew at `step`, which a run that is resumed does not."""
+    first, last = before[0], before[-1]
+    return step != last and (step == first or step < first < max(before))
+
+
 def _read(path: Path) -> _Source:
-    match path.suffix:
-        case ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file)
-                return _Source(
-                    [
-                        (f"{path}, line {reader.line_num}", {name: value for name, value in row.items() if name})
-                        for row in reader
-                    ]
-                )
-        case ".jsonl":
-            lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-            places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
-            return _Source([_checked(place, _parsed(line, place)) for place, line in places])
-        case ".json":
-            content = _parsed(path.read_text(encoding="utf-8"), str(path))
-            state = content if isinstance(content, dict) else {"log_history": content}
-            rows = state.get("log_history")
-            if not isinstance(rows, list):
-                raise ConfigError(f"{path}: holds neither log_history nor a list of rows; give a {TRAINER_STATE}")
-            rows = [_checked(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
-            return _Source(rows, state is content, state.get("global_step", 0), _configured_beta(state))
-        case _:
-            raise ConfigError(f"{path}: is no log that is known here; give a {TRAINER_STATE}, .csv, .json or .jsonl")
+    if path.suffix not in (".csv", ".json", ".jsonl"):
+        raise ConfigError(f"{path}: is no log that is known here; give a {TRAINER_STATE}, .csv, .json or .jsonl")
+    try:
+        text = read_text(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not readable as UTF-8 or UTF-16 text: {error}; export it again") from error
+    if path.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(text))
+        named = ({name: value for name, value in row.items() if name} for row in reader)
+        return _Source([(f"{path}, line {reader.line_num}", row) for row in named])
+    if path.suffix == ".jsonl":
+        lines = enumerate(text.split("\n"), start=1)
+        places = ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+        return _Source([_checked(place, _parsed(line, place)) for place, line in places])
+    content = _parsed(text, str(path))
+    state = content if isinstance(content, dict) else {"log_history": content}
+    rows = state.get("log_history")
+    if not isinstance(rows, list):
+        raise ConfigError(f"{path}: holds neither log_history nor a list of rows; give a {TRAINER_STATE}")
+    rows = [_checked(f"{path}, row {number}", row) for number, row in enumerate(rows, start=1)]
+    return _Source(rows, state is content, state.get("global_step", 0), _configured_beta(state))
 
 
 def _configured_beta(state: dict[str, Any]) -> float | None:

@@ -436,6 +436,7 @@ def test_sampled_pairs_keep_the_settings_that_they_were_asked_with(tmp_path, tok
 
 def test_check_names_what_is_not_used_and_what_is_refused(tmp_path, tokenizer, capsys):
     tokenizer.chat_template = SPARSE
+    AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     config = tmp_path / "run.yaml"
     values = {
@@ -454,6 +455,7 @@ def test_check_names_what_is_not_used_and_what_is_refused(tmp_path, tokenizer, c
 
 
 def test_check_warns_of_prompts_that_would_be_refused_after_training(tmp_path, tokenizer, capsys):
+    AutoModelForCausalLM.from_pretrained(OFFICIAL / "policy").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
     config = tmp_path / "run.yaml"
     rows, prompts = tmp_path / "rows.jsonl", tmp_path / "prompts.jsonl"

@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -240,6 +242,85 @@ def test_whole_conversations_with_other_prompts_or_without_an_answer_are_refused
     assert refused(prepared) == {"no_assistant_turn": 1, "prompts_differ": 2, "empty_prompt": 1}
 
 
+PARTS_OF_TEXT = [{"type": "text", "text": "name three fruits"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"prompt": [user(PARTS_OF_TEXT)]},
+            "prompt, message 0, content is a list of an object with type, text, that is parts",
+        ),
+        (
+            {"chosen": [assistant(PARTS_OF_TEXT)]},
+            "chosen, message 0, content is a list .* should be one text: join them",
+        ),
+        (
+            {"chosen": [{"from": "gpt", "value": "a"}]},
+            "chosen, message 0, is an object with from, value, and should have role and content .from: human is role",
+        ),
+        (
+            {"rejected": ["one", "two"]},
+            "rejected is a list of texts, and should be a list of messages with role and content",
+        ),
+        ({"rejected": "the cat"}, "rejected is text, and should be a list of messages"),
+        (
+            {"rejected": {"role": "assistant", "content": "a"}},
+            "rejected is an object with role, content, and should be a list",
+        ),
+        ({"rejected": [assistant(7)]}, r"rejected, message 0, content is 7 \(int\), and should be text"),
+        ({"rejected": None}, "rejected is null"),
+        ({"pair_id": 1.0}, r"pair_id is 1.0 \(float\), and should be text or a whole number"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_it_should_be(tmp_path, tokenizer, changes, message):
+    rows = [{"pair_id": 0, **CONVERSATIONS[0]}, {"pair_id": 1, **CONVERSATIONS[0], **changes}]
+    prepared = prepare_rows(tmp_path, rows, tokenizer)
+    [entry] = prepared.report["splits"]["train"]["refused"].values()
+    assert re.search(message, entry["message"]) and entry["examples"] == [1]
+    assert entry["message"] in refusals_table(prepared.report)["meaning"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            {"prompt": "a", "chosen": ["b"], "rejected": ["c"]},
+            "chosen is a list of texts, and should be a list of messages",
+        ),
+        (
+            {"prompt": "a", "chosen": [assistant("b")], "rejected": [assistant("c")]},
+            "prompt is text, and chosen and rejected are messages without it. It should be a list of messages too",
+        ),
+        (
+            {"prompt": "a", "chosen": json.dumps([assistant("b")]), "rejected": json.dumps([assistant("c")])},
+            "chosen is the JSON text of a list of messages, and should be that list itself",
+        ),
+        (
+            {"chosen": json.dumps([user("a"), assistant("b")]), "rejected": json.dumps([user("a"), assistant("c")])},
+            "chosen is the JSON text of a list of messages, and should be that list itself",
+        ),
+        (
+            {"prompt": "half \ud83d", "chosen": "b", "rejected": "c"},
+            "prompt is not valid Unicode: its character 5 is half",
+        ),
+        ({"prompt": 7, "chosen": "b", "rejected": "c"}, r"prompt is 7 \(int\), and should be text"),
+    ],
+)
+def test_where_all_rows_are_wrong_the_refusal_says_how(tmp_path, tokenizer, row, message):
+    with pytest.raises(DataError, match=message):
+        prepare_rows(tmp_path, [row], tokenizer)
+
+
+def test_a_prompt_whose_tokens_are_lost_is_not_said_to_have_no_text(tmp_path, tokenizer):
+    tokenizer.chat_template = "{% if add_generation_prompt %}the{% else %}mat{% endif %}" + TEMPLATE.replace(
+        "{{ bos_token }}", ""
+    )
+    with pytest.raises(DataError, match="it has text, which is written otherwise once it is answered"):
+        prepare_rows(tmp_path, CONVERSATIONS, tokenizer)
+
+
 def test_odd_transcripts_are_refused(tmp_path, tokenizer):
     good = "\n\nHuman: a\n\nAssistant: b"
     rows = [
@@ -377,6 +458,80 @@ def test_a_folder_has_a_file_per_split(tmp_path, tokenizer):
         prepare(DataSection(**section, eval_split="dev"), tokenizer, tmp_path / "out", max_length=None)
 
 
+def test_a_downloaded_repository_is_read_by_its_subset(tmp_path, tokenizer):
+    """README.md beside data/, whose shards have hashes: one split, and all its shards."""
+    folder = tmp_path / "repository"
+    (folder / "data").mkdir(parents=True)
+    (folder / "README.md").write_text("# Pairs", encoding="utf-8")
+    for shard, row in enumerate(STANDARD_ROWS):
+        name = f"train-0000{shard}-of-00002-{'a09b74b3ef9c3b5' + str(shard)}.parquet"
+        pq.write_table(pa.Table.from_pylist([row]), folder / "data" / name)
+    with pytest.raises(
+        DataError, match="no split 'train' in .*, but no data files. data below it has one: set data.subset: data"
+    ):
+        prepare(DataSection(source=str(folder)), tokenizer, tmp_path / "out", max_length=None)
+    section = DataSection(source=str(folder), subset="data")
+    prepared = prepare(section, tokenizer, tmp_path / "out", max_length=None)
+    assert prepared.train["pair_id"][:] == ["train-0", "train-1"]
+    (folder / "data" / "train-00001-of-00002-a09b74b3ef9c3b51.parquet").unlink()
+    with pytest.raises(DataError, match="1 of 2 shards missing, beside train-00000-of-00002-.*: 00001"):
+        prepare(section, tokenizer, tmp_path / "out", max_length=None)
+
+
+def test_what_save_to_disk_wrote(tmp_path, tokenizer):
+    train = Dataset.from_list(STANDARD_ROWS * 3)
+    DatasetDict({"train": train, "test": train.select([0])}).save_to_disk(
+        tmp_path / "dict", num_shards={"train": 2, "test": 1}
+    )
+    section = DataSection(source=str(tmp_path / "dict"), eval_split="test")
+    prepared = prepare(section, tokenizer, tmp_path / "out", max_length=None)
+    assert (len(prepared.train), len(prepared.eval)) == (6, 1)
+    assert prepared.train["prompt"][:] == train["prompt"][:]
+    with pytest.raises(DataError, match="no split 'dev' in .*dict, but train, test"):
+        prepare(section.model_copy(update={"eval_split": "dev"}), tokenizer, tmp_path / "out", max_length=None)
+    train.save_to_disk(tmp_path / "single")
+    single = prepare(DataSection(source=str(tmp_path / "single")), tokenizer, tmp_path / "out", max_length=None)
+    assert single.train["chosen_ids"][:] == prepared.train["chosen_ids"][:]
+
+
+@pytest.mark.parametrize("make", [lambda text: text, lambda text: [user(text)]], ids=["text", "messages"])
+def test_a_share_of_the_prompts_is_held_out(tmp_path, tokenizer, make):
+    as_answer = (lambda text: text) if make("") == "" else lambda text: [assistant(text)]
+    rows = [
+        {
+            "prompt": make(f"prompt {number % 20}" + " " * (number // 20)),
+            "chosen": as_answer(f"a{number}"),
+            "rejected": as_answer("b"),
+        }
+        for number in range(60)
+    ]
+    rows[7]["chosen"] = None  # counted with the rows to train on
+
+    def prepared(rows, **section):
+        return prepare_rows(tmp_path, rows, tokenizer, eval_share=0.25, **section)
+
+    data = prepared(rows)
+    asked = [
+        {row["prompt"].strip().replace(" <eos>", "<eos>").replace("  ", " ") for row in part}
+        for part in (data.train, data.eval)
+    ]
+    assert (len(data.train), len(data.eval)) == (44, 15) or (len(data.train), len(data.eval)) == (45, 14)
+    held_out = {pair_id.partition("-")[2] for pair_id in data.eval["pair_id"]}
+    kept = {pair_id.partition("-")[2] for pair_id in data.train["pair_id"]}
+    assert not held_out & kept and not {int(n) % 20 for n in held_out} & {int(n) % 20 for n in kept}
+    assert len({int(n) % 20 for n in held_out}) == 5 and asked
+    again = prepared(rows)
+    assert again.eval["pair_id"][:] == data.eval["pair_id"][:]
+    named = [{**row, "pair_id": str(number)} for number, row in enumerate(rows)]
+    other_order = prepared(named[::-1])
+    assert sorted(other_order.eval["pair_id"], key=int) == sorted(held_out, key=int)
+    assert set(prepared(named, eval_seed=1).eval["pair_id"]) != held_out
+    few = prepared(rows, max_train_pairs=4, max_eval_pairs=2)
+    assert (len(few.train), few.eval["pair_id"][:]) == (4, data.eval["pair_id"][:2])
+    with pytest.raises(DataError, match="data.eval_share is 0.25, and .* has 1 usable prompt"):
+        prepared([rows[0]])
+
+
 def test_a_line_separator_inside_a_string_does_not_end_the_row(tmp_path, tokenizer):
     row = {**STANDARD_ROWS[0], "chosen": "one\u2028two\u0085three"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row, ensure_ascii=False), encoding="utf-8")
@@ -411,6 +566,7 @@ def test_a_wrong_section_is_refused_with_what_is_there(tmp_path, tokenizer, sect
         (b'{"chosen": "a"}\n{"chosen', "rows.jsonl, line 2: not valid JSON"),
         (b'{"chosen": "a"}\n\n[1]\n', "line 3: expected an object with columns, got list"),
         (b"\xff\xfe", "not readable as UTF-8"),
+        (b"", "it is empty"),
         (b'{"question": "a", "chosen": "b", "rejected": "c"}', "no column 'prompt' among question, chosen, rejected"),
     ],
 )

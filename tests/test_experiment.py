@@ -15,6 +15,7 @@ from epsdpo.experiment import (
     load_experiments,
     save_experiment,
 )
+from epsdpo.experiment.values import number_advice
 from epsdpo.models import pin_revision
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -41,10 +42,30 @@ def check(**changes):
             {"evaluate": {"quux": 1}},
             "run.yaml: evaluate.quux is unknown; known keys: against, batch_size",
         ),
+        # keys of the released code and of recipes like its own
+        (
+            {"train": {"warmup_ratio": 0.1}},
+            "run.yaml: train.warmup_ratio is called warmup_steps, of which a number below",
+        ),
+        ({"train": {"max_prompt_length": 512}}, "train.max_prompt_length is data.max_prompt_length of a config"),
+        ({"train": {"reference_free": True}}, "train.reference_free no longer exists: method simpo, cpo or orpo"),
+        ({"train": {"rpo_alpha": 1.0}}, "train.rpo_alpha no longer exists"),
+        ({"train": {"ref_adapter_name": "ref"}}, "frozen copy of its adapter, and with peft_config (model.lora"),
+        ({"train": {"evaluation_strategy": "no"}}, "train.evaluation_strategy is called eval_strategy"),
+        ({"warmup_ratio": 0.1}, "run.yaml: warmup_ratio is called warmup_steps"),
+        ({"torch_dtype": "bfloat16"}, "run.yaml: torch_dtype is called model.dtype"),
+        ({"model": {"torch_dtype": "bfloat16"}}, "run.yaml: model.torch_dtype is called model.dtype"),
+        ({"dataset_mixer": {"a/b": 1.0}}, "run.yaml: dataset_mixer is called data.source"),
+        ({"learning_rate": 1.0e-6}, "run.yaml: learning_rate belongs elsewhere: the section `train`"),
         # numbers that arrive as text
         ({"train": {"learning_rate": "7e-7"}}, "train.learning_rate is the text '7e-7', not a number: YAML reads an"),
         ({"train": {"learning_rate": "7e-7"}}, "Write 7.0e-7"),
         ({"evaluate": {"temperature": "1e-1"}}, "evaluate.temperature is the text '1e-1', not a number"),
+        ({"train": {"max_grad_norm": "1e9"}}, "Write 1.0e+9"),
+        ({"train": {"max_grad_norm": "1.0e9"}}, "Write 1.0e+9"),
+        ({"train": {"adam_epsilon": "-.5e-7"}}, "Write -5.0e-08"),
+        ({"train": {"max_steps": "2e3"}}, "Write 2000"),
+        ({"data": {"max_train_pairs": "1e3"}}, "Write 1000"),
         ({"seed": "42"}, "seed is '42' (str): input should be a valid integer"),
         # a name that annotations give to the other side
         ({"name": "reference", "evaluate": {}}, "name is 'reference', which is what annotations.json calls the other"),
@@ -113,6 +134,14 @@ def test_mistakes_are_refused_with_key_value_and_remedy(changes, message):
         check(**changes)
     assert message in str(refusal.value)
     assert str(refusal.value).startswith("run.yaml: ")
+
+
+@pytest.mark.parametrize("text", ["1e9", "1E9", "1.0e9", "1e+9", "7e-7", ".5e3", "-.5e3", "+1.5e12", "5.e3", "1e300"])
+def test_numbers_that_are_advised_are_numbers_to_yaml(text):
+    """Also to a notebook's parameters and to claims, whose messages have the same advice."""
+    advised = number_advice(text).rpartition("Write ")[2]
+    assert type(yaml.safe_load(advised)) is float and yaml.safe_load(advised) == float(text)
+    assert number_advice("a1e9") == number_advice(1e9) == number_advice("42") == ""
 
 
 def test_missing_keys_are_named():

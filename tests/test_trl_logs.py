@@ -2,12 +2,14 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from trl import DPOConfig, DPOTrainer
 
+from epsdpo.checkpoints import whole_checkpoints
 from epsdpo.compared_runs import find_runs, sources
 from epsdpo.experiment import ConfigError
 from epsdpo.methods.batch_beta import BetaDPOTrainer
@@ -271,6 +273,50 @@ def test_a_chart_exported_by_its_run_name(write):
     two = write("two.csv", '"Step","a - kl/beta","b - kl/beta"\n1,0.1,0.2\n')
     with pytest.raises(ConfigError, match=r"β of several runs \('b - kl/beta' is the second\)"):
         read_log(two)
+
+
+def test_the_best_checkpoint_does_not_stand_in_for_the_latest(write, tmp_path):
+    for name in ("checkpoint-best", "checkpoint-9", "checkpoint-10"):
+        (tmp_path / name).mkdir()
+        write(f"{name}/trainer_state.json", '{"log_history": [{"step": 1, "beta": 0.1}], "global_step": 1}')
+    assert find_log(tmp_path).parent.name == "checkpoint-10"
+    for name in ("checkpoint-9", "checkpoint-10"):
+        shutil.rmtree(tmp_path / name)
+    assert find_log(tmp_path).parent.name == "checkpoint-best"
+    assert whole_checkpoints(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            "run,step,beta\none,1,0.1\none,2,0.09\ntwo,3,0.2\n",
+            "line 4: the rows are of several runs, 'one' and",
+        ),
+        (
+            "a.csv",
+            "Name,train/global_step,beta\na,5,0.1\nb,5,0.1\n",
+            "several runs, 'a' and 'b'. Give a file for each run",
+        ),
+        ("a.jsonl", '{"run_id": 1, "step": 1, "beta": 1}\n{"run_id": 2, "step": 2, "beta": 1}', "'1' and '2'"),
+        (
+            "a.csv",
+            "step,beta\n10,0.1\n20,0.09\n10,0.2\n20,0.1\n",
+            r"line 4: step falls back to 10, .*\(at 10\): several runs",
+        ),
+        ("a.csv", "step,beta\n10,0.1\n20,0.09\n5,0.2\n", "step falls back to 5"),
+        ("a.csv", "step,beta\n20,0.1\n10,0.1\n20,0.2\n10,0.2\n", "step falls back|begins"),
+    ],
+)
+def test_runs_that_are_stacked_in_one_file_are_asked_for_apart(write, name, text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_log(write(name, text))
+
+
+def test_one_run_resumed_or_newest_first_is_no_stack(write):
+    assert read_log(write("a.csv", "run,step,beta\nx,3,1\nx,2,2\nx,1,3\n")).steps["step"].tolist() == [1, 2, 3]
+    assert read_log(write("b.csv", "step,beta\n1,1\n1,2\n2,3\n3,4\n2,5\n")).repeated == 2
 
 
 def test_lines_of_json(write):

@@ -1,6 +1,6 @@
 """Models and data sets of a config: whether their revisions are pinned, and who has to ask for access.
 
-It looks at names only, and asks no hub.
+It looks at names and at local folders, and asks no hub.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from epsdpo.checking.findings import NOTE, OK, WARNING, Finding
+from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.experiment import WORLD, Experiment
+from epsdpo.local_models import local_problems
+from epsdpo.paths import looks_local
 
 # Publishers whose models are given out on conditions that each user has to accept on the hub.
 _GATED = ("meta-llama/", "google/gemma", "mistralai/")
@@ -18,7 +20,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_sources(experiment: Experiment) -> Iterator[Finding]:
-    """A finding on every model and data set of the hub, and on nothing that is local or embedded."""
+    """A finding on every model and data set of the hub, and on what is local only if it cannot be used."""
+    yield from (Finding(ERROR, problem) for problem in local_problems(experiment))
     for section, name, revision in _named(experiment):
         kind = "dataset" if section == "data" or section.endswith("prompts") else "model"
         if not on_hub(name):
@@ -58,4 +61,5 @@ def _named(experiment: Experiment) -> Iterator[tuple[str, str, str | None]]:
 
 def on_hub(name: str) -> bool:
     """Whether a source is neither the embedded world nor a local path."""
-    return name != WORLD and not Path(name).expanduser().exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    path_like = looks_local(name) or Path(name).expanduser().exists()
+    return name != WORLD and not path_like and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None

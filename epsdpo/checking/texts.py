@@ -14,12 +14,12 @@ from transformers import PreTrainedTokenizerBase
 from epsdpo.chat_template import writes_date
 from epsdpo.checking.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.checking.sources import on_hub
+from epsdpo.checking.training import local_config
 from epsdpo.data.rows import (
     REFUSALS,
     STANDARD,
     Refused,
     Tokens,
-    check_tokenizer,
     check_tokens,
     cut_prompt,
     detect_format,
@@ -28,11 +28,13 @@ from epsdpo.data.rows import (
     tokenise,
 )
 from epsdpo.data.sources import DataError, Rows, find_source, read_split
+from epsdpo.data.split import check_split
 from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, DataSection, Experiment
 from epsdpo.generation.prompts import read_prompts
 from epsdpo.generation.rendering import TrainingPrompts, render_prompts
 from epsdpo.generation.server import require_ids_for_dates
 from epsdpo.loading import read_tokenizer
+from epsdpo.local_models import token_problem
 from epsdpo.models import read_chat_template
 
 _LOOKED_AT = 20  # rows of local data
@@ -60,14 +62,44 @@ def check_texts(experiment: Experiment) -> Iterator[Finding]:
     if template is not None:
         try:
             tokenizer.chat_template = read_chat_template(template, local_files_only=True)
-        except ConfigError:
+        except ConfigError as error:
+            if not on_hub(template.partition("@")[0]):
+                yield Finding(ERROR, " ".join(str(error).split()))
+                return
             yield Finding(NOTE, f"chat template: not tried, since {template} is neither a file nor in the hub's cache")
             return
     yield check_rendering(rows, tokenizer, experiment.data.template_date)
+    yield from _embeddings(experiment, rows, tokenizer)
     if not_used := [name for name, count in rows.not_used.items() if count]:
         yield Finding(NOTE, f"data: columns that are not used: {', '.join(not_used)}")
     yield from _dates(experiment, tokenizer)
     yield from _evaluation_prompts(experiment, rows, tokenizer)
+
+
+def _embeddings(experiment: Experiment, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
+    """Whether the model has embeddings for the tokens of the first rows, and for what fills up a batch."""
+    config = local_config(experiment.model.name_or_path, experiment.model.revision)
+    if config is None:
+        return
+    embeddings = config.get_text_config().vocab_size
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    used = [-1 if padding is None else padding]
+    data_format = detect_format(rows)
+    for row in rows.values if data_format else ():
+        try:
+            rendered = render(read_pair(row, data_format), tokenizer, experiment.data.template_date)
+        except (Refused, TypeError):  # the latter without an EOS to end plain text with, which is said already
+            continue
+        [tokens] = tokenise([rendered], tokenizer, templated=data_format != STANDARD)
+        used += tokens.prompt + tokens.chosen + tokens.rejected
+    if problem := token_problem(max(used), tokenizer, embeddings, experiment.model.name_or_path):
+        yield Finding(ERROR, problem)
+    elif max(tokenizer.get_vocab().values(), default=0) >= embeddings:
+        yield Finding(
+            NOTE,
+            f"tokenizer: it knows {len(tokenizer)} tokens, and the model's embedding has {embeddings} rows; rows that "
+            "use one of the last are refused before training",
+        )
 
 
 def _evaluation_prompts(experiment: Experiment, rows: Rows, tokenizer: PreTrainedTokenizerBase) -> Iterator[Finding]:
@@ -132,11 +164,8 @@ def _dates(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 def check_rendering(rows: Rows, tokenizer: PreTrainedTokenizerBase, day: str = TEMPLATE_DATE) -> Finding:
     """The first usable row through tokenizer and chat template: refused, or shown as the model reads it."""
-    data_format = detect_format(rows)
-    if data_format is None:
-        return Finding(ERROR, f"{rows.where}: rows hold no prompt. Name its column in data.columns.prompt")
     try:
-        check_tokenizer(tokenizer, data_format)
+        data_format = check_split(rows, tokenizer)
     except ConfigError as error:
         return Finding(ERROR, str(error))
     refused: dict[str, int] = {}
@@ -199,5 +228,5 @@ def local_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase 
     """A model's tokenizer, if it is here."""
     try:
         return read_tokenizer(name, revision, local_files_only=True)
-    except (OSError, ValueError):
+    except Exception:  # what is wrong with a local one is said by `sources`
         return None

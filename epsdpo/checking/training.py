@@ -16,7 +16,7 @@ from epsdpo.experiment import WORLD, ConfigError, Experiment
 from epsdpo.experiment.ranges import arguments_for_no_machine
 from epsdpo.loading import read_config
 from epsdpo.memory import ModelShape, Setting, Sharding, estimate_memory
-from epsdpo.method_config import MethodConfig, accumulation_steps
+from epsdpo.method_config import HALF_PRECISION, ON_A_CPU, MethodConfig, accumulation_steps, has_accelerator
 
 _GIB = 2**30
 _KINDS = {"DDP": "whole copies (DDP)", "FSDP": "shares (FSDP2)", "ZeRO-3": "shares (ZeRO-3)"}
@@ -35,6 +35,7 @@ def check_training(experiment: Experiment, processes: int) -> Iterator[Finding]:
     batch = _batch(arguments, processes)
     yield batch
     yield from _precision(experiment, processes)
+    yield from _device(experiment, arguments)
     config = _model_config(experiment)
     if config is not None and experiment.model.lora is not None:
         try:
@@ -65,6 +66,19 @@ def _precision(experiment: Experiment, processes: int) -> Iterator[Finding]:
             f"model.dtype is {experiment.model.dtype}: one process, or DDP, trains weights of that precision, in which "
             "the small steps of fine-tuning mostly round to nothing. Launch with FSDP2 or "
             "DeepSpeed, which keep float32, or set model.dtype: float32",
+        )
+
+
+def _device(experiment: Experiment, arguments: MethodConfig) -> Iterator[Finding]:
+    """Whether half precision would be refused on this machine, which need not be the one that trains."""
+    wanted = [f"train.{key}" for key in HALF_PRECISION if getattr(arguments, key)]
+    wanted += ["model.sft.bf16"] if experiment.model.sft is not None and experiment.model.sft.bf16 else []
+    if experiment.train.get("use_cpu") and arguments.fp16:
+        yield Finding(ERROR, f"train.fp16: train.use_cpu is true, and a CPU has no float16. {ON_A_CPU}")
+    if wanted and not experiment.train.get("use_cpu") and not has_accelerator():
+        yield Finding(
+            WARNING,
+            f"{', '.join(wanted)}: there is no GPU here, and a run on this machine would be refused. {ON_A_CPU}",
         )
 
 
@@ -111,7 +125,7 @@ def local_config(name: str, revision: str | None) -> PretrainedConfig | None:
     """A model's config, if it is here."""
     try:
         return read_config(name, revision, local_files_only=True)
-    except (OSError, ValueError):
+    except Exception:  # what is wrong with a local one is said by `sources`
         return None
 
 

@@ -19,8 +19,8 @@ from epsdpo.claims.names import MEASURES
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.methods import SHARED_PASS
 from epsdpo.experiment.section import Section
-from epsdpo.experiment.values import unusable
-from epsdpo.files import written_whole
+from epsdpo.experiment.values import number_advice, unusable
+from epsdpo.files import read_text, written_whole
 
 CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
 
@@ -131,7 +131,7 @@ def read_claims(path: str | Path) -> Claims:
         ConfigError: naming the file, each key and what is wrong with it.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_text(Path(path)))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such claims file") from None
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
@@ -144,7 +144,8 @@ def read_claims(path: str | Path) -> Claims:
         problems = []
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
-            problems.append(f"{path}: {place}: {problem['msg']} (is {problem['input']!r:.80})")
+            advice = number_advice(problem["input"]) if "_type" in problem["type"] else ""
+            problems.append(f"{path}: {place}: {problem['msg']} (is {problem['input']!r:.80}) {advice}".rstrip())
         raise ConfigError("\n".join(problems)) from None
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from epsdpo.chat_template import render_chat
 from epsdpo.data.rows import cut_prompt
 from epsdpo.data.sources import DataError, find_source, read_split
-from epsdpo.data.split import PARTS, SplitWriter, check_split, quantiles
+from epsdpo.data.split import PARTS, SplitWriter, check_split, hold_out, quantiles
 from epsdpo.experiment import DataSection
 from epsdpo.files import written_whole
 from epsdpo.texts import writable
@@ -73,7 +73,15 @@ def prepare(
     source = find_source(section)
     names = {"train": section.train_split, "eval": section.eval_split}
     limits = {"train": section.max_train_pairs, "eval": section.max_eval_pairs}
-    splits = {part: read_split(source, section, name, limits[part]) for part, name in names.items() if name is not None}
+    if section.eval_share is None:
+        splits = {part: read_split(source, section, name, limits[part]) for part, name in names.items() if name}
+    else:
+        names["eval"] = section.train_split
+        parts = hold_out(read_split(source, section, section.train_split, None), section.eval_share, section.eval_seed)
+        splits = {
+            part: rows.part(list(range(len(rows.values)))[: limits[part]])
+            for part, rows in zip(("train", "eval"), parts, strict=True)
+        }
     formats = {part: check_split(rows, tokenizer) for part, rows in splits.items()}
 
     directory = Path(output_dir)
@@ -174,11 +182,15 @@ def counts_table(report: dict[str, Any]) -> pd.DataFrame:
 def refusals_table(report: dict[str, Any]) -> pd.DataFrame:
     """One row per split and reason: how many rows were refused, what the reason means, first row numbers (from 0)."""
     rows = [
-        (part, reason, entry["rows"], entry["meaning"], ", ".join(map(str, entry["examples"])))
+        (part, reason, entry["rows"], _said(entry), ", ".join(map(str, entry["examples"])))
         for part, split in report["splits"].items()
         for reason, entry in split["refused"].items()
     ]
     return pd.DataFrame(rows, columns=["split", "reason", "rows", "meaning", "first rows"])
+
+
+def _said(entry: dict[str, Any]) -> str:
+    return entry["meaning"] + (f" (first: {entry['message']})" if "message" in entry else "")
 
 
 def columns_table(report: dict[str, Any]) -> pd.DataFrame:

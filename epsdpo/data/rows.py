@@ -4,6 +4,7 @@ It works on rows in memory and knows nothing of files. Reading is left to `epsdp
 `epsdpo.data.split`.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ REFUSALS = {
 
 _COMPLETIONS = ("chosen", "rejected")
 _HEADER = re.compile(r"\n\n(Human|Assistant):")
+_JSON_LIST = re.compile(r"\s*\[\s*\{")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
@@ -121,8 +123,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str) -> Non
     if data_format != STANDARD:
         if tokenizer.chat_template is None:
             raise DataError(
-                f"{name} has no chat template, but the data are conversations ({data_format}). Use an instruction-"
-                "tuned model, or put its chat_template.jinja into a local copy of the model's folder"
+                f"{name} has no chat template, but the data are conversations ({data_format}). Name one in "
+                "model.chat_template (a .jinja file, or a model that has one), or use an instruction-tuned model"
             )
         if draws_at_random(tokenizer):
             raise DataError(
@@ -148,17 +150,26 @@ def read_pair(row: dict[str, Any], data_format: str) -> Pair:
     """
     needed = ("chosen", "rejected") if data_format in (WHOLE_CONVERSATIONS, TRANSCRIPTS) else ("prompt", *_COMPLETIONS)
     pair_id = row.get("pair_id", "")
-    if pair_id is None or any(row[column] is None for column in needed):
-        raise Refused("missing_value")
-    if not (isinstance(pair_id, int) or (isinstance(pair_id, str) and is_writable(pair_id))):
-        raise Refused("wrong_type")
+    for column in ("pair_id", *needed):
+        if row.get(column, "") is None:
+            raise Refused("missing_value", f"{column} is null")
+    if not isinstance(pair_id, str | int):
+        raise Refused("wrong_type", f"pair_id is {described(pair_id)}, and should be text or a whole number")
+    if isinstance(pair_id, str):
+        checked_text(pair_id, "pair_id")
     if data_format == STANDARD:
-        pair = Pair(*(checked_text(row[column]) for column in needed))
+        pair = Pair(*(plain_text(row[column], column) for column in needed))
     elif data_format == CONVERSATIONAL:
-        pair = Pair(*(checked_messages(row[column]) for column in needed))
+        pair = Pair(*(checked_messages(row[column], column) for column in needed))
     else:
         turns = transcript_turns if data_format == TRANSCRIPTS else checked_messages
-        pair = _split_conversations(turns(row["chosen"]), turns(row["rejected"]))
+        pair = _split_conversations(turns(row["chosen"], "chosen"), turns(row["rejected"], "rejected"))
+        if not pair.prompt and row.get("prompt"):
+            raise Refused(
+                "wrong_type",
+                f"prompt is {described(row['prompt'])}, and chosen and rejected are messages without it. It should be "
+                "a list of messages too, [{role: user, content: …}]",
+            )
     pair = _with_what_it_brings(pair, row)
     for part in ("prompt", *_COMPLETIONS):
         if _is_blank(getattr(pair, part)):
@@ -188,43 +199,101 @@ def repeats_prompt(row: dict[str, Any], pair: Pair) -> bool:
     return first is not None and isinstance(row["prompt"], str) and row["prompt"].strip() == first.strip()
 
 
-def checked_text(value: Any) -> str:
-    """The value, if it is text that a tokenizer accepts.
+def checked_text(value: Any, where: str) -> str:
+    """The value, if it is text that a tokenizer accepts; `where` names it in messages.
 
     Raises:
         Refused: as `wrong_type`.
     """
-    if not (isinstance(value, str) and is_writable(value)):
-        raise Refused("wrong_type")
+    if not isinstance(value, str):
+        raise Refused("wrong_type", f"{where} is {described(value)}, and should be text")
+    if not is_writable(value):  # which JSON can express and no tokenizer accepts
+        raise Refused("wrong_type", f"{where} is not valid Unicode: it holds half of a surrogate pair")
     return value
 
 
-def checked_messages(value: Any) -> Messages:
+def plain_text(value: Any, column: str) -> str:
+    """`checked_text` that is no JSON of messages, which would be trained as it stands.
+
+    Raises:
+        Refused: as `wrong_type`.
+    """
+    text = checked_text(value, column)
+    if messages_in_json(text):
+        raise Refused("wrong_type", f"{column} is {described(text)}, and should be that list itself (json.loads)")
+    return text
+
+
+def messages_in_json(value: Any) -> bool:
+    """Whether a value is the JSON text of a list of messages."""
+    if not isinstance(value, str) or not _JSON_LIST.match(value):
+        return False
+    try:
+        parsed = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return bool(parsed) and all(
+        isinstance(item, dict) and any(keys <= set(item) for keys in ({"role", "content"}, {"from", "value"}))
+        for item in parsed
+    )
+
+
+def checked_messages(value: Any, where: str) -> Messages:
     """Messages with role and content, without the nulls that Arrow adds for the keys of other messages.
 
-    A message may call tools in place of a content.
+    A message may call tools in place of a content. `where` names the value in messages.
 
     Raises:
         Refused: as `wrong_type`.
     """
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
-        raise Refused("wrong_type")
+        raise Refused(
+            "wrong_type", f"{where} is {described(value)}, and should be a list of messages with role and content"
+        )
     messages = [without_empty(message) for message in value]
-    for message in messages:
-        checked_text(message.get("role"))
-        checked_text(message.get("content", "" if "tool_calls" in message else None))
-    if not all(is_writable(text) for _, text in texts_in(messages)):
-        raise Refused("wrong_type")
+    for number, message in enumerate(messages):
+        place = f"{where}, message {number},"
+        content = message.get("content", "" if "tool_calls" in message else None)
+        if "role" not in message or content is None:
+            hint = " (from: human is role: user, from: gpt is role: assistant)" if "from" in message else ""
+            raise Refused("wrong_type", f"{place} is {described(message)}, and should have role and content{hint}")
+        checked_text(message["role"], f"{place} role")
+        if isinstance(content, list):
+            raise Refused(
+                "wrong_type",
+                f"{place} content is {described(content)}, that is parts, and should be one text: join them",
+            )
+        checked_text(content, f"{place} content")
+        for at, text in texts_in(message):
+            checked_text(text, " ".join(map(str, (place, *at))))
     return messages
 
 
-def transcript_turns(value: Any) -> Messages:
+def described(value: Any) -> str:
+    """What a value is, in words."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "the JSON text of a list of messages" if messages_in_json(value) else "text"
+    if isinstance(value, dict):
+        return f"an object with {', '.join(map(str, value)) or 'nothing in it'}"
+    if isinstance(value, list):
+        kinds = list(dict.fromkeys(described(item) if isinstance(item, dict | list) else _kind(item) for item in value))
+        return f"a list of {' and '.join(kinds[:2])}" if kinds else "an empty list"
+    return f"{str(value)[:40]} ({type(value).__name__})"
+
+
+def _kind(value: Any) -> str:
+    return {"str": "texts", "NoneType": "nulls"}.get(type(value).__name__, type(value).__name__)
+
+
+def transcript_turns(value: Any, where: str) -> Messages:
     """The turns of "\\n\\nHuman: ... \\n\\nAssistant: ...", without the headers and the space around them.
 
     Raises:
         Refused: as `wrong_type` or `not_a_transcript`.
     """
-    before, *parts = _HEADER.split(checked_text(value))
+    before, *parts = _HEADER.split(checked_text(value, where))
     if before.strip() or not parts:
         raise Refused("not_a_transcript")
     return [
@@ -319,7 +388,8 @@ def check_tokens(tokens: Tokens, bos: int | None) -> None:
     """
     for part in ("prompt", *_COMPLETIONS):
         if not getattr(tokens, part):
-            raise Refused(f"empty_{part}")
+            said = "it has text, which is written otherwise once it is answered: none of its tokens is in front of both"
+            raise Refused(f"empty_{part}", said if part == "prompt" and tokens.lost_prompt else "")
     if tokens.chosen == tokens.rejected:
         raise Refused("identical_pair")
     if bos is not None and tokens.prompt[:2] == [bos, bos]:

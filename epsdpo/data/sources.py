@@ -7,9 +7,9 @@ import gzip
 import json
 import re
 import zlib
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +19,17 @@ import pyarrow.parquet as pq
 
 from epsdpo.data.beside import MEDIA, QUESTION, REST_OF_QUESTION, WRITTEN, has_value
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection
+from epsdpo.files import text_of
 from epsdpo.hub import commit_of
+from epsdpo.paths import looks_local
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
 GOLD_COLUMNS = ("chosen_gold", "rejected_gold")
 WORLD_SPLITS = ("train", "eval")
 
 _JSON_SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<total>\d{5})(?:-[0-9a-f]+)?$")
+_SAVED_SPLITS, _SAVED_STATE = "dataset_dict.json", "state.json"  # what `save_to_disk` leaves beside the data
 _SUFFIXES = (*_JSON_SUFFIXES, ".parquet", ".arrow")
 
 
@@ -46,15 +50,39 @@ class Source:
 class Rows:
     """One split as read: plain Python values, each row with all of `columns`, which are our names.
 
-    `source_columns` are all columns of the source by its own names; `not_used` are those among them that are not read,
-    with the number of rows that have a value there; `where` names source and split in messages.
+    `source_columns` are all columns of the source by its own names; `beside` are those among them that are not read,
+    with the places in `values` of the rows that have a value there; `where` names source and split in messages.
+    `numbers` are those of the rows in the source, from 0.
     """
 
     where: str
     source_columns: list[str]
     columns: tuple[str, ...]
     values: list[dict[str, Any]]
-    not_used: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, list[int]] = field(default_factory=dict)
+    numbers: list[int] = field(default_factory=list)
+
+    def __post_init__(self):
+        if not self.numbers:
+            object.__setattr__(self, "numbers", list(range(len(self.values))))
+
+    @property
+    def not_used(self) -> dict[str, int]:
+        """Columns that are not read, with the number of rows that have a value there."""
+        return {name: len(places) for name, places in self.beside.items()}
+
+    def part(self, places: list[int]) -> "Rows":
+        """Some of the rows, by their places."""
+        place_in_part = {place: number for number, place in enumerate(places)}
+        return replace(
+            self,
+            values=[self.values[place] for place in places],
+            beside={
+                name: [place_in_part[place] for place in filled if place in place_in_part]
+                for name, filled in self.beside.items()
+            },
+            numbers=[self.numbers[place] for place in places],
+        )
 
 
 class Table(NamedTuple):
@@ -99,7 +127,8 @@ def find_source(section: DataSection) -> Source:
     if source.kind == "file" and section.eval_split is not None:
         raise DataError(
             f"data.eval_split is {section.eval_split!r}, but data.source {section.source!r} is a file, and a file is "
-            "one split. Name its folder, with train_split and eval_split after the files in it; or remove eval_split"
+            "one split. Name its folder, with train_split and eval_split after the files in it; or remove eval_split, "
+            "and hold a share of the file out by data.eval_share"
         )
     if section.subset is not None and source.kind != "folder":
         raise DataError(
@@ -120,13 +149,13 @@ def read_split(source: Source, section: DataSection, split: str, limit: int | No
     wanted = {ours: section.columns.get(ours, ours) for ours in (*PAIR_COLUMNS, *GOLD_COLUMNS, *own)}
     noticed = [*MEDIA, *(REST_OF_QUESTION if wanted["prompt"] == QUESTION else ())]
     theirs = list(wanted.values())
-    present, rows, not_used = [], [], Counter()
+    present, rows, beside = [], [], defaultdict(list)
     for names, more, filled in _tables(source, section, split, theirs):
         present += [name for name in names if name not in present]
         more = more[: None if limit is None else limit - len(rows)]
         for name, values in filled.items():
             if name not in noticed:
-                not_used[name] += sum(values[: len(more)])
+                beside[name] += [len(rows) + place for place, value in enumerate(values[: len(more)]) if value]
         for name in filter(filled.__contains__, noticed):
             more = [{**row, name: value or None} for row, value in zip(more, filled[name], strict=False)]
         rows += more
@@ -137,7 +166,7 @@ def read_split(source: Source, section: DataSection, split: str, limit: int | No
     wanted |= {name: name for name in noticed}
     columns = tuple(ours for ours in wanted if wanted[ours] in present)
     values = [{ours: row.get(wanted[ours]) for ours in columns} for row in rows]
-    return Rows(where, present, columns, values, dict(not_used))
+    return Rows(where, present, columns, values, dict(beside))
 
 
 def _tables(source: Source, section: DataSection, split: str, wanted: list[str]) -> Iterator[Table]:
@@ -161,7 +190,7 @@ def missing_column(where: str, ours: str, theirs: str, present: list[str]) -> st
 
 
 def _looks_like_path(source: str) -> bool:
-    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith(_SUFFIXES)
+    return looks_local(source) or source.endswith(_SUFFIXES)
 
 
 # ------------------------------------------------------------------------------------------------------------- world
@@ -181,31 +210,80 @@ def _read_world(section: DataSection, split: str) -> Table:
 
 
 def _files_of(source: Source, subset: str | None, split: str) -> list[Path]:
-    """Files of a split: the file named; of a folder `<split>.<ext>`, or the hub's `<split>-00000-of-00004.<ext>`."""
+    """Files of a split: the file named; of a folder `<split>.<ext>`, the hub's `<split>-00000-of-00004-<hash>.<ext>`,
+    or what `save_to_disk` of `datasets` wrote."""
     path = Path(source.name).expanduser()
     if source.kind == "file":
         return [path]
     folder = path / subset if subset else path
     if not folder.is_dir():
         raise DataError(f"data.subset {subset!r}: no such folder in {path}")
-    splits: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
-        suffix = next((suffix for suffix in _SUFFIXES if file.name.endswith(suffix)), None)
-        if suffix is not None:
-            stem = re.sub(r"-\d{5}-of-\d{5}$", "", file.name.removesuffix(suffix))
-            splits.setdefault(stem, []).append(file)
+    splits = _splits_in(folder)
     if split not in splits:
+        below = [place.name for place in sorted(folder.iterdir()) if place.is_dir() and split in _splits_in(place)]
+        remedy = (
+            f"{' and '.join(below)} below it {'has' if len(below) == 1 else 'have'} one: set data.subset: "
+            f"{below[0] if len(below) == 1 else '[' + ', '.join(below) + '], or one of them'}"
+            if below and subset is None
+            else f"A split is a file {split}.<ext>, with <ext> one of {', '.join(s[1:] for s in _SUFFIXES)}"
+        )
         raise DataError(
             f"data.source {source.name!r}: no split {split!r} in {folder}, but {', '.join(splits) or 'no data files'}. "
-            f"A split is a file {split}.<ext>, with <ext> one of {', '.join(s[1:] for s in _SUFFIXES)}"
+            f"{remedy}"
         )
     files = splits[split]
+    _require_all_shards(files)
     if len({file.name.partition(".")[2] for file in files}) > 1:
         raise DataError(
             f"data.source {source.name!r}: split {split!r} is there in several formats "
             f"({', '.join(file.name for file in files)}). Keep one, or name the file itself"
         )
     return files
+
+
+def _splits_in(folder: Path) -> dict[str, list[Path]]:
+    """The splits that lie in a folder itself, with their files in order."""
+    if (folder / _SAVED_SPLITS).is_file():
+        names = _parse_json(_text(folder / _SAVED_SPLITS), str(folder / _SAVED_SPLITS))["splits"]
+        return {name: _saved_files(folder / name) for name in names}
+    if (folder / _SAVED_STATE).is_file() and (folder / "dataset_info.json").is_file():
+        state = _parse_json(_text(folder / _SAVED_STATE), str(folder / _SAVED_STATE))
+        return {state.get("_split") or "train": _saved_files(folder)}
+    splits: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in _SUFFIXES if file.name.endswith(suffix)), None)
+        if suffix is not None and file.is_file():
+            splits.setdefault(_SHARD.sub("", file.name.removesuffix(suffix)), []).append(file)
+    return splits
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """The files of a data set that `Dataset.save_to_disk` wrote, in their order."""
+    path = folder / _SAVED_STATE
+    if not path.is_file():
+        raise DataError(f"{folder}: {_SAVED_STATE} is missing, which save_to_disk writes. Save the data set again")
+    try:
+        files = [folder / entry["filename"] for entry in _parse_json(_text(path), str(path))["_data_files"]]
+    except (LookupError, TypeError) as error:
+        raise DataError(f"{path}: does not name the data files ({error!r}). Save the data set again") from error
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: missing, and {path.name} beside it names it. Save the data set again")
+    return files
+
+
+def _require_all_shards(files: list[Path]) -> None:
+    """Refuse a split of which the names say that shards are missing."""
+    found = [match for match in (_SHARD.search(file.name.partition(".")[0]) for file in files) if match]
+    for total in {int(match["total"]) for match in found}:
+        have = {int(match["number"]) for match in found if int(match["total"]) == total}
+        missing = sorted(set(range(total)) - have)
+        if missing and files[0].suffix != ".arrow":
+            names = ", ".join(f"{number:05d}" for number in missing[:3])
+            raise DataError(
+                f"{files[0].parent}: {len(missing)} of {total} shards missing, beside {files[0].name}: {names}. Fetch "
+                "the whole folder"
+            )
 
 
 def read_file(path: Path, wanted: list[str]) -> Table:
@@ -256,18 +334,24 @@ def _without_nulls(value: Any) -> Any:
     return [_without_nulls(part) for part in value] if isinstance(value, list) else value
 
 
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    """A JSON array of objects, or one object per line, whatever the file is called."""
+def _text(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            text = file.read().decode("utf-8-sig")
+            text = text_of(file.read())
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable as UTF-8 text: {error}") from error
+        raise DataError(f"{path}: not readable as UTF-8 or UTF-16 text: {error}") from error
+    if not text.strip():
+        raise DataError(f"{path}: not readable as UTF-8 or UTF-16 text: it is empty")
+    return text
+
+
+def _read_json(path: Path) -> list[dict[str, Any]]:
+    """A JSON array of objects, or one object per line, whatever the file is called."""
+    text = _text(path)
     if text.lstrip().startswith("["):
         rows = enumerate(_parse_json(text, str(path)), start=1)
         unit = "element"
     else:
-        # Not splitlines(): JSON strings may hold line separators such as U+2028 as they are.
         lines = ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
         rows = ((number, _parse_json(line, f"{path}, line {number}")) for number, line in lines)
         unit = "line"

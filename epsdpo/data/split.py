@@ -3,6 +3,8 @@
 What a row must be is decided in `epsdpo.data.rows`; this module counts the answers and writes what passed.
 """
 
+import hashlib
+import json
 import logging
 import time
 from collections import Counter
@@ -26,7 +28,9 @@ from epsdpo.data.rows import (
     check_tokenizer,
     check_tokens,
     cut_prompt,
+    described,
     detect_format,
+    messages_in_json,
     read_pair,
     render,
     repeats_prompt,
@@ -53,6 +57,11 @@ def check_split(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     data_format = detect_format(rows)
     if data_format is None:
+        if any(messages_in_json(row["chosen"]) for row in rows.values[:1]):
+            raise DataError(
+                f"{rows.where}: chosen is {described(rows.values[0]['chosen'])}, and should be that list itself "
+                "(json.loads)"
+            )
         raise DataError(
             missing_column(rows.where, "prompt", "prompt", rows.source_columns)
             + ". (Only conversations and transcripts with Human: and Assistant: headers bring their prompt along.)"
@@ -67,6 +76,38 @@ def check_split(rows: Rows, tokenizer: PreTrainedTokenizerBase) -> str:
                 f"{str(pair_id)!r}. Make the ids unique, or map data.columns.pair_id to another column"
             )
     return data_format
+
+
+def hold_out(rows: Rows, share: float, seed: int) -> tuple[Rows, Rows]:
+    """The rows to train on, and those of a share of the distinct prompts, drawn by the seed whatever the rows' order.
+
+    Rows that cannot be read stay with the first, where they are counted. Prompts are told apart by what they say; the
+    turn of a system, and space around a text, make no other prompt.
+
+    Raises:
+        DataError: if there are fewer than two prompts.
+    """
+    data_format = detect_format(rows)
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows.values if data_format else ()):
+        try:
+            prompt = read_pair(row, data_format).prompt
+        except Refused:
+            continue
+        if not isinstance(prompt, str):
+            turns = ((turn["role"], turn.get("content", "").strip()) for turn in prompt)
+            prompt = json.dumps([turn for turn in turns if turn[0] not in ("system", "developer")])
+        places.setdefault(prompt.strip(), []).append(place)
+    if data_format and len(places) < 2:
+        raise DataError(
+            f"data.eval_share is {share}, and {rows.where} has {len(places)} usable prompt, so that none can be held "
+            "out. Remove it, or add rows"
+        )
+    drawn = sorted(places, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
+    drawn = drawn[: min(max(1, round(share * len(places))), len(places) - 1)]
+    held_out = sorted(place for key in drawn for place in places[key])
+    rest = sorted(set(range(len(rows.values))) - set(held_out))
+    return rows.part(rest), rows.part(held_out)
 
 
 @dataclass
@@ -90,6 +131,7 @@ class SplitWriter:
     unused: Counter = field(default_factory=Counter, init=False)  # rows kept, by what the template has no use for
     lost_prompt: dict[str, Any] | None = field(default=None, init=False)
     first_row_with_bos: dict[bool, int] = field(default_factory=dict, init=False)
+    numbers: list[int] = field(default_factory=list, init=False)  # of the rows in their source
     lengths: dict[str, list[int]] = field(default_factory=lambda: {part: [] for part in PARTS}, init=False)
 
     def write(self, rows: Rows, path: Path) -> dict[str, Any]:
@@ -101,6 +143,7 @@ class SplitWriter:
         gold = [column for column in GOLD_COLUMNS if column in rows.columns]
         schema = _schema(gold)
         total = len(rows.values)
+        self.numbers = rows.numbers
         last_line = time.monotonic()
         with written_whole(path) as partial:
             with pq.ParquetWriter(partial, schema) as writer:
@@ -118,7 +161,8 @@ class SplitWriter:
     def _prepare(self, start: int, rows: list[dict[str, Any]], gold: list[str]) -> list[dict[str, Any]]:
         """The usable ones of a batch of rows, of which the first has the number `start`."""
         rendered: dict[int, Rendered] = {}
-        for number, row in enumerate(rows, start=start):
+        row_of = dict(zip(self.numbers[start : start + len(rows)], rows, strict=True))
+        for number, row in row_of.items():
             try:
                 rendered[number] = self._render(row)
             except Refused as refusal:
@@ -131,7 +175,7 @@ class SplitWriter:
             except Refused as refusal:
                 self._count_refusal(number, refusal)
                 continue
-            row = rows[number - start]
+            row = row_of[number]
             self._count_kept(number, tokens, prompt_ids)
             self.written.update(brings(row))
             self.unused.update(texts.unused)

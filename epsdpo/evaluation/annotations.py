@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from epsdpo.files import written_whole
+from epsdpo.files import text_of, written_whole
 from epsdpo.judging.answers import IMPROBABLE, remedies_for, still_an_answer
 from epsdpo.texts import writable
 
@@ -112,13 +112,13 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
         if content.startswith(_GZIP):
             content = gzip.decompress(content)
-        rows = writable(json.loads(content.decode("utf-8")))
+        rows = writable(json.loads(text_of(content)))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (EOFError, zlib.error) as error:
         raise InputError(f"{path}: its gzip stream is cut or damaged: {error}. Fetch or write it again") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text: {error}") from error
+        raise InputError(f"{path}: not UTF-8 or UTF-16 text: {error}") from error
     except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: not JSON: {error}. It should be a list of objects, one per prompt") from error
     if not isinstance(rows, list) or not rows:

@@ -15,6 +15,7 @@ import pandas as pd
 from epsdpo.evaluation.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.annotations import InputError
 from epsdpo.evaluation.length_control import GamedRows
+from epsdpo.files import encoding_of
 
 # The file that every published length-controlled win rate was made with. It holds the difficulties, too.
 HUB_REPOSITORY = "tatsu-lab/alpaca_eval"
@@ -120,7 +121,7 @@ def require_sha256(path: Path, expected: str) -> None:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     try:
-        return pd.read_csv(path)
+        return pd.read_csv(path, encoding=encoding_of(path.read_bytes()))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, EOFError, zlib.error) as error:  # pandas' own parser errors are ValueErrors

@@ -6,7 +6,6 @@ The types are those of the sections and of the methods' configs; this module say
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -16,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
 from epsdpo.experiment.ranges import range_problem
 from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
-from epsdpo.experiment.values import unusable
+from epsdpo.experiment.values import number_advice, unusable
+from epsdpo.former_names import former_key
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
@@ -118,6 +118,8 @@ def _train_problem(key: str, value: Any) -> str | None:
     name, fields = f"train.{key}", train_fields()
     if key in STATED_ELSEWHERE:
         return f"{name} belongs elsewhere: {STATED_ELSEWHERE[key]}"
+    if key not in fields and (said := former_key(key)):
+        return f"train.{said}"
     if key not in fields:
         return f"{name} is unknown{nearest(key, fields)}"
     choices = train_choices(key)
@@ -138,7 +140,7 @@ def _train_type(key: str) -> TypeAdapter:
     return TypeAdapter(train_fields()[key][1], config=ConfigDict(arbitrary_types_allowed=True))
 
 
-_EXPONENT_WITHOUT_POINT = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+_NUMBERS = {"int_type": int, "float_type": float}  # pydantic's name of a problem -> what was wanted
 
 
 def _explain(problem: dict[str, Any]) -> str:
@@ -146,19 +148,24 @@ def _explain(problem: dict[str, Any]) -> str:
     key = ".".join(str(part) for part in problem["loc"])
     value, kind = problem.get("input"), problem["type"]
     if kind == "extra_forbidden":
-        return f"{key} is unknown{nearest(str(problem['loc'][-1]), _keys_beside(problem['loc']))}"
+        return _unknown(key, problem["loc"])
     if kind == "missing":
         return f"{key} is missing"
     if kind == "value_error":
         message = problem["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    if isinstance(value, str) and _EXPONENT_WITHOUT_POINT.fullmatch(value):
-        mantissa, exponent = re.split("[eE]", value)
-        return (
-            f"{key} is the text {value!r}, not a number: YAML reads an exponent only after a decimal point. "
-            f"Write {mantissa}.0e{exponent}"
-        )
+    if kind in _NUMBERS and (advice := number_advice(value, _NUMBERS[kind])):
+        return f"{key} is the text {value!r}, not a number: {advice}"
     return f"{key} is {value!r} ({type(value).__name__}): {problem['msg'][0].lower()}{problem['msg'][1:]}"
+
+
+def _unknown(key: str, location: tuple) -> str:
+    name = str(location[-1])
+    if said := former_key(name):
+        return f"{key.removesuffix(name)}{said}"
+    if len(location) == 1 and name in train_fields():
+        return f"{key} belongs elsewhere: the section `train`"
+    return f"{key} is unknown{nearest(name, _keys_beside(location))}"
 
 
 def _keys_beside(location: tuple) -> list[str]:

@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 from epsdpo.experiment.methods import METHODS, ONLY_UNDER
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
 from epsdpo.experiment.values import value_text
+from epsdpo.former_names import former_key
 
 TRAIN = "train"
 SECTION = "section"
@@ -146,6 +147,8 @@ def check_key(name: str, where: str) -> None:
         return
     if within != name and within in STATED_ELSEWHERE:
         raise ConfigError(f"{where}: {name} belongs elsewhere: {STATED_ELSEWHERE[within]}")
+    if said := former_key(within):
+        raise ConfigError(f"{where}: {name.removesuffix(within)}{said}")
     raise ConfigError(f"{where}: {name} is unknown{nearest(name, {**section_keys(), **train_keys()})}")
 
 

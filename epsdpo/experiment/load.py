@@ -19,6 +19,7 @@ from epsdpo.experiment.keys import keys_of_others
 from epsdpo.experiment.schema import ConfigError, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides, point_names, point_title, sweep_points
 from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
+from epsdpo.files import read_text
 
 BASE_MARK = "_"  # begins the names of files that are there to be extended, and are no experiments themselves
 
@@ -182,7 +183,7 @@ def _layers(path: Path, above: Sequence[Path] = ()) -> list[tuple[str, dict[str,
 
 def _read_mapping(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)
+        values = yaml.load(read_text(path), Loader=_UniqueKeys)
     except FileNotFoundError as error:
         reader = f", which {above[-1]} extends" if above else ""
         raise ConfigError(f"{path}: no such config file{reader}") from error

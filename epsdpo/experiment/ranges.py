@@ -31,7 +31,7 @@ def arguments_for_no_machine(experiment: Experiment) -> MethodConfig:
     from epsdpo.methods.configs import config_class
 
     # Devices and process groups are made when `device` is first read, which the config itself does.
-    nowhere = {"device": torch.device("cpu"), "world_size": 1}
+    nowhere = {"device": torch.device("cpu"), "world_size": 1, "_require_device": lambda self: None}
     config = type("NoMachine", (config_class(experiment.method),), nowhere)
     values = {key: value for key, value in experiment.training_arguments().items() if key not in _OF_THE_MACHINE}
     return config(
@@ -57,10 +57,27 @@ def range_problem(experiment: Experiment) -> list[tuple[str, str]]:
         return []
     try:
         with warnings.catch_warnings(action="ignore"):  # of transformers, about keys of TRL's; training says it again
-            arguments_for_no_machine(experiment)
+            arguments = arguments_for_no_machine(experiment)
     except ValueError as error:
         message = " ".join(str(error).split())
         key = re.match(r"(\w+)=", message)
         named = key is not None and key[1] in experiment.train
         return [(key[1] if named else "", f"train.{message}" if key else f"train: {message}")]
+    if (arguments.do_eval or arguments.eval_on_start) and not experiment.data.holds_out:
+        return [no_held_out_pairs(arguments)]
     return []
+
+
+def no_held_out_pairs(arguments: MethodConfig) -> tuple[str, str]:
+    """(key of `train`, what is wrong) where evaluation is asked for and no pairs are held out."""
+    key = (
+        "eval_strategy"
+        if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
+        else "do_eval"
+    )
+    key = "eval_on_start" if arguments.eval_on_start and not arguments.do_eval else key
+    value, remedy = getattr(arguments, key), "'no'" if key == "eval_strategy" else "false"
+    return key, (
+        f"train.{key} is {str(getattr(value, 'value', value))!r}, but there are no held-out pairs. Set data.eval_split "
+        f"(or data.eval_share, to hold a part of the training pairs out), or train.{key}: {remedy}"
+    )

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator, model_validator
 
 from epsdpo.experiment.methods import CRITERION_DEFAULTS, METHODS, NO_METHODS, ONLY_UNDER, SHARED_PASS, decided_by
 from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
-from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section
+from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section, Seed
 from epsdpo.experiment.sft import SftSection
 from epsdpo.judging.settings import JudgeSection, check_address
 
@@ -88,6 +88,16 @@ class DataSection(Section):
     eval_split: str | None = Field(
         None, description="Name of the held-out split; null for none. [K; R: the data set's test split]"
     )
+    eval_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
+        description="Share of the distinct prompts of `train_split` to hold out, with all their pairs, where there is "
+        "no held-out split; null holds out none. No prompt is on both sides. [K]",
+    )
+    eval_seed: Seed = Field(
+        42,
+        description="Seed by which `eval_share` draws prompts. It is apart from the experiment's, so that runs with "
+        "several seeds share their data. [K]",
+    )
     columns: dict[Literal["prompt", "chosen", "rejected", "pair_id", "system", "tools"], str] = Field(
         default_factory=dict, description="Our column names with the source's, where they differ. [K]"
     )
@@ -118,6 +128,20 @@ class DataSection(Section):
                 f"eval_split is {self.eval_split!r}, but pairs that are sampled have one split only. Remove it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _held_out_once(self) -> DataSection:
+        if self.eval_share is not None and self.eval_split is not None:
+            raise ValueError(
+                f"eval_share is {self.eval_share} and eval_split is {self.eval_split!r}: pairs are held out once. "
+                "Remove one of them"
+            )
+        return self
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether there are pairs to evaluate on within training."""
+        return self.eval_split is not None or self.eval_share is not None
 
     @property
     def speaks_world(self) -> bool:

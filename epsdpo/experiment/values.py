@@ -6,6 +6,7 @@ Plain dictionaries in and out; which names a config may use is the business of `
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from epsdpo.texts import is_writable
 
 DEEPEST = 20  # more than any key takes
 TOO_DEEP = f"nested more than {DEEPEST} deep. Write it flat"
+
+_EXPONENT = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?)(\d+)")
 
 
 def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,3 +85,21 @@ def value_text(value: Any) -> str:
     """A value as a config would write it, for names, titles and tables: 7e-7 as 7.0e-07, which YAML reads back."""
     text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
     return text.removesuffix("...\n").rstrip("\n")
+
+
+def number_advice(value: Any, kind: type = float) -> str:
+    """What to write in place of a text that was meant as a number; "" for anything else.
+
+    YAML reads an exponent only after a decimal point and with its sign: 1e9 and 1.0e9 are texts, 1.0e+9 is a number.
+    """
+    found = _EXPONENT.fullmatch(value.strip()) if isinstance(value, str) else None
+    if found is None:
+        return ""
+    mantissa, sign, exponent = found.groups()
+    number = float(value)
+    written = f"{mantissa}{'' if '.' in mantissa else '.0'}e{sign or '+'}{exponent}"
+    if kind is int and number.is_integer():
+        written = str(int(number))
+    elif yaml.safe_load(written) != number:  # no digit in front of the point
+        written = value_text(number)
+    return f"YAML reads an exponent only after a decimal point and with its sign. Write {written}"

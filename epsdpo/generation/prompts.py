@@ -17,7 +17,7 @@ import pandas as pd
 
 from epsdpo.data import beside
 from epsdpo.data.beside import SHOWN, WRITTEN, Messages, Refused, template_variables, with_system
-from epsdpo.data.rows import checked_messages, checked_text, transcript_turns
+from epsdpo.data.rows import checked_messages, plain_text, transcript_turns
 from epsdpo.data.sources import DataError, read_file
 from epsdpo.experiment import WORLD, PromptsSection
 from epsdpo.hub import commit_of
@@ -90,6 +90,7 @@ def prompts_of(
     """The prompts in rows that were read already, checked and counted as `section` says; as `read_prompts`."""
     kept: list[dict[str, Any]] = []
     left_out: dict[str, list[int]] = {}
+    said: dict[str, str] = {}  # reason -> its meaning, with what the first such row says
     for number, row in enumerate(rows):
         if section.max_prompts is not None and len(kept) == section.max_prompts:
             break
@@ -97,8 +98,11 @@ def prompts_of(
             kept.append(_prompt(row, number, section.single_turn))
         except Refused as refusal:
             left_out.setdefault(refusal.reason, []).append(number)
-    report = _report(section, revision, len(rows), kept, left_out, dict(not_used or {}))
-    return Prompts(_table(kept, section.source, left_out), report)
+            if refusal.message:
+                said.setdefault(refusal.reason, f"{LEFT_OUT[refusal.reason]} ({refusal.message})")
+    meanings = {**LEFT_OUT, **said}
+    report = _report(section, revision, len(rows), kept, left_out, dict(not_used or {}), meanings)
+    return Prompts(_table(kept, section.source, left_out, meanings), report)
 
 
 def _prompt(row: dict[str, Any], number: int, single_turn: bool) -> dict[str, Any]:
@@ -128,16 +132,16 @@ def _conversation(row: dict[str, Any]) -> tuple[Messages, str | None]:
     given = row.get("output")
     given = writable(given) if isinstance(given, str) else None
     if row.get("messages") is not None:
-        return checked_messages(row["messages"]), given
+        return checked_messages(row["messages"], "messages"), given
     for column in ("instruction", "prompt"):
         if isinstance(row.get(column), list):
-            return checked_messages(row[column]), given
+            return checked_messages(row[column], column), given
         if row.get(column) is not None:
-            return [{"role": "user", "content": checked_text(row[column])}], given
+            return [{"role": "user", "content": plain_text(row[column], column)}], given
     if row.get("chosen") is None:
         raise Refused("no_prompt")
     chosen = row["chosen"]
-    turns = checked_messages(chosen) if isinstance(chosen, list) else transcript_turns(chosen)
+    turns = checked_messages(chosen, "chosen") if isinstance(chosen, list) else transcript_turns(chosen, "chosen")
     if not turns or turns[-1]["role"] != "assistant":
         raise Refused("no_assistant_turn")
     return turns[:-1], turns[-1].get("content")
@@ -158,9 +162,11 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _table(kept: list[dict[str, Any]], source: str, left_out: dict[str, list[int]]) -> pd.DataFrame:
+def _table(
+    kept: list[dict[str, Any]], source: str, left_out: dict[str, list[int]], meanings: Mapping[str, str]
+) -> pd.DataFrame:
     if not kept:
-        reasons = "; ".join(f"{reason} ({len(rows)} rows): {LEFT_OUT[reason]}" for reason, rows in left_out.items())
+        reasons = "; ".join(f"{reason} ({len(rows)} rows): {meanings[reason]}" for reason, rows in left_out.items())
         raise DataError(f"prompts.source {source!r} has no prompt that can be used. {reasons or 'It is empty'}")
     table = pd.DataFrame(kept)
     if not table["template_variables"].any():
@@ -181,6 +187,7 @@ def _report(
     kept: list[dict[str, Any]],
     left_out: dict[str, list[int]],
     not_used: dict[str, int],
+    meanings: Mapping[str, str],
 ) -> dict[str, Any]:
     asked = ([prompt["messages"], prompt["template_variables"]] for prompt in kept)
     duplicates = len(kept) - len({json.dumps(each, sort_keys=True) for each in asked})
@@ -191,7 +198,7 @@ def _report(
         "rows_read": rows_read,
         "rows_kept": len(kept),
         "left_out": {
-            reason: {"rows": len(rows), "examples": rows[:_EXAMPLES], "meaning": LEFT_OUT[reason]}
+            reason: {"rows": len(rows), "examples": rows[:_EXAMPLES], "meaning": meanings[reason]}
             for reason, rows in left_out.items()
         },
         "not_used": not_used,

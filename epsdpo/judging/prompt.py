@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from epsdpo.files import read_text
 from epsdpo.judging.comparison import Presentation
 
 _MESSAGE = re.compile(r"<\|im_start\|>(system|user|assistant)\n(.*?)<\|im_end\|>", re.DOTALL)
@@ -88,4 +89,4 @@ def load_template(path: str | Path | None) -> Template:
     """
     if path is None:
         return parse_template(DEFAULT_TEMPLATE, "the default template")
-    return parse_template(Path(path).read_text(encoding="utf-8"), str(path))
+    return parse_template(read_text(Path(path)), str(path))

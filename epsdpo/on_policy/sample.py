@@ -27,6 +27,7 @@ from epsdpo.generation.respond import Engine, respond
 from epsdpo.generation.response import Response
 from epsdpo.generation.store import ResponseStore, open_store
 from epsdpo.loading import load_causal_lm
+from epsdpo.local_models import require_local
 from epsdpo.models import load_tokenizer, model_identity, reference_source
 from epsdpo.on_policy.folder import PAIRS, REPORT
 from epsdpo.on_policy.pairs import REFUSED, make_pairs
@@ -75,6 +76,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
         raise ConfigError(
             f"experiment {experiment.name!r} has no section data.on_policy. Add one and data.source: on_policy"
         )
+    require_local(experiment)
     tokenizer = load_tokenizer(experiment.model, experiment.data)
     check_tokenizer(tokenizer, CONVERSATIONAL)
     table, rendered, prompts_report = _prompts(experiment, tokenizer)
