@@ -12,7 +12,7 @@ from typing import Any
 
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, Experiment
 from epsdpo.files import read_text
-from epsdpo.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.loading import OwnCodeError, read_config, read_tokenizer, require_no_own_code
 from epsdpo.paths import looks_local
 
 NOT_HERE = "no such file or folder, seen from {}. Check the path; a hub id has the form owner/name"
@@ -26,11 +26,12 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def require_local(experiment: Experiment) -> None:
-    """Refuse an experiment that names what is not here, or a folder that holds no model.
+    """Refuse an experiment that names what is not here, a folder that holds no model, or one that needs code of its own.
 
     Raises:
         ConfigError: with a line for each problem: key, value and remedy.
     """
+    require_no_own_code([experiment])
     if problems := list(local_problems(experiment)):
         raise ConfigError("\n".join(problems))
 

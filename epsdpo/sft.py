@@ -28,7 +28,7 @@ from epsdpo.data import PreparedData, load_prepared
 from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experiment
 from epsdpo.files import written_whole
 from epsdpo.keys import differences, key_parts, settings_of
-from epsdpo.loading import never_running_code, require_no_own_code
+from epsdpo.loading import never_running_code
 from epsdpo.local_models import require_local
 from epsdpo.method_config import ON_A_CPU, ResumingConfig, has_accelerator
 from epsdpo.models import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source, require_data_fit
@@ -80,7 +80,6 @@ def finetune(
         return model_dir
 
     require_local(experiment)
-    require_no_own_code([experiment])
     require_data_fit(experiment, data)
     require_mergeable(experiment)  # adapters are trained after this; better refused before it
     tokenizer = load_tokenizer(experiment.model, experiment.data)

@@ -23,7 +23,7 @@ from epsdpo.checkpoints import last_whole_checkpoint as last_whole_checkpoint  #
 from epsdpo.data import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
 from epsdpo.experiment.ranges import no_held_out_pairs
-from epsdpo.loading import never_running_code, read_config, require_no_own_code
+from epsdpo.loading import never_running_code, read_config
 from epsdpo.local_models import require_local
 from epsdpo.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.method_config import MethodConfig
@@ -79,7 +79,6 @@ def train(
 
     experiment = after_sft(experiment, sft_dir)
     require_local(experiment)
-    require_no_own_code([experiment])
     require_mergeable(experiment)
     require_data_fit(experiment, data)
     arguments = trainer_arguments(experiment, data, output_dir)

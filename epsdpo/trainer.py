@@ -127,7 +127,7 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         require_known_tokens(
             [table for table in (self.train_dataset, *evaluated) if isinstance(table, Dataset)],
             self.processing_class,
-            policy.get_input_embeddings().num_embeddings,
+            policy.config.get_text_config().vocab_size,
             policy.name_or_path,
         )
         require_separable_head(policy)

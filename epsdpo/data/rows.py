@@ -26,7 +26,7 @@ from epsdpo.data.beside import (
     without_empty,
 )
 from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
-from epsdpo.texts import is_writable, texts_in
+from epsdpo.texts import texts_in
 
 STANDARD = "standard"
 CONVERSATIONAL = "conversational"
@@ -207,8 +207,12 @@ def checked_text(value: Any, where: str) -> str:
     """
     if not isinstance(value, str):
         raise Refused("wrong_type", f"{where} is {described(value)}, and should be text")
-    if not is_writable(value):  # which JSON can express and no tokenizer accepts
-        raise Refused("wrong_type", f"{where} is not valid Unicode: it holds half of a surrogate pair")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can express and no tokenizer accepts
+        raise Refused(
+            "wrong_type", f"{where} is not valid Unicode: its character {error.start} is half of a surrogate pair"
+        ) from None
     return value
 
 

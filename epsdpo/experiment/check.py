@@ -163,9 +163,11 @@ def _unknown(key: str, location: tuple) -> str:
     name = str(location[-1])
     if said := former_key(name):
         return f"{key.removesuffix(name)}{said}"
-    if len(location) == 1 and name in train_fields():
+    beside = _keys_beside(location)
+    # Last, since it needs trl, for which a misspelt key should not wait.
+    if len(location) == 1 and not difflib.get_close_matches(name, beside, n=1) and name in train_fields():
         return f"{key} belongs elsewhere: the section `train`"
-    return f"{key} is unknown{nearest(name, _keys_beside(location))}"
+    return f"{key} is unknown{nearest(name, beside)}"
 
 
 def _keys_beside(location: tuple) -> list[str]:
