@@ -26,7 +26,7 @@ _LFS_POINTER = b"version https://git-lfs"
 
 
 def require_local(experiment: Experiment) -> None:
-    """Refuse an experiment that names what is not here, a folder that holds no model, or one that needs code of its own.
+    """Refuse an experiment that names what is not here, a folder without a model, or one that needs code of its own.
 
     Raises:
         ConfigError: with a line for each problem: key, value and remedy.

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from claim_runs import write_run
 
 from epsdpo.between_runs import head_to_head, seeds_joined
+from epsdpo.claims.measures import measure_runs
+from epsdpo.compared_runs import find_runs
 from epsdpo.evaluation.annotations import write_annotations
-from epsdpo.experiment import check_experiment, save_experiment
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, check_experiment, load_saved, save_experiment
 from epsdpo.index import write_index
 from epsdpo.progress import PLAN
-from epsdpo.record import BetaRecord
+from epsdpo.record import STEPS_FILE, BetaRecord
 from epsdpo.report import collect, headline, overview, results_table
 
 
@@ -162,3 +165,31 @@ def test_the_index_says_that_no_judge_was_asked_for(tmp_path):
     (tmp_path / PLAN).write_text('{"stages": {}}')
     page = write_index(tmp_path).read_text(encoding="utf-8")
     assert "no judge asked for" in page and '<td class="number" data-head="ε">0.01</td>' in page
+
+
+def test_a_record_that_was_begun_anew_is_marked_in_report_index_and_comparison(tmp_path):
+    folder = write_run(tmp_path, "eps", 1, decide=lambda step: (1, -1))
+    (folder / "evaluate" / "summary.json").unlink()
+    record = BetaRecord(folder / "train")
+    (tmp_path / PLAN).parent.mkdir()
+    (tmp_path / PLAN).write_text('{"stages": {}}')
+    problem = "INCOMPLETE: the record begins at step 13"
+
+    def shown():
+        runs, _ = collect(tmp_path)
+        (compared,) = find_runs([str(folder)])
+        texts = (headline(runs), write_index(tmp_path).read_text(encoding="utf-8"), compared.left_out)
+        return [problem in text for text in texts]
+
+    record.rewind(40)
+    record.announce(40)
+    assert shown() == [False, False, False]
+    last_rows = (folder / "train" / STEPS_FILE).read_bytes().splitlines(keepends=True)[12:]
+    (folder / "train" / STEPS_FILE).write_bytes(b"".join(last_rows))
+    record.rewind(40)
+    record.announce(40)
+    assert shown() == [True, True, True]
+    with pytest.raises(ConfigError, match=f"eps-seed1/train: {problem}.*train it again"):
+        measure_runs({folder.name: (folder, load_saved(folder / EXPERIMENT_FILE))}, print)
+    (folder / "train" / STEPS_FILE).write_bytes(b"\0\n")
+    assert "–" in write_index(tmp_path).read_text(encoding="utf-8")

@@ -102,6 +102,15 @@ def test_a_finished_stage(notebook, tmp_path, monkeypatch, capfd):
     assert manifest["cpus"] == os.cpu_count()
 
 
+def test_a_record_that_was_begun_anew_is_marked(notebook, tmp_path):
+    notebook(
+        "from epsdpo.record import StepRecord\nrecord = StepRecord(output_dir)",
+        "record.rewind(12)\nrecord.announce(36)",
+    )
+    manifest = json.loads(run_stage("train", {}, tmp_path).read_text(encoding="utf-8"))
+    assert manifest["record"]["first_step"] == 13 and "begins at step 13" in manifest["record"]["problem"]
+
+
 def test_a_failing_cell(notebook, tmp_path):
     notebook("loss = 1.0", "raise ValueError('loss is NaN at step 7')", "open(output_dir + '/late', 'w')")
     (tmp_path / "manifest.json").write_text("of an earlier run")
