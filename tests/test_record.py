@@ -1,11 +1,14 @@
 """The β record: what is written is read back, kills at any moment lose and repeat nothing, and damage is said."""
 
+import os
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
 import pytest
 
+from epsdpo.files import written_whole
 from epsdpo.record import (
     PAIR_SCHEMA,
     PAIRS_FILE,
@@ -218,6 +221,19 @@ def test_pairs_that_are_not_those_of_the_steps_are_refused(tmp_path, name):
         shutil.copy(tmp_path / "other" / name, tmp_path / "run" / name)
         with pytest.raises(DamagedRecord, match=rf"{PAIRS_FILE}: holds {problem} were written"):
             read_pairs(tmp_path / "run")
+
+
+def test_what_is_written_whole_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+
+    def watched(descriptor):
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink().name, (tmp_path / "file").exists()))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    with written_whole(tmp_path / "file") as partial:
+        partial.write_text("content")
+    assert flushed == [("file.partial", False), (tmp_path.name, True)]
 
 
 def test_rows_have_the_same_digest_wherever_they_lie(tmp_path):

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from trl import KTOConfig as TrlKTOConfig
+from trl import SFTConfig
 
 from epsdpo.config import EpsilonDPOConfig
 from epsdpo.experiment.methods import TRL_LOSSES
-from epsdpo.method_config import MethodConfig
+from epsdpo.method_config import MethodConfig, ResumingConfig
 
 # Options that some of TRL's losses do read; TRL itself refuses the combinations that make no sense.
 _MEANT_FOR_LOSSES = ("loss_type", "label_smoothing", "f_divergence_type")
@@ -129,3 +130,8 @@ class KTOConfig(MethodConfig, TrlKTOConfig):
                     "the micro-batch, so it needs at least 2 pairs. Raise it"
                 )
         super().__post_init__()
+
+
+@dataclass
+class SFTArguments(ResumingConfig, SFTConfig):
+    """The arguments of `epsdpo.sft`'s trainer: TRL's, and what it does about an earlier run."""

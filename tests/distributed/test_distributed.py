@@ -116,20 +116,17 @@ def test_a_killed_run_of_two_processes_continues_on_one(config, tmp_path):
     assert_same_run(tmp_path / "alone" / "train", killed / "train", PAIRS)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_the_list_of_a_checkpoint_has_the_files_of_all_processes(kind, config, tmp_path):
-    """Those of a run that was killed; without the second process's random state it goes back to the one before."""
-    launch = launcher(CPU) if kind == "ddp" else [*launcher(on_cpu("fsdp2.yaml", tmp_path)), ON_CPU]
-    module = ["-m", "epsdpo.train"] if kind == "ddp" else ["epsdpo.train"]
-    command, killed = [*launch, *module, "--config", config, "--output", tmp_path / "killed"], tmp_path / "killed"
+def test_the_list_of_a_checkpoint_has_the_files_of_all_processes(config, tmp_path):
+    """Of a run that was killed; without the second process's random state it goes back to the checkpoint before."""
+    launch, killed = [*launcher(on_cpu("fsdp2.yaml", tmp_path)), ON_CPU], tmp_path / "killed"
+    command = [*launch, "epsdpo.train", "--config", config, "--output", killed]
     kill_after_checkpoint(start(*command), killed / "train" / "checkpoint-6")
     newest = killed / "train" / "checkpoint-6"
     listed = json.loads((newest / FILES_LIST).read_text(encoding="utf-8"))["files"]
     there = {path.relative_to(newest).as_posix() for path in newest.rglob("*") if path.is_file()}
     assert set(listed) == there - {FILES_LIST} and {"rng_state_0.pth", "rng_state_1.pth"} <= set(listed)
-    if kind == "fsdp2":
-        shards = [name for name in listed if name.endswith(".distcp")]
-        assert sum(name.startswith("optimizer_0/") for name in shards) == len(shards) / 2 == 2
+    shards = [name for name in listed if name.endswith(".distcp")]
+    assert sum(name.startswith("optimizer_0/") for name in shards) == len(shards) / 2 == 2
     (newest / "rng_state_1.pth").unlink()
     log = run(*command)
     assert "passing over" in log and "checkpoint-6 holds no rng_state_1.pth" in log and "checkpoint-3" in log
