@@ -60,13 +60,14 @@ $(LM_EVAL)/ready: $(READY) requirements-benchmarks.lock
 test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
-test-load: $(READY)  ## run two hundred experiments through the runner, killing some: about 15 minutes
+test-load: $(READY)  ## run two hundred experiments through the runner, killing some: about 20 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -s tests/load
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
-lab: $(READY)  ## open the notebooks in JupyterLab
+# Options of JupyterLab's own go into LAB_OPTIONS, as root needs one: make lab LAB_OPTIONS=--allow-root
+lab: $(READY)  ## open the notebooks in JupyterLab, with LAB_OPTIONS=... for options of its own
 	env -u JUPYTER_PATH JUPYTER_PREFER_ENV_PATH=1 PYTHONWARNINGS='ignore:IProgress not found' .venv/bin/python -m jupyterlab \
-		--ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks
+		--ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks $(LAB_OPTIONS)
 
 lint: $(READY)  ## check style, and that notebooks hold no outputs
 	.venv/bin/ruff check .

@@ -76,8 +76,9 @@ class Ended(NamedTuple):
         return self.code < 0
 
     def in_words(self) -> str:
-        how = f"was ended by signal {signal_name(-self.code)}" if self.killed else f"ended with exit code {self.code}"
-        return f"Snakemake, which runs the stages, {how}" + (f":\n{self.last_lines}" if self.last_lines else "")
+        if self.killed:
+            return f"Snakemake, which runs the stages, was ended by signal {signal_name(-self.code)}"
+        return f"Snakemake, which runs the stages, ended with exit code {self.code}:\n{self.last_lines}"
 
 
 class Begun(NamedTuple):
@@ -155,7 +156,8 @@ def _command(state: Path, resources: Resources) -> list[str]:
     command += ["--directory", str(state.resolve())]
     # Snakemake is told of due stages only, and need not find out for itself what has changed. Profiles that a user has
     # for workflows of his own are not meant for this one.
-    command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--quiet", "all", "--workflow-profile", "none"]
+    command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--workflow-profile", "none"]
+    command += ["--quiet", "host", "progress", "rules", "reason"]  # "all" would leave out its errors, too
     if resources.profile:
         return [*command, "--profile", str(Path(resources.profile).resolve()), "--jobs", str(resources.jobs)]
     command += ["--cores", str(resources.jobs)]

@@ -28,6 +28,7 @@ from epsdpo.texts import writable
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
 LOG = "stage.log"  # of the process that ran the stage
+_TRAININGS = ("sft", "train")
 _READ_OF_STAGE_FILE = {"status", "started", "pid", "host"}
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
@@ -137,16 +138,19 @@ def unreadable(folder: Path) -> Path | None:
 def changed_outputs(folder: Path, only: Callable[[str], bool] = lambda name: True) -> list[str]:
     """In words, each output in `folder` that is no longer as its manifest describes it; files beside them are not seen.
 
-    A file of `LARGEST_HASHED_BYTES` or more is compared by its size.
+    A file of `LARGEST_HASHED_BYTES` or more is compared by its size. Of a training, weights and checkpoints may have
+    been removed since, folder by folder, to save disk: who needs them will miss them.
 
     Args:
         only: chooses outputs, by their paths from `folder`.
     """
+    manifest = read_manifest(folder) or {}
     changes = []
-    for name, described in (read_manifest(folder) or {}).get("outputs", {}).items():
-        if not only(name):
-            continue
+    for name, described in manifest.get("outputs", {}).items():
         path = folder / name
+        removed = "/" in name and manifest.get("stage") in _TRAININGS and not (folder / name.split("/")[0]).exists()
+        if removed or not only(name):
+            continue
         if not path.is_file():
             changes.append(f"{path} is gone")
         elif path.stat().st_size != described["bytes"]:

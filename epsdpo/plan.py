@@ -9,6 +9,7 @@ which are asked for again. This module reads manifests and decides; what a singl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
 
 
 def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]) -> Verdict:
+    if os.path.lexists(stage.folder) and not stage.folder.is_dir():
+        return Verdict(parts, due=True, reason="something else than a folder is in its place", outdated=True)
     damaged = unreadable(stage.folder)
     if damaged is not None:
         return Verdict(parts, due=True, reason=f"{damaged.name} cannot be read, and counts as not run", outdated=True)

@@ -300,20 +300,20 @@ def _error(stage: PlannedStage, before: _Trace, begun: Begun, ended: Ended) -> s
     """Why a stage failed that was begun; None if it did not, but ended with Snakemake."""
     now = _Trace.of(stage)
     state = None if now.state == before.state else now.state
-    if disk_is_full(stage.folder):
+    if disk_is_full(stage.folder.parent):
         return f"the disk is full ({os.strerror(errno.ENOSPC)}). {AFTER_DISK_FULL}"
     if state is not None and state["status"] == "failed":
         return state.get("error", "")
     if begun.exit_code == ORPHANED or (begun.exit_code is None and ended.killed):
         return None
-    if begun.complaint:
-        return begun.complaint
     said = _said(stage.folder / LOG, before.log_bytes)
     signal = (begun.exit_code or 0) - 128
     if begun.exit_code is None or signal == SIGKILL:
         return "\n".join(["its process was killed; most often the machine ran out of memory", *said])
     if signal > 0:
         return "\n".join([f"its process was ended by signal {signal_name(signal)}", *said])
+    if begun.complaint:
+        return begun.complaint
     if not said:
         return f"its process ended with exit code {begun.exit_code} and said nothing"
     return "\n".join(said)

@@ -208,13 +208,12 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
 @contextlib.contextmanager
 def _scratch(kind: str) -> Iterator[Path]:
     """A folder of the cache to build in, gone in the end; those that killed processes have left go as well."""
-    with filelock.FileLock(cache_dir() / ".lock"):  # a new folder is not to be seen before it is claimed
-        for left_over in cache_dir().glob(f".{kind}-*"):
-            with contextlib.suppress(OSError), filelock.FileLock(left_over / _CLAIM, timeout=0):  # a Timeout is one
-                shutil.rmtree(left_over)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache_dir()))
-        claim = filelock.FileLock(scratch / _CLAIM)
-        claim.acquire()
+    for claimed in cache_dir().glob(f".{kind}-*/{_CLAIM}"):  # a folder without a claim is just being made
+        with contextlib.suppress(OSError), filelock.FileLock(claimed, timeout=0):  # a Timeout is one
+            shutil.rmtree(claimed.parent)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache_dir()))
+    claim = filelock.FileLock(scratch / _CLAIM)
+    claim.acquire()
     try:
         yield scratch
     finally:

@@ -262,3 +262,65 @@ def test_a_resolved_config_keeps_neither_extends_nor_sweep(write):
         again = write(f"{experiment.name}.yaml", yaml.safe_dump(experiment.model_dump()))
         assert load_experiment(again) == experiment
         assert not {"extends", "sweep"} & yaml.safe_load(again.read_text()).keys()
+
+
+# what can be nothing's value
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {learning_rate: .inf}", "train.learning_rate is inf, which is no finite number. Write one"),
+        ("train: {beta: .nan}", "train.beta is nan, which is no finite number"),
+        ("model: {sft: {learning_rate: -.inf}}", "model.sft.learning_rate is -inf"),
+        ("sweep: {train.learning_rate: [1.0, .inf]}", "sweep.train.learning_rate.1 is inf"),
+        ('title: "\\ud83d half"', r"title is '\ud83d half', which holds half a character"),
+        ('name: "\\ud83d"', "which holds half a character"),
+        ('data: {source: "\\ude00"}', "data.source is"),
+        ("title: ''", "title: '' says nothing"),
+        ("title: '  '", "says nothing"),
+        ("title: _hidden", "title: '_hidden' begins with '_', and legends of figures leave out what does"),
+        ('title: "two\\nlines"', "holds control characters"),
+        ('title: "a\\0b"', "holds control characters"),
+        (f"name: {'n' * 300}", "string should have at most 200 characters"),
+        (f"title: {DEEP}", "nested more than 20 deep. Write it flat"),
+        (f"data: {'{columns: ' * 30 + '1' + '}' * 30}", "data is nested more than 20 deep"),
+        ("data: &again {columns: *again}", "data is nested more than 20 deep"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_what_no_key_can_take_is_refused_by_its_key(write, text, message):
+    path = write("run.yaml", f"method: epsilon_dpo\n{text}\n")
+    refused = refusal(path)
+    assert refused.startswith(str(path)) and message in refused, refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rate=.inf", "--set: train.learning_rate is inf, which is no finite number"),
+        ('title="\\ud83d"', "--set: title is '\\ud83d', which holds half a character"),
+        (f"title={DEEP}", "--set title: the value is nested more than 20 deep"),
+        (f"title={'[' * 30 + ']' * 30}", "--set: title is nested more than 20 deep"),
+    ],
+    ids=lambda text: text[:30],
+)
+def test_nor_can_an_override(override, message):
+    with pytest.raises(ConfigError) as refused:
+        parse_overrides([override])
+    assert message in str(refused.value)
+
+
+def test_many_aliases_are_looked_at_once(write):
+    """Nine lists of nine of the list before: a billion values, of which YAML makes nine lists."""
+    lines = ["a0: &a0 [.inf]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
+    assert "a0.0 is inf" in refusal(write("run.yaml", "method: dpo\n" + "\n".join(lines) + "\n"))
+
+
+def test_long_names_and_titles_in_any_script_are_taken(write):
+    names = {"name": "n" * 200, "title": "β 😀 = +1 <b>&amp; $x$ עברית"}
+    experiment = load_experiment(write("run.yaml", RUN + yaml.safe_dump(names, allow_unicode=True)))
+    assert (experiment.name, experiment.title) == tuple(names.values())

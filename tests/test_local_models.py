@@ -1,6 +1,7 @@
 """What a config names and cannot work with is refused by `check`, before training and before SFT, with what to do."""
 
 import json
+import logging
 import re
 import shutil
 
@@ -83,7 +84,10 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("spoil", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_model_that_cannot_be_trained_is_refused_everywhere(model, write, tmp_path, capsys, spoil, message):
+def test_a_model_that_cannot_be_trained_is_refused_everywhere(
+    model, write, tmp_path, capsys, monkeypatch, spoil, message
+):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])  # of other tests, whose streams are closed
     spoil(model)
     path = write(model={"name_or_path": str(model), "sft": None})
     found = [text for text in errors(path) if text.startswith("model.name_or_path")]

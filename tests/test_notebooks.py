@@ -216,7 +216,7 @@ def test_every_page_has_a_title_and_leads_back(batch):
 
 def test_tables_are_headed_in_words(batch):
     run_dir, _ = batch
-    config_keys = set(load_experiments(DEMO)[1].training_arguments())
+    config_keys = {key for experiment in load_experiments(DEMO) for key in experiment.training_arguments()}
     for page in run_dir.glob("**/notebook.html"):
         heads = re.findall(r"<th[^>]*>([^<]*)</th>", page.read_text(encoding="utf-8"))
         heads = {head for head in heads if re.fullmatch("[a-z]+(_[a-z]+)+", head)} - config_keys

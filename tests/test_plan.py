@@ -1,5 +1,6 @@
 """What a batch consists of, and which of its stages are due: on plans and manifests alone, nothing is run."""
 
+import json
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +11,12 @@ from epsdpo import keys
 from epsdpo.claims.settings import Claims
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.keys import code_digests, differences, key_parts, settings_of
-from epsdpo.manifest import write_manifest, write_stage_file
+from epsdpo.manifest import changed_outputs, write_manifest, write_stage_file
 from epsdpo.paths import REPOSITORY
 from epsdpo.plan import check_names, judge, plan_stages
 from epsdpo.planned import data_folder, pairs_folder, sft_folder
-from epsdpo.run_folder import NOTEBOOKS, STAGES, STEP_COST
+from epsdpo.run_folder import NOTEBOOKS, STAGES, STEP_COST, finished_analyses
+from epsdpo.runner import _make_way
 
 RUN = Path("runs/batch")
 
@@ -378,3 +380,55 @@ def test_a_batch_that_tests_claims_ends_in_them(tmp_path):
     # A run that failed is not waited for.
     rest = plan_stages(experiments, tmp_path, failed=["eps-seed2/train"], claims=claims)
     assert set(rest["claims/claims"].needs) == tested - {"eps-seed2/evaluate"}
+
+
+DAMAGE = {
+    "empty": lambda file: file.write_bytes(b""),
+    "half": lambda file: file.write_bytes(file.read_bytes()[:200]),
+    "an object": lambda file: file.write_bytes(b"{}"),
+    "a list": lambda file: file.write_bytes(b"[]"),
+    "deep": lambda file: file.write_bytes(b"[" * 3000),
+    "not UTF-8": lambda file: file.write_bytes(b'{"key": "\xff"}'),
+    "no parts": lambda file: file.write_bytes(b'{"key": "k", "key_parts": {"code": []}}'),
+    "a folder": lambda file: (file.unlink(), file.mkdir()),
+    "a dangling link": lambda file: (file.unlink(), file.symlink_to("gone")),
+}
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "stage.json"])
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_stage_of_which_nobody_can_say_what_it_holds_is_moved_aside_and_run(tmp_path, name, damage):
+    planned = plan_stages([experiment("eps")], tmp_path)
+    finish_all(planned)
+    train, parts = planned["eps/train"], judge(planned)["eps/train"].parts
+    if name == "stage.json":
+        (train.folder / "manifest.json").unlink()
+        write_stage_file(train.folder, stage="train", parts=parts, started=datetime.now(UTC))
+    damage(train.folder / name)
+    verdict = judge(planned)["eps/train"]
+    assert verdict.due and verdict.outdated and not verdict.made
+    assert verdict.reason == f"{name} cannot be read, and counts as not run"
+    assert finished_analyses(tmp_path).keys() == {"eps/trajectory", "eps/evaluate"}
+    _make_way(train, verdict)
+    assert not train.folder.exists() and len(list((tmp_path / "eps" / "superseded").iterdir())) == 1
+    assert judge(planned)["eps/train"].reason == "not run yet"
+
+
+def test_other_keys_in_a_manifest_are_left_alone(tmp_path):
+    planned = plan_stages([experiment("eps")], tmp_path)
+    finish_all(planned)
+    file = planned["eps/train"].folder / "manifest.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "of_a_later_version": 1}))
+    assert due(planned) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_summary_that_cannot_be_read_stops_no_plan(tmp_path, damage):
+    planned = plan_stages([experiment("eps")], tmp_path)
+    summary = planned["eps/evaluate"].folder / "summary.json"
+    summary.parent.mkdir(parents=True)
+    summary.write_text('{"n_failed": 0}')
+    finish_all(planned)
+    damage(summary)
+    assert due(planned) == []  # its manifest tells that it is not whole
+    assert changed_outputs(planned["eps/evaluate"].folder) != []

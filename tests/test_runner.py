@@ -2,10 +2,13 @@
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from tiny_kit import STEPS, TinyKit, kill
 from waiting import wait_until
@@ -61,7 +64,7 @@ def test_a_batch_is_run_once_and_again_only_where_something_changed(kit):
     assert manifest["status"] == "ok" and manifest["exit_code"] == 0 and manifest["global_batch_size"] == 128
     assert manifest["command"][1:3] == ["stage", "train"] and manifest["seeds"]["experiment"] == 42
     page = (run_dir / "index.html").read_text(encoding="utf-8")
-    assert page.count('<span class="finished">finished</span>') == 4 and 'href="b_eps/trajectory/notebook.html"' in page
+    assert page.count('<span class="finished">finished</span>') == 6 and 'href="b_eps/trajectory/notebook.html"' in page
 
 
 def test_one_failure_stops_what_needs_it_and_nothing_else(kit):
@@ -129,6 +132,83 @@ def test_a_second_runner_and_a_slow_stage_are_ended_clearly(kit):
     _, err = runner.communicate(timeout=120)
     assert runner.returncode == 1 and "eps/train: it took longer than its time limit of 0.002 hours" in err
     wait_until(lambda: not kit.processes(), seconds=60)
+
+
+ODD = "-x {y} {}\n#2: a, <b>&amp; 😀 [z] it's $HOME"
+
+
+def test_a_run_folder_may_have_any_name_and_be_copied_and_damaged(kit):
+    kit.write_config("eps")
+    code, out, err = kit.run("run", "configs", f"--output={ODD}")
+    assert code == 0, err
+    run_dir = kit.folder / ODD
+    assert out.endswith(f"Index: {ODD}/index.html\nReport: {ODD}/report/notebook.html\n")
+    assert kit.run("status", "--", ODD)[0] == kit.run("status", "--verify", "--", ODD)[0] == 0
+
+    # A copy is its own, and nothing of it is due.
+    shutil.copytree(run_dir, kit.folder / "copy")
+    shutil.rmtree(run_dir)
+    code, out, _ = kit.run("status", "copy")
+    assert code == 0 and out.startswith("4 of 4 stages finished")
+    assert kit.run("run", "configs", "--output", "copy", "--dry-run")[1].endswith("0 of 4 stages would run\n")
+
+    # A manifest that a power failure emptied counts as none; what was edited is not read.
+    (kit.folder / "copy" / "eps" / "trajectory" / "manifest.json").write_bytes(b"")
+    steps = kit.folder / "copy" / "eps" / "train" / "steps.jsonl"
+    steps.write_bytes(steps.read_bytes()[:40])
+    code, _, err = kit.run("run", "configs", "--output", "copy")
+    assert code == 1
+    assert "failed   eps/trajectory: copy/eps/train/steps.jsonl has 40 bytes, and its stage left" in err
+    assert "Restore it, or delete copy/eps/train, which the same `epsdpo run` then makes again" in err
+    shutil.rmtree(steps.parent)
+    code, _, err = kit.run("run", "configs", "--output", "copy")
+    assert code == 0, err
+    assert len(list((kit.folder / "copy" / "eps" / "superseded").glob("trajectory-unreadable"))) == 1
+
+
+def test_whatever_snakemake_or_a_stage_dies_of_is_no_success(kit):
+    kit.write_config("eps", beta=1.5)  # seconds for each of its steps
+    record = kit.folder / "runs" / "configs" / "eps" / "train" / "steps.jsonl"
+
+    def in_training(runner, name):
+        wait_until(lambda: record.exists() and b'"step": 1,' in record.read_bytes())
+        return next(
+            child for child in psutil.Process(runner.pid).children(recursive=True) if name in " ".join(child.cmdline())
+        )
+
+    runner = kit.start("run", "configs")
+    in_training(runner, "epsdpo.workflow").send_signal(signal.SIGKILL)
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 1
+    assert "not run  eps/train, because Snakemake ended before it was" in err
+    assert "Snakemake, which runs the stages, was ended by signal SIGKILL" in err
+    wait_until(lambda: not kit.processes(), seconds=60)
+
+    for number, words in ((signal.SIGTERM, "was ended by signal SIGTERM"), (signal.SIGKILL, "was killed; most often")):
+        record.unlink()
+        runner = kit.start("run", "configs")
+        in_training(runner, "-m epsdpo stage train").send_signal(number)
+        _, err = runner.communicate(timeout=120)
+        assert runner.returncode == 1
+        assert f"failed   eps/train: its process {words}" in err
+        assert "not run  report/report, because a stage that it needs failed" in err
+
+    record.unlink()
+    runner = kit.start("run", "configs")
+    in_training(runner, "-m epsdpo stage train")
+    runner.terminate()
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 143
+    assert "terminated; the same command goes on from here, training from its last checkpoint" in err
+    wait_until(lambda: not kit.processes(), seconds=60)
+    assert not (kit.folder / "runs" / "configs" / ".epsdpo" / "scratch").exists()
+
+    # Its reader gone, and with a limit of the size of files: the one is nothing, the other is named.
+    command = f"ulimit -f 64; {sys.executable} -m epsdpo run configs | head -1; exit ${{PIPESTATUS[0]}}"
+    environment = {**os.environ, "PYTHONPATH": str(kit.folder)}
+    done = subprocess.run(["bash", "-c", command], cwd=kit.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == "3 of 4 stages are to be run\n"
+    assert "failed   eps/train: OSError: [Errno 27] File too large" in done.stderr and "Traceback" not in done.stderr
 
 
 def run_mounted(kit, options, then="true"):

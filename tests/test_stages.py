@@ -244,3 +244,37 @@ def test_committed_notebooks_are_clean(path):
     parameters = read_parameters(path)
     assert "output_dir" in parameters
     assert not any(parameter.required for parameter in parameters.values()), "a notebook opens with working defaults"
+
+
+def test_the_key_to_a_kernel_stays_on_no_disk(notebook, tmp_path, monkeypatch):
+    """Not while the notebook runs, so that no kill leaves it; what a kill at the kernel's start has left goes."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    notebook(f"import os\nopen(output_dir + '/seen', 'w').write(' '.join(os.listdir({str(temporary)!r})))")
+    output_dir = tmp_path / "{out} #2"
+    run_stage("train", {}, output_dir)
+    assert (output_dir / "seen").read_text() == "" and not list(temporary.iterdir())
+
+    killed = "\n".join(
+        [
+            "import os, signal, sys, pathlib",
+            "from epsdpo import stages",
+            f"stages.NOTEBOOKS = pathlib.Path({str(stages.NOTEBOOKS)!r})",
+            "stages._Client.wait_for_ready = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
+            f"stages.run_stage('train', {{}}, {str(output_dir)!r})",
+        ]
+    )
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    assert subprocess.run([sys.executable, "-c", killed], env=environment).returncode == -signal.SIGKILL
+    assert len(list(temporary.glob("epsdpo-kernel-*.json"))) == 1
+    run_stage("train", {}, output_dir)
+    assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("name", ["-x", "{x} {}", "a\nline 😀"])
+def test_a_folder_may_have_any_name(notebook, tmp_path, monkeypatch, name):
+    notebook("open(output_dir + '/result', 'w').write('42')")
+    monkeypatch.chdir(tmp_path)
+    assert run_stage("train", {}, name) == Path(name) / "manifest.json"
+    assert (tmp_path / name / "result").read_text() == "42" and (tmp_path / name / "notebook.html").exists()
