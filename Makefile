@@ -60,7 +60,7 @@ $(LM_EVAL)/ready: $(READY) requirements-benchmarks.lock
 test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
-test-load: $(READY)  ## run two hundred experiments through the runner, killing some: about 20 minutes
+test-load: $(READY)  ## run two hundred experiments, killing some, and cut the power of others: about 20 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -s tests/load
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.

@@ -18,7 +18,8 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].map(_as_text, na_action="ignore"))
-    safe.to_csv(path, index=False)
+    # With this ending the writer also quotes text that holds either half of it.
+    safe.to_csv(path, index=False, lineterminator="\r\n")
 
 
 def _as_text(value: Any) -> Any:

@@ -8,6 +8,7 @@ is left to the callers.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,6 +52,8 @@ def never_running_code(source: str) -> Iterator[None]:
         yield
     except OwnCodeError:
         raise
+    except pickle.UnpicklingError as error:  # of weights in torch's own form, which can call anything
+        raise OwnCodeError(source) from error
     except ValueError as error:
         if "custom code" not in str(error):
             raise

@@ -138,7 +138,7 @@ def _training_progress(folder: Path, state: dict[str, Any]) -> str:
         seconds = seconds_left([row["seconds"] for row in rows], row["step"] - before, total - row["step"])
         beta = f"β {row['beta_after']:.4g} · " if "beta_after" in row else ""
         text = f"step {row['step']}/{total} · {beta}loss {row['loss']:.4f}"
-    except (FileNotFoundError, IsADirectoryError, IndexError, KeyError, TypeError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, IndexError, KeyError, TypeError, ValueError, RecursionError):
         return ""
     return text if seconds is None else f"{text} · {as_time(seconds)} left"
 

@@ -208,12 +208,14 @@ def _cached(kind: str, decided_by: dict[str, Any], build: Callable[[Path], None]
 @contextlib.contextmanager
 def _scratch(kind: str) -> Iterator[Path]:
     """A folder of the cache to build in, gone in the end; those that killed processes have left go as well."""
-    for claimed in cache_dir().glob(f".{kind}-*/{_CLAIM}"):  # a folder without a claim is just being made
-        with contextlib.suppress(OSError), filelock.FileLock(claimed, timeout=0):  # a Timeout is one
-            shutil.rmtree(claimed.parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{kind}-", dir=cache_dir()))
-    claim = filelock.FileLock(scratch / _CLAIM)
+    for left_over in cache_dir().glob(f".{kind}-*"):
+        with contextlib.suppress(OSError), filelock.FileLock(left_over / _CLAIM, timeout=0):  # a Timeout is one
+            shutil.rmtree(left_over)
+    # Under another name until it is claimed, so that nobody takes it for left over before.
+    unclaimed = Path(tempfile.mkdtemp(prefix=".new-", dir=cache_dir()))
+    claim = filelock.FileLock(unclaimed / _CLAIM)
     claim.acquire()
+    scratch = unclaimed.rename(unclaimed.with_name(f".{kind}-{unclaimed.name.removeprefix('.new-')}"))
     try:
         yield scratch
     finally:

@@ -3,6 +3,7 @@
 import ast
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+import torch
 import yaml
 from conftest import OFFICIAL
 from hostile_models import KINDS, hostile_model
@@ -158,6 +160,24 @@ def test_training_alone(hostile, config, capsys, tmp_path, finished, kind):
     refused(capsys, model, train.main(["--config", path, "--output", str(tmp_path / "out"), *data]))
     path = str(config(model={"name_or_path": model, "sft": {"global_batch_size": 8}}))
     refused(capsys, model, sft.main(["--config", path, "--train-dir", str(tmp_path / "sft"), *data]))
+
+
+class Marks:
+    """Unpickled by a loader that trusts everything, it leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.system, (f"touch '{self.mark}'",)
+
+
+def test_weights_that_are_a_program(hostile, config, capsys, tmp_path, finished):
+    model = good_model(tmp_path / "weights")
+    (model / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Marks(tmp_path / "mark")}, model / "pytorch_model.bin")
+    path, data = str(config(model={"name_or_path": str(model)})), ["--data", str(finished / "tiny" / "data")]
+    refused(capsys, str(model), train.main(["--config", path, "--output", str(tmp_path / "out"), *data]))
 
 
 def test_trained_models_of_a_folder_that_came_from_elsewhere(hostile, capsys, tmp_path, finished, monkeypatch):

@@ -17,7 +17,10 @@ from epsdpo.verify import check_inputs
 STEPS = [{"step": step, "beta_before": 0.1, "beta_after": 0.1 - 0.01 * step, "loss": 0.7} for step in (1, 2, 3, 4)]
 FILES = {
     "data-1": {"train.parquet": "pairs"},
-    "eps/train": {"steps.jsonl": "".join(json.dumps(step) + "\n" for step in STEPS), "notebook.html": "<p>a page</p>"},
+    "eps/train": {
+        "steps.jsonl": "".join(json.dumps(step) + "\n" for step in STEPS),
+        "notebook.html": "<p>one page</p>",
+    },
     "eps/evaluate": {
         "generated.jsonl": '{"response": "good"}\n',
         "summary.json": '{"win_rate": 61.0, "win_rate_low": 55.0, "win_rate_high": 66.0}',
@@ -54,7 +57,7 @@ def edit(file):
 
 CHANGES = {
     "halved": (halve, r"has \d+ bytes, and its stage left \d+"),
-    "edited": (edit, "holds something else than its stage left"),
+    "edited": (edit, r"holds something else than its stage left \(its SHA-256 differs\)"),
     "gone": (lambda file: file.unlink(), "is gone"),
     "a folder": (lambda file: (file.unlink(), file.mkdir()), "is gone"),
 }
@@ -135,6 +138,7 @@ def test_checkpoints_and_weights_may_be_removed_as_a_whole(run):
         for file in ("checkpoint-2/state.json", "checkpoint-2/model.safetensors"):
             (folder / file).parent.mkdir(exist_ok=True)
             (folder / file).write_text("whole", encoding="utf-8")
+        (folder / "manifest.json").unlink()  # as a stage begins
         when = {"started": datetime.now(UTC), "repository": REPOSITORY}
         write_manifest(folder, stage=name.split("/")[1], **facts, **when)
         (folder / "checkpoint-2" / "state.json").unlink()
