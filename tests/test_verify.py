@@ -19,7 +19,7 @@ FILES = {
     "data-1": {"train.parquet": "pairs"},
     "eps/train": {
         "steps.jsonl": "".join(json.dumps(step) + "\n" for step in STEPS),
-        "notebook.html": "<p>one page</p>",
+        "notebook.html": "<p>no page</p>",
     },
     "eps/evaluate": {
         "generated.jsonl": '{"response": "good"}\n',
