@@ -56,16 +56,19 @@ def share_out_reference(reference: PreTrainedModel, accelerator: Accelerator) ->
     return fsdp2_prepare_model(accelerator, reference.requires_grad_(False)).eval()
 
 
-def unshard_head_once(model: PreTrainedModel) -> None:
-    """Under FSDP2, make the head whole and a shard again, so that torch has a place for gradients that add up.
+def begin_sharded_training(model: PreTrainedModel) -> None:
+    """Under FSDP2, let torch look at the policy's shards while its adapters are trained, and at its head.
 
-    torch 2.13 looks for it under mixed precision after each micro-batch, and makes it when a layer runs. A head that is
-    no shard together with the last norm (under PEFT, say) never does: the loss takes its weight as it is.
+    torch 2.13 looks at them when a model first runs, and once. With PEFT that is as the reference, whose adapters are
+    frozen, so that the precision of their gradients would be lost. A head that is no shard together with the last norm
+    never runs, as the loss takes its weight alone; gradients of micro-batches are added up where it was whole before.
     """
-    head = model.get_output_embeddings()
-    if isinstance(head, FSDPModule):
-        head.unshard()
-        head.reshard()
+    if isinstance(model, FSDPModule):
+        model._get_fsdp_state()._lazy_init()
+        head = model.get_output_embeddings()
+        if isinstance(head, FSDPModule):
+            head.unshard()
+            head.reshard()
 
 
 def computes_as_loaded(accelerator: Accelerator) -> bool:

@@ -48,11 +48,11 @@ from epsdpo.reference import hold_to_policy, load_reference, require_keepable, r
 from epsdpo.resuming import Resumable
 from epsdpo.sharding import (
     as_loaded,
+    begin_sharded_training,
     keep_results_in_float32,
     saved_whole,
     sharding_of,
     share_out_reference,
-    unshard_head_once,
     warn_of_lost_updates,
 )
 
@@ -467,7 +467,7 @@ class _Bookkeeping(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.trainer._restore_beta(state)
-        unshard_head_once(self.trainer.model)
+        begin_sharded_training(self.trainer.model)
         if state.is_world_process_zero:
             self.trainer.begin_record(state)
 

@@ -117,7 +117,8 @@ EQUAL = {
     "equal_bfloat16": (lambda folder: equal(torch.bfloat16), {"bf16": True}),
     "equal_float32": (lambda folder: equal(torch.float32), {}),
     "equal_as_loaded": (lambda folder: equal(torch.bfloat16), {}),
-    "equal_adapters": (lambda folder: existing_adapter(), {"bf16": True}),
+    "equal_adapter_off": (lambda folder: fresh_adapter(), {"bf16": True}),
+    "equal_adapter_copy": (lambda folder: existing_adapter(), {"bf16": True}),
 }
 RESTING = {"learning_rate": 0.0, "eval_strategy": "epoch"}
 
