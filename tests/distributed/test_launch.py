@@ -168,7 +168,7 @@ def test_a_failure_ends_in_the_last_lines_of_the_log(run, tmp_path, capfd):
     assert lines[0] == "training ended with exit code 1:"
     # Which of the two workers is heard last, and what torchrun says between them, differs from time to time.
     assert "cannot be split over 2 processes with per_device_train_batch_size=8" in str(failure.value)
-    assert "exitcode: 1" in str(failure.value)  # which also tells a worker killed for its memory
+    assert "exitcode: 2" in str(failure.value)  # refused; it also tells a worker killed for its memory
     log = Path(lines[-1].removeprefix("whole log: ")).read_text(encoding="utf-8")
     assert log.splitlines()[1].endswith("--end-with-stdin") and log.endswith(capfd.readouterr().out)
 
