@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import papermill
 import psutil
 import pytest
 from waiting import running, wait_until
@@ -228,6 +229,11 @@ def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monk
 
 def test_the_committed_notebooks_are_those_of_the_stages():
     assert {path.name for path in COMMITTED} == set(STAGES.values())
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_papermill_reads_every_parameter(path, caplog):
+    assert papermill.inspect_notebook(path) and not caplog.records
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
