@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 # What makes spreadsheets calculate, with what some of them skip before it.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t", "\n")
 
 
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:
@@ -18,12 +18,14 @@ def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].map(_as_text, na_action="ignore"))
-    # With this ending the writer also quotes text that holds either half of it.
-    safe.to_csv(path, index=False, lineterminator="\r\n")
+    safe.to_csv(path, index=False)
 
 
 def _as_text(value: Any) -> Any:
-    if not isinstance(value, str) or not value.startswith(_FORMULA):
+    if not isinstance(value, str):
+        return value
+    value = value.replace("\r\n", "\n").replace("\r", "\n")  # which alone is not quoted, and would begin a row
+    if not value.startswith(_FORMULA):
         return value
     try:
         float(value)

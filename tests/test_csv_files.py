@@ -11,7 +11,7 @@ from epsdpo.paths import REPOSITORY
 
 TABLE = pd.DataFrame(
     {
-        "title": ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(A1)", "\t=1", "\r=1", "plain = text", "-0.5", None],
+        "title": ["=cmd|' /C calc'!A0", "+1+1", "-x", "@SUM(A1)", "\t=1", "a\r=1", "plain = text", "-0.5", None],
         "=loss": [-0.5, 1.0, 2.0, float("nan"), 0.0, 0.0, 0.0, 0.0, -1e-9],
         "step": range(9),
     }
@@ -28,7 +28,7 @@ def test_text_of_others_is_no_formula(tmp_path):
     head, *body = rows(tmp_path / "table.csv")
     assert head == ["title", "'=loss", "step"]
     assert [row[0] for row in body] == [
-        *("'=cmd|' /C calc'!A0", "'+1+1", "'-x", "'@SUM(A1)", "'\t=1", "'\r=1", "plain = text", "-0.5", "")
+        *("'=cmd|' /C calc'!A0", "'+1+1", "'-x", "'@SUM(A1)", "'\t=1", "a\n=1", "plain = text", "-0.5", "")
     ]
     assert [row[1] for row in body] == ["-0.5", "1.0", "2.0", "", "0.0", "0.0", "0.0", "0.0", "-1e-09"]
     assert TABLE.columns[1] == "=loss"  # and the table that was given is as it was

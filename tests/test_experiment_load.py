@@ -317,7 +317,8 @@ def test_nor_can_an_override(override, message):
 def test_many_aliases_are_looked_at_once(write):
     """Nine lists of nine of the list before: a billion values, of which YAML makes nine lists."""
     lines = ["a0: &a0 [.inf]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
-    assert "a0.0 is inf" in refusal(write("run.yaml", "method: dpo\n" + "\n".join(lines) + "\n"))
+    refused = refusal(write("run.yaml", "method: dpo\n" + "\n".join(lines) + "\n"))
+    assert " is inf, which is no finite number" in refused and len(refused.splitlines()) < 20
 
 
 def test_long_names_and_titles_in_any_script_are_taken(write):
