@@ -78,7 +78,7 @@ def unusable(values: Any) -> Iterator[tuple[tuple[Any, ...], str]]:
         elif isinstance(value, str) and not is_writable(value):
             yield place, f"is {value!a}, which holds half a character (a surrogate). Write the character itself"
         elif isinstance(value, str) and "\0" in value:
-            yield place, f"is {value!r}, which holds a zero byte. Remove it"
+            yield place, f"is {value!r}, which holds control characters (a zero byte). Remove them"
 
 
 def value_text(value: Any) -> str:
