@@ -84,7 +84,7 @@ def test_it_opens_on_the_first_step_that_moved(chromium, tmp_path):
     texts = pairs[["pair_id"]].assign(prompt="p", chosen="c", rejected="r")
     for beta_follows, level, said in (
         (True, steps, "No pair moved"),
-        (False, steps.assign(beta_after=0.1), "would have"),
+        (False, steps.assign(beta_before=0.1, beta_after=0.1), "would have"),
     ):
         content = step_by_step("run", level, pairs, texts, beta_follows)
         page = tmp_path / "page.html"
