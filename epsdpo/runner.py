@@ -103,6 +103,7 @@ def run_batch(
             for name, stage in due.items():
                 _make_way(stage, verdicts[name])
             before = {name: _Trace.of(stage) for name, stage in due.items()}
+            write_index(run_dir)  # pages link to it from their first on
             ended = run_due(due, run_dir, resources, Display(run_dir))
             newly_failed, trouble = _look_back(due, before, judge(planned), ended, begun_stages(due, run_dir))
             failed |= newly_failed
