@@ -149,6 +149,7 @@ def lasting(content: str, folders: dict[str, str]) -> str:
     content = re.sub(r"runs/(data|pairs|sft)-[0-9a-f]{8}", r"runs/\1", content)
     content = re.sub(r"0x[0-9a-f]+|T_[0-9a-f]{5}", "ID", content)  # addresses, and the ids of styled tables
     content = re.sub(r'href="(\.\./)+(runs/)?', 'href="', content)  # links from a page to those of the batch
+    content = re.sub(r'href="(data|pairs|sft)-[0-9a-f]{8}', r'href="\1', content)
     content = re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "TIME", content)
     content = re.sub(r"about [\d.]+ \w+ left", "about SECONDS left", content)
     return re.sub(r"(time per step \(s, median\)\D+)[\d.e-]+", r"\1SECONDS", content)
