@@ -23,8 +23,8 @@ HEADERS = {"Accept-Encoding": "identity"}
 # only show at sending that there can be no such host.
 CONNECTION_ERRORS = (httpx.RequestError, httpx.InvalidURL, UnicodeError)
 
-_SHOWN = 2000
-_FORMS_OF_A_CHARACTER = 16  # characters that one of the key may take up, see `ApiKey.hide`
+_SHOWN = 2000  # characters
+_LOOKED_AT = 32_000  # bytes
 
 
 class BadAnswer(Exception):
@@ -77,8 +77,9 @@ class ServerAnswer:
         As UTF-8, whatever character set the server names: JSON is always in that, and Python knows character sets that
         unpack or evaluate.
         """
-        beginning = bytes(self._content[: _SHOWN * _FORMS_OF_A_CHARACTER]).decode("utf-8", "replace")
-        return self._key.hide(beginning)[:_SHOWN]
+        text = self._key.hide(bytes(self._content[:_LOOKED_AT]).decode("utf-8", "replace"))
+        # The end of a part may be the beginning of a key.
+        return (text if len(self._content) <= _LOOKED_AT else text[:-_SHOWN])[:_SHOWN]
 
     def json(self) -> Any:
         """The body as JSON. A whole number that no count can be is a float, which is infinite beyond 1e308.

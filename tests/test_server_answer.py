@@ -368,6 +368,7 @@ def echoes(form):
         "as no JSON": send('{"choices": ' + text),
         "as no HTTP": lambda handler: handler.wfile.write(text.encode() + b"\r\n\r\n"),
         "at the end of what is shown": send("x" * 1990 + text, 500),
+        "again and again": send((text + " ") * 2000, 500),
     }
 
 
