@@ -59,6 +59,7 @@ TIMED_OUT = 124  # the exit code of `timeout`
 
 _KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 _TRACEBACK_LINES = 12
+_KERNEL_STARTS = 3
 _OF_ONE_EXPERIMENT = ("train", "trajectory", "evaluate")
 
 # nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
@@ -347,29 +348,35 @@ def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str 
     for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
         with contextlib.suppress(OSError):
             left_over.unlink()
-    try:
-        result = papermill.execute_notebook(
-            _literal(notebook),
-            _literal(executed),
-            parameters,
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-            stdout_file=sys.stdout,
-            stderr_file=sys.stderr,
-            kernel_manager_class=type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix}),
-            iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
-        )
-    except PapermillExecutionError as error:
-        lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
-        return "\n".join([f"{error.ename}: {error.evalue}", *lines])
-    except DeadKernelError:
-        return (
-            "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use smaller "
-            "batches, a shorter max_length or a smaller model"
-        )
-    except RuntimeError as error:
-        return f"its kernel did not start: {error}"
+    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix})
+    for attempt in range(1, _KERNEL_STARTS + 1):
+        try:
+            result = papermill.execute_notebook(
+                _literal(notebook),
+                _literal(executed),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                kernel_manager_class=manager,
+                iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
+            )
+            break
+        except PapermillExecutionError as error:
+            lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+            return "\n".join([f"{error.ename}: {error.evalue}", *lines])
+        except DeadKernelError:
+            return (
+                "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use "
+                "smaller batches, a shorter max_length or a smaller model"
+            )
+        except RuntimeError as error:
+            # No cell has run. The kernel's ports are chosen before it binds them, and another process may be faster.
+            if attempt == _KERNEL_STARTS:
+                return f"its kernel did not start, {attempt} times: {error}"
+            print(f"the kernel did not start ({error}); once more", file=sys.stderr, flush=True)
     if result.metadata.papermill.get("exception"):
         # papermill takes sys.exit(0) for success although the cells after it were not run.
         return "a cell left the notebook early by exit(); let it run to its last cell"

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import nbformat
 import papermill
 import psutil
 import pytest
+from jupyter_client.connect import LocalPortCache
 from waiting import running, wait_until
 
 from epsdpo import stages
@@ -134,6 +136,23 @@ def test_a_killed_kernel(notebook, tmp_path):
         run_stage("train", {}, tmp_path)
     assert not (tmp_path / "manifest.json").exists()
     assert (tmp_path / "notebook.html").exists()
+
+
+def test_a_port_that_another_process_took_first(notebook, tmp_path, monkeypatch, capfd):
+    """Ports are chosen before the kernel binds them; it ends where one is taken by then, and is started once more."""
+    notebook("(output_dir and open(output_dir + '/result', 'w').write('42'))")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        choose = LocalPortCache.find_available_port
+        ports = iter([taken.getsockname()[1]])
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda *a: next(ports, None) or choose(*a))
+        run_stage("train", {}, tmp_path / "out")
+    assert (tmp_path / "out" / "result").read_text() == "42"
+    assert "the kernel did not start" in capfd.readouterr().err
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(LocalPortCache, "find_available_port", lambda *_: taken.getsockname()[1])
+        with pytest.raises(StageError, match="its kernel did not start, 3 times"):
+            run_stage("train", {}, tmp_path / "never")
 
 
 def test_leaving_early_is_a_failure(notebook, tmp_path):
