@@ -36,7 +36,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from epsdpo.files import written_whole
-from epsdpo.plots.runs import run_looks
+from epsdpo.plots.looks import run_looks
 from epsdpo.plots.saving import save
 from epsdpo.plots.style import new_figure
 

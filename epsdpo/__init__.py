@@ -8,13 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 if getattr(sys, "argv", [])[:1] == ["-m"]:  # a command of this package, before it imports what may be missing
-    from epsdpo.startup import prepare
+    from epsdpo.batch.startup import prepare
 
     prepare()
 
 if TYPE_CHECKING:
-    from epsdpo.config import EpsilonDPOConfig
-    from epsdpo.trainer import EpsilonDPOTrainer
+    from epsdpo.methods.config import EpsilonDPOConfig
+    from epsdpo.methods.trainer import EpsilonDPOTrainer
 
 __version__ = "0.1.0"
 __all__ = ["EpsilonDPOConfig", "EpsilonDPOTrainer"]
@@ -22,11 +22,11 @@ __all__ = ["EpsilonDPOConfig", "EpsilonDPOTrainer"]
 
 def __getattr__(name: str):
     if name == "EpsilonDPOConfig":
-        from epsdpo.config import EpsilonDPOConfig
+        from epsdpo.methods.config import EpsilonDPOConfig
 
         return EpsilonDPOConfig
     if name == "EpsilonDPOTrainer":
-        from epsdpo.trainer import EpsilonDPOTrainer
+        from epsdpo.methods.trainer import EpsilonDPOTrainer
 
         return EpsilonDPOTrainer
     raise AttributeError(f"module 'epsdpo' has no attribute {name!r}; it offers {', '.join(__all__)}")

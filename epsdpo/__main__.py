@@ -17,13 +17,13 @@ from typing import Any
 import yaml
 
 from epsdpo import __version__
+from epsdpo.batch.startup import prepare
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
+from epsdpo.experiment.paths import resolve_path
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
 from epsdpo.files import AFTER_DISK_FULL, DISK_FULL
-from epsdpo.paths import resolve_path
-from epsdpo.run_folder import STAGES
-from epsdpo.startup import prepare
+from epsdpo.runs.layout import STAGES
 from epsdpo.texts import is_writable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -77,13 +77,13 @@ def _terminate(*_: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from epsdpo.claims.settings import read_claims
-    from epsdpo.engine import ENGINE_LOG
-    from epsdpo.index import INDEX
-    from epsdpo.manifest import LOG, MANIFEST
-    from epsdpo.planned import CLAIMS, REPORT
-    from epsdpo.run_folder import PAGE, experiments_in
-    from epsdpo.runner import Resources, look_at_batch, run_batch
+    from epsdpo.batch.engine import ENGINE_LOG
+    from epsdpo.batch.index import INDEX
+    from epsdpo.batch.runner import Resources, look_at_batch, run_batch
+    from epsdpo.batch.specs import CLAIMS, REPORT
+    from epsdpo.paper.claims.settings import read_claims
+    from epsdpo.runs.layout import PAGE, experiments_in
+    from epsdpo.runs.manifest import LOG, MANIFEST
 
     paths = [resolve_path(path) for path in options.config]
     names = "+".join(path.resolve().name.removesuffix(".yaml") for path in paths)
@@ -123,11 +123,11 @@ def _run(options: argparse.Namespace) -> int:
 def _stage(options: argparse.Namespace) -> int:
     _log_to_stdout()
     if options.end_with_stdin:
-        from epsdpo.watch import end_with_stdin
+        from epsdpo.runs.watch import end_with_stdin
 
         end_with_stdin()
-    from epsdpo.gpus import taken_gpus
-    from epsdpo.stages import StageError, run_stage
+    from epsdpo.batch.gpus import taken_gpus
+    from epsdpo.batch.stage import StageError, run_stage
 
     try:
         with taken_gpus(options.take_gpus, options.output):
@@ -139,13 +139,13 @@ def _stage(options: argparse.Namespace) -> int:
 
 
 def _benchmark(options: argparse.Namespace) -> int:
-    from epsdpo.benchmarks.measure import harness_version, measure_run, renew_report
-    from epsdpo.benchmarks.tasks import tasks_named
-    from epsdpo.index import INDEX, write_index
-    from epsdpo.manifest import MANIFEST
-    from epsdpo.progress import batch_status
-    from epsdpo.run_folder import PAGE
-    from epsdpo.runner import sole_runner
+    from epsdpo.batch.index import INDEX, write_index
+    from epsdpo.batch.progress import batch_status
+    from epsdpo.batch.runner import sole_runner
+    from epsdpo.evaluation.benchmarks.measure import harness_version, measure_run, renew_report
+    from epsdpo.evaluation.benchmarks.tasks import tasks_named
+    from epsdpo.runs.layout import PAGE
+    from epsdpo.runs.manifest import MANIFEST
 
     run_dir, report = options.run_dir, options.run_dir / "report"
     if options.limit is not None and options.limit < 1:
@@ -166,8 +166,8 @@ def _benchmark(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from epsdpo.progress import print_status
-    from epsdpo.verify import verify
+    from epsdpo.batch.progress import print_status
+    from epsdpo.runs.verify import verify
 
     return verify(options.run_dir) if options.verify else print_status(options.run_dir)
 
@@ -189,7 +189,7 @@ def _config(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from epsdpo.checking import check_configs, text_of
+    from epsdpo.batch.check.configs import check_configs, text_of
 
     paths = [resolve_path(path) for path in options.config]
     found = check_configs(paths, parse_overrides(options.overrides), options.num_processes)
@@ -202,8 +202,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _winrate(options: argparse.Namespace) -> int:
-    from epsdpo.evaluation.annotations import InputError
-    from epsdpo.evaluation.scores import score_file
+    from epsdpo.evaluation.scores.annotations import InputError
+    from epsdpo.evaluation.scores.score_file import score_file
 
     try:
         numbers = score_file(options.annotations, options.gamed, options.difficulty, options.c)

@@ -1,15 +1,14 @@
 """What the tests share: the reference models and pairs in tests/data/official, and quick trainers over them."""
 
 import os
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
-
-import json
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network is wrong
+# Processes that tests start find `kit` too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")]))
 
-OFFICIAL = Path(__file__).parent / "data" / "official"
+import pytest
+from kit.official import OFFICIAL, tokenised_pairs
 
 
 @pytest.fixture(scope="session")
@@ -18,40 +17,11 @@ def official():
     return OFFICIAL
 
 
-def save_official_model(folder: Path) -> Path:
-    """The tiny policy and its tokenizer in one new folder, as a user has a model."""
-    folder.mkdir()
-    for source in (*(OFFICIAL / "policy").iterdir(), *(OFFICIAL / "tok").iterdir()):
-        (folder / source.name).write_bytes(source.read_bytes())
-    return folder
-
-
 @pytest.fixture(scope="session")
 def official_tokenizer():
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(OFFICIAL / "tok")
-
-
-def tokenised_pairs(tokenizer):
-    """The 96 pairs, tokenised as trl 0.13 did: prompt and completion apart, no BOS, EOS after each completion."""
-    from datasets import Dataset
-
-    def ids(text):
-        return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    rows = [json.loads(line) for line in (OFFICIAL / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    return Dataset.from_list(
-        [
-            {
-                "pair_id": f"pair-{number}",
-                "prompt_ids": ids(row["prompt"]),
-                "chosen_ids": [*ids(row["chosen"]), tokenizer.eos_token_id],
-                "rejected_ids": [*ids(row["rejected"]), tokenizer.eos_token_id],
-            }
-            for number, row in enumerate(rows)
-        ]
-    )
 
 
 @pytest.fixture(scope="session")
@@ -118,7 +88,7 @@ def make_trainer(tmp_path, official_tokenizer, official_pairs):
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Where the folders of `distributed_worker` lie side by side, and the models that its runs share."""
-    import distributed_worker as worker
+    from kit import distributed_worker as worker
 
     folder = tmp_path_factory.mktemp("runs")
     worker.write_models(folder / worker.MODELS)
@@ -128,8 +98,8 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="session")
 def alone(runs):
     """Every run of `distributed_worker` in this one process, and with one thread, as several processes have."""
-    import distributed_worker as worker
     import torch
+    from kit import distributed_worker as worker
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

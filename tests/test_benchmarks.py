@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from epsdpo.claims.tables import PEERS
+from epsdpo.paper.claims.figure_tables import PEERS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -8,18 +8,18 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from claim_runs import as_two_worlds
+from kit.claim_runs import as_two_worlds
 from nbclient import NotebookClient
 
-from epsdpo.between_runs import head_to_head
-from epsdpo.data import load_prepared
+from epsdpo.batch.runner import run_batch
+from epsdpo.batch.stage import run_stage
+from epsdpo.data.prepared import load_prepared
+from epsdpo.evaluation.judges.gold import gold_score
 from epsdpo.experiment import load_experiment, load_experiments
-from epsdpo.judging.gold import gold_score
-from epsdpo.record import read_pairs, read_steps
-from epsdpo.report import collect, links_table
-from epsdpo.run_folder import NOTEBOOKS
-from epsdpo.runner import run_batch
-from epsdpo.stages import run_stage
+from epsdpo.methods.record import read_pairs, read_steps
+from epsdpo.report.collect import collect, links_table
+from epsdpo.report.head_to_head import head_to_head
+from epsdpo.runs.layout import NOTEBOOKS
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
 RUNS = ("dpo", "epsilon_dpo_bf16")
@@ -224,7 +224,7 @@ def test_tables_are_headed_in_words(batch):
 
 
 def test_one_experiment_alone_is_a_batch_of_one(batch):
-    """As `epsdpo.train` leaves it, launched by hand."""
+    """As `epsdpo.train.preferences` leaves it, launched by hand."""
     run_dir, _ = batch
     runs, unfinished = collect(run_dir / "dpo")
     assert [run.directory for run in runs] == [run_dir / "dpo"] and not unfinished

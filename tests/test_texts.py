@@ -7,27 +7,27 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chat_server import ChatServer, completion
-from conftest import OFFICIAL
 from hypothesis import given
 from hypothesis import strategies as st
-from test_judging_chat import comparisons, judge_all, lines
+from kit.chat_judging import comparisons, judge_all, lines
+from kit.chat_server import ChatServer, completion
+from kit.official import OFFICIAL
 from transformers import AutoTokenizer
 
 from epsdpo.__main__ import main
-from epsdpo.benchmarks.results import read_results, write_results
-from epsdpo.claims.settings import read_claims
-from epsdpo.data import prepare
+from epsdpo.data.prepared import prepare
+from epsdpo.data.prompts import prompts_of
 from epsdpo.data.sources import DataError, read_file
-from epsdpo.evaluation.annotations import read_annotations, write_annotations
+from epsdpo.evaluation.benchmarks.results import read_results, write_results
 from epsdpo.evaluation.calibration import read_published
-from epsdpo.evaluation.run import write_json
+from epsdpo.evaluation.evaluate import write_json
+from epsdpo.evaluation.judges.counts import annotations
+from epsdpo.evaluation.judges.store import JUDGEMENTS, JudgementStore
+from epsdpo.evaluation.scores.annotations import read_annotations, write_annotations
 from epsdpo.experiment import CalibrateSection, ConfigError, DataSection, PromptsSection, check_experiment
 from epsdpo.experiment.sweep import parse_overrides
-from epsdpo.generation.prompts import prompts_of
-from epsdpo.judging.results import annotations
-from epsdpo.judging.store import JUDGEMENTS, JudgementStore
-from epsdpo.manifest import read_stage_file, write_stage_file
+from epsdpo.paper.claims.settings import read_claims
+from epsdpo.runs.manifest import read_stage_file, write_stage_file
 from epsdpo.texts import is_writable, texts_in, writable
 
 HALF = "\ud83d"

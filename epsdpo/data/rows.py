@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.chat_template import TEMPLATE_REFUSES, draws_at_random, render_chat
-from epsdpo.data import beside
-from epsdpo.data.beside import (
+from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
+from epsdpo.methods import beside
+from epsdpo.methods.beside import (
     SETTINGS,
     SHOWN,
     Messages,
@@ -25,7 +25,7 @@ from epsdpo.data.beside import (
     with_system,
     without_empty,
 )
-from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
+from epsdpo.methods.chat_template import TEMPLATE_REFUSES, draws_at_random, render_chat
 from epsdpo.texts import texts_in
 
 STANDARD = "standard"

@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from epsdpo.data.beside import MEDIA, QUESTION, REST_OF_QUESTION, WRITTEN, has_value
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, DataSection
+from epsdpo.experiment.paths import looks_local
 from epsdpo.files import text_of
-from epsdpo.hub import commit_of
-from epsdpo.paths import looks_local
+from epsdpo.methods.beside import MEDIA, QUESTION, REST_OF_QUESTION, WRITTEN, has_value
+from epsdpo.models.hub import commit_of
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "pair_id")
 GOLD_COLUMNS = ("chosen_gold", "rejected_gold")
@@ -199,7 +199,7 @@ def _looks_like_path(source: str) -> bool:
 def _read_world(section: DataSection, split: str) -> Table:
     if split not in WORLD_SPLITS:
         raise DataError(f"data.source 'world' has no split {split!r}; it has {', '.join(WORLD_SPLITS)}")
-    from epsdpo.world import preference_pairs
+    from epsdpo.world.build import preference_pairs
 
     pairs = preference_pairs(section.world, split)
     filled = {name: [True] * len(pairs) for name in pairs.columns if name not in (*PAIR_COLUMNS, *GOLD_COLUMNS)}

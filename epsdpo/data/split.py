@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.data.beside import brings
 from epsdpo.data.rows import (
     REFUSALS,
     STANDARD,
@@ -38,6 +37,7 @@ from epsdpo.data.rows import (
 )
 from epsdpo.data.sources import GOLD_COLUMNS, DataError, Rows, missing_column
 from epsdpo.files import written_whole
+from epsdpo.methods.beside import brings
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Published judgements, judged again by a judge of one's own, so that its numbers can be read beside published ones.
 
-This module knows the files: judgements, and the outputs that were judged. Asking is left to `epsdpo.judging`, the
-comparison of the two judges to `epsdpo.judging.calibrate`.
+This module knows the files: judgements, and the outputs that were judged. Asking is left to `epsdpo.evaluation.judges`,
+the comparison of the two judges to `epsdpo.evaluation.judges.calibrate`.
 """
 
 from dataclasses import asdict, dataclass
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.annotations import InputError, read_annotations, read_rows
-from epsdpo.evaluation.judged import LazyJudge
+from epsdpo.evaluation.judge import LazyJudge
+from epsdpo.evaluation.judges.calibrate import calibrate
+from epsdpo.evaluation.judges.comparison import Comparison
+from epsdpo.evaluation.scores.annotations import InputError, read_annotations, read_rows
 from epsdpo.experiment import CalibrateSection
-from epsdpo.judging.calibrate import calibrate
-from epsdpo.judging.comparison import Comparison
 
 
 @dataclass(frozen=True)

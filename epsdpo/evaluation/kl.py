@@ -2,7 +2,7 @@
 
 Reverse KL(π‖π_ref) is that of policy and reference on the policy's responses, forward KL(π_ref‖π) that of reference and
 policy on the reference's. This module knows how to run both models over given token ids. The mathematics is
-`epsdpo.kernels.token_kl`; sampling and intervals are left to others.
+`epsdpo.methods.kernels.token_kl`; sampling and intervals are left to others.
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from epsdpo.heads import head_of, require_same_arithmetic
-from epsdpo.kernels import token_kl
+from epsdpo.methods.heads import head_of, require_same_arithmetic
+from epsdpo.methods.kernels import token_kl
 
 
 @dataclass(frozen=True)

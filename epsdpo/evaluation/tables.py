@@ -1,7 +1,7 @@
 """What a notebook shows of an evaluation beside its figures: the headline, tasks, positions and lengths in tables.
 
 This module knows how numbers become tables for people. It makes no measurement of its own that
-`epsdpo.evaluation.winrate` does not offer. Responses side by side are `epsdpo.evaluation.examples`'.
+`epsdpo.evaluation.scores.winrate` does not offer. Responses side by side are `epsdpo.evaluation.examples`'.
 """
 
 import html
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from epsdpo.clusters import distinct
-from epsdpo.evaluation.judged import BY_ORDER
-from epsdpo.evaluation.numbers import LENGTH_ONLY
-from epsdpo.evaluation.winrate import bootstrap_interval
-from epsdpo.judging.results import completeness
+from epsdpo.evaluation.judge import BY_ORDER
+from epsdpo.evaluation.judges.counts import completeness
+from epsdpo.evaluation.scores.clusters import distinct
+from epsdpo.evaluation.scores.numbers import LENGTH_ONLY
+from epsdpo.evaluation.scores.winrate import bootstrap_interval
 
 OPPONENTS = {"reference": "the model it started from", "given": "the responses given with the prompts"}
 _LENGTH_GROUPS = 5

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from epsdpo.checkpoints import ended_checkpoints, is_as_listed
-from epsdpo.evaluation.run import evaluate
+from epsdpo.evaluation.evaluate import evaluate
 from epsdpo.experiment import Experiment
-from epsdpo.run_folder import SUMMARY
+from epsdpo.runs.layout import SUMMARY
+from epsdpo.train.checkpoints import ended_checkpoints, is_as_listed
 
 logger = logging.getLogger(__name__)
 

@@ -4,10 +4,8 @@ The public names are these; the modules below know one thing each. Nothing here 
 trl are loaded only where the `train` section, whose keys are theirs, is checked.
 """
 
-from epsdpo.experiment.check import check_experiment
-from epsdpo.experiment.claim import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
 from epsdpo.experiment.load import load_experiment, load_experiments, load_variant
-from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection, RankerSection
+from epsdpo.experiment.saved import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
 from epsdpo.experiment.schema import (
     ON_POLICY,
     WORLD,
@@ -21,8 +19,10 @@ from epsdpo.experiment.schema import (
     ServerSection,
     WorldSection,
 )
-from epsdpo.experiment.section import TEMPLATE_DATE
-from epsdpo.experiment.sft import SftSection
+from epsdpo.experiment.sections.base import TEMPLATE_DATE
+from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection, RankerSection
+from epsdpo.experiment.sections.sft import SftSection
+from epsdpo.experiment.validate import check_experiment
 
 __all__ = [
     "EXPERIMENT_FILE",

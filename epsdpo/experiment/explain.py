@@ -8,8 +8,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
-from epsdpo.experiment.claim import experiment_text
 from epsdpo.experiment.keys import TRAIN, Key, check_key, section_keys, train_keys
+from epsdpo.experiment.saved import experiment_text
 from epsdpo.experiment.schema import Experiment
 from epsdpo.experiment.values import flatten, value_text
 

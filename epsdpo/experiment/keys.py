@@ -19,10 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from epsdpo.experiment.methods import METHODS, ONLY_UNDER
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
 from epsdpo.experiment.values import value_text
-from epsdpo.former_names import former_key
+from epsdpo.methods.catalogue import METHODS, ONLY_UNDER
+from epsdpo.methods.former_names import former_key
 
 TRAIN = "train"
 SECTION = "section"
@@ -81,7 +81,7 @@ def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field
         for one in _METHODS_WITH_CONFIGS_OF_THEIR_OWN:
             merged = {**merged, **{name: entry for name, entry in train_fields(one).items() if name not in merged}}
         return merged
-    from epsdpo.methods.configs import config_class
+    from epsdpo.methods.other_configs import config_class
 
     config = config_class(method)
     fields = {field.name: field for field in dataclasses.fields(config) if field.init}

@@ -1,7 +1,7 @@
 """From YAML files to experiments: what a file extends, the points of its sweep, and overrides on top.
 
 A config is a stack of layers, merged from the bottom: the files that it extends, the file itself, one point of its
-sweep, the overrides. What keys and values mean is the business of `epsdpo.experiment.check`.
+sweep, the overrides. What keys and values mean is the business of `epsdpo.experiment.validate`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from epsdpo.experiment.check import Checked, Layers, check_experiment
 from epsdpo.experiment.keys import keys_of_others
 from epsdpo.experiment.schema import ConfigError, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides, point_names, point_title, sweep_points
+from epsdpo.experiment.validate import Checked, Layers, check_experiment
 from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
 from epsdpo.files import read_text
 

@@ -1,7 +1,7 @@
 """Whether the trainer will take the values of `train`: its own config is built with them, for no machine in particular.
 
-Which values are out of range is known to the configs of `epsdpo.methods.configs` and to TRL. This module only asks
-them, without looking at devices or starting processes.
+Which values are out of range is known to the configs of `epsdpo.methods.other_configs` and to TRL. This module only
+asks them, without looking at devices or starting processes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from epsdpo.experiment.schema import Experiment
 
 if TYPE_CHECKING:
-    from epsdpo.method_config import MethodConfig
+    from epsdpo.methods.method_config import MethodConfig
 
 # They ask for hardware or libraries, which need not be where a config is read.
 _OF_THE_MACHINE = ("deepspeed", "fsdp", "fsdp_config", "tf32", "torch_compile")
@@ -28,7 +28,7 @@ def arguments_for_no_machine(experiment: Experiment) -> MethodConfig:
     """
     import torch
 
-    from epsdpo.methods.configs import config_class
+    from epsdpo.methods.other_configs import config_class
 
     # Devices and process groups are made when `device` is first read, which the config itself does.
     nowhere = {"device": torch.device("cpu"), "world_size": 1, "_require_device": lambda self: None}
@@ -50,7 +50,7 @@ def arguments_for_no_machine(experiment: Experiment) -> MethodConfig:
 
 def range_problem(experiment: Experiment) -> list[tuple[str, str]]:
     """[(key of `train`, what is wrong with its value)], or [] if the trainer's config takes all values."""
-    from epsdpo.method_config import PROCESS_COUNTS
+    from epsdpo.methods.method_config import PROCESS_COUNTS
 
     # What a launcher says would be taken for this attempt's; behind it the trainer's own arguments are built at once.
     if any(name in os.environ for name in (*PROCESS_COUNTS, "ACCELERATE_USE_DEEPSPEED")):

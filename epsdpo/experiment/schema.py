@@ -1,8 +1,8 @@
 """The sections of an experiment: every key outside `train` with its type, default, meaning and source.
 
 This module knows what an experiment is once it has been read. It leaves the `train` section to `EpsilonDPOConfig`
-(TRL's and ours), the judge's keys to `epsdpo.judging.settings`, reading files to `epsdpo.experiment.load`, and the
-wording of mistakes to `epsdpo.experiment.check`.
+(TRL's and ours), the judge's keys to `epsdpo.experiment.sections.judge`, reading files to `epsdpo.experiment.load`, and
+the wording of mistakes to `epsdpo.experiment.validate`.
 
 Each description ends with the source of what it says: [P] the paper, [R] its released configuration, [K] this kit.
 """
@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from epsdpo.experiment.methods import CRITERION_DEFAULTS, METHODS, NO_METHODS, ONLY_UNDER, SHARED_PASS, decided_by
-from epsdpo.experiment.on_policy import OnPolicySection, PromptsSection
-from epsdpo.experiment.section import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section, Seed
-from epsdpo.experiment.sft import SftSection
-from epsdpo.judging.settings import JudgeSection, check_address
+from epsdpo.experiment.sections.base import TEMPLATE_DATE, WORLD, Day, PositiveInt, Section, Seed
+from epsdpo.experiment.sections.judge import JudgeSection, check_address
+from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection
+from epsdpo.experiment.sections.sft import SftSection
+from epsdpo.methods.catalogue import CRITERION_DEFAULTS, METHODS, NO_METHODS, ONLY_UNDER, SHARED_PASS, decided_by
 
 ON_POLICY = "on_policy"
 

@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from epsdpo.kernels import dpo_loss
 from epsdpo.methods.beta_dpo import MarginStatistics, batch_beta, keep_pairs
-from epsdpo.pairs import REPEATED, ScoredPairs
-from epsdpo.trainer import EpsilonDPOTrainer
+from epsdpo.methods.kernels import dpo_loss
+from epsdpo.methods.pair_index import REPEATED, ScoredPairs
+from epsdpo.methods.trainer import EpsilonDPOTrainer
 
 
 class BetaDPOTrainer(EpsilonDPOTrainer):

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from epsdpo.evaluations import SeparateEvaluations
-from epsdpo.loading import never_running_code
-from epsdpo.record import BetaRecord
-from epsdpo.reference import hold_to_policy
-from epsdpo.resuming import Resumable
+from epsdpo.methods.evaluations import SeparateEvaluations
+from epsdpo.methods.loading import never_running_code
+from epsdpo.methods.record import BetaRecord
+from epsdpo.methods.resuming import Resumable
+from epsdpo.methods.saved_reference import hold_to_policy
 
 logger = logging.getLogger(__name__)
 

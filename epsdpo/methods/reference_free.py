@@ -11,8 +11,8 @@ from datasets import Dataset
 from trl.experimental.cpo import CPOTrainer as TrlCPOTrainer
 from trl.experimental.orpo import ORPOTrainer as TrlORPOTrainer
 
-from epsdpo.loading import load_causal_lm
-from epsdpo.method_config import MethodConfig
+from epsdpo.methods.loading import load_causal_lm
+from epsdpo.methods.method_config import MethodConfig
 from epsdpo.methods.recorded import RecordsSteps
 
 _NO_LABEL = -100

@@ -6,7 +6,7 @@ from typing import ClassVar
 from trl.experimental.cpo import CPOConfig as TrlCPOConfig
 from trl.experimental.orpo import ORPOConfig as TrlORPOConfig
 
-from epsdpo.method_config import MethodConfig
+from epsdpo.methods.method_config import MethodConfig
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Figures of an evaluation: drawing only, no number is made here that is not a count of bars.
 
-What is a policy's own is drawn in `colour`, that of its run in every figure, from `epsdpo.plots.runs`.
+What is a policy's own is drawn in `colour`, that of its run in every figure, from `epsdpo.plots.looks`.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from epsdpo.plots.runs import FAMILIES, STARTING_MODEL
+from epsdpo.plots.looks import FAMILIES, STARTING_MODEL
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS, new_figure
 
 

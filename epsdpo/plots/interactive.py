@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from epsdpo.plots.runs import Look
+from epsdpo.plots.looks import Look
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS
 
 _SCRIPT = Path(__file__).with_name("interactive.js")
@@ -39,7 +39,7 @@ def beta_step_by_step(content: dict[str, Any], look: Look) -> str:
     """HTML of the figure.
 
     Args:
-        content: from `epsdpo.moved_pairs.step_by_step`.
+        content: from `epsdpo.trajectory.moved_pairs.step_by_step`.
         look: of the run's line, from `plots.runs.run_looks`.
     """
     style = {"colour": look.colour, "decisions": DECISION_COLOURS, "labels": DECISION_LABELS}

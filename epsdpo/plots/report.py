@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.runs import run_looks
+from epsdpo.plots.looks import run_looks
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
-from epsdpo.csv_files import write_csv
+from epsdpo.plots.csv_files import write_csv
 from epsdpo.plots.publication import fit_for_print
 
 SCREEN_DPI, PRINT_DPI = 160, 300

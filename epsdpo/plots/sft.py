@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.plots.runs import FAMILIES, STARTING_MODEL
+from epsdpo.plots.looks import FAMILIES, STARTING_MODEL
 from epsdpo.plots.style import new_figure
 
 

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from epsdpo.plots.runs import line_of, run_looks
+from epsdpo.plots.looks import line_of, run_looks
 from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 _MARKERS_PER_LINE = 12

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chromium import Chromium
-from claim_runs import as_two_worlds
-from hostile import HOSTILE, HOSTILE_TITLE
+from kit.chromium import Chromium
+from kit.claim_runs import as_two_worlds
+from kit.hostile import HOSTILE, HOSTILE_TITLE
 
 from epsdpo.experiment import load_experiment
 

@@ -2,11 +2,11 @@
 
 import pandas as pd
 import pytest
-from hostile import ATTACKS, HOSTILE_TITLE, assert_harmless
+from kit.hostile import ATTACKS, HOSTILE_TITLE, assert_harmless
 
-from epsdpo.moved_pairs import step_by_step
 from epsdpo.plots.interactive import as_page, beta_step_by_step
-from epsdpo.plots.runs import FAMILIES
+from epsdpo.plots.looks import FAMILIES
+from epsdpo.trajectory.moved_pairs import step_by_step
 
 PANEL = "document.querySelector('figure div').innerText"
 # Of the drawing, in pixels of the window: where the axis of steps begins and ends, and a height within.

@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from hostile import ATTACKS, HOSTILE, HOSTILE_TITLE, assert_harmless
+from kit.hostile import ATTACKS, HOSTILE, HOSTILE_TITLE, assert_harmless
 
 from epsdpo.evaluation.examples import examples, side_by_side
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from hostile import HOSTILE_TITLE
-from lab import make_lab, run_all_cells, scroll_to
+from kit.hostile import HOSTILE_TITLE
+from kit.lab import make_lab, run_all_cells, scroll_to
 
-from epsdpo.record import read_pairs, read_steps
-from epsdpo.run_folder import STAGES
+from epsdpo.methods.record import read_pairs, read_steps
+from epsdpo.runs.layout import STAGES
 
 FIGURES = {
     "sample": 1,

@@ -5,10 +5,10 @@ The two processes are real ones, over gloo, started by `accelerate launch` with 
 
 import json
 
-import distributed_worker as worker
 import pytest
 import torch
-from launching import (
+from kit import distributed_worker as worker
+from kit.launching import (
     ON_CPU,
     WORKER,
     assert_nothing_tells_apart,
@@ -26,8 +26,8 @@ from launching import (
 )
 from transformers import AutoModelForCausalLM
 
-from epsdpo.checkpoint_files import FILES_LIST
-from epsdpo.record import read_pairs, read_steps
+from epsdpo.methods.checkpoint_files import FILES_LIST
+from epsdpo.methods.record import read_pairs, read_steps
 
 PAIRS = len(worker.TRAIN_PAIRS)
 CPU = "configs/accelerate/cpu.yaml"

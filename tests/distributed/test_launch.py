@@ -12,15 +12,15 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from conftest import save_official_model
-from waiting import running, wait_until
+from kit.official import save_official_model
+from kit.waiting import running, wait_until
 
-from epsdpo.data import prepare
+from epsdpo.data.prepared import prepare
 from epsdpo.experiment import ConfigError, check_experiment, load_experiment
-from epsdpo.launch import LOG_FILE, LaunchError, launch_training, launcher_command
-from epsdpo.live import LiveChart
-from epsdpo.models import load_tokenizer
-from epsdpo.record import STEPS_FILE, read_pairs, read_steps
+from epsdpo.methods.record import STEPS_FILE, read_pairs, read_steps
+from epsdpo.models.start import load_tokenizer
+from epsdpo.train.launch import LOG_FILE, LaunchError, launch_training, launcher_command
+from epsdpo.train.live import LiveChart
 
 REPOSITORY = Path(__file__).parents[2]
 TWO_ON_CPU = str(REPOSITORY / "configs" / "accelerate" / "cpu.yaml")
@@ -65,7 +65,7 @@ def run(tmp_path, official, monkeypatch):
 
 def run_notebook(parameters, train_dir):
     """02_train through papermill in a process of its own, as a scheduler's job."""
-    program = f"from epsdpo.stages import run_stage; run_stage('train', {parameters!r}, {str(train_dir)!r})"
+    program = f"from epsdpo.batch.stage import run_stage; run_stage('train', {parameters!r}, {str(train_dir)!r})"
     command = [sys.executable, "-c", program]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 

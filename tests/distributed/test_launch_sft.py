@@ -1,16 +1,16 @@
 """SFT by two real processes, with DDP and FSDP2 over gloo, comes out as by one."""
 
 import pytest
-import tiny_stages
-from launching import ON_CPU, launcher, on_cpu, run
+from kit import tiny_stages
+from kit.launching import ON_CPU, launcher, on_cpu, run
 from safetensors.torch import load_file
 
-from epsdpo.data import prepare
-from epsdpo.launch import launch_sft, launcher_command
-from epsdpo.models import load_tokenizer
-from epsdpo.paths import REPOSITORY
-from epsdpo.record import read_steps
-from epsdpo.sft import finetune
+from epsdpo.data.prepared import prepare
+from epsdpo.experiment.paths import REPOSITORY
+from epsdpo.methods.record import read_steps
+from epsdpo.models.start import load_tokenizer
+from epsdpo.train.launch import launch_sft, launcher_command
+from epsdpo.train.sft import finetune
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,6 @@ def test_launched_from_a_notebook_with_ddp(alone):
 
 def test_sharded_with_fsdp2(alone):
     folder, _ = alone
-    command = [*launcher(on_cpu("fsdp2.yaml", folder)), ON_CPU, "epsdpo.sft"]
+    command = [*launcher(on_cpu("fsdp2.yaml", folder)), ON_CPU, "epsdpo.train.sft"]
     run(*command, "--config", folder / "config.yaml", "--data", folder / "data", "--train-dir", folder / "fsdp2")
     assert_same(folder / "alone", folder / "fsdp2")

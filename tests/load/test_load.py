@@ -3,15 +3,11 @@
 import json
 import random
 import re
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_kit import STEPS, TinyKit, kill
+from kit.tiny_kit import STEPS, TinyKit, kill
 
 EXPERIMENTS = 200
 KILLS = 12

@@ -2,15 +2,11 @@
 
 import random
 import signal
-import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_kit import STEPS, TinyKit
+from kit.tiny_kit import STEPS, TinyKit
 
 NAMES = [
     "out #2",
@@ -47,7 +43,7 @@ def test_snakemake_that_is_ended_at_random_moments(tmp_path):
         runner = kit.start("run", "configs", "--jobs", "2")
         time.sleep(rng.uniform(4, 16))
         for child in psutil.Process(runner.pid).children():
-            if "epsdpo.workflow" in " ".join(child.cmdline()):
+            if "epsdpo.batch.workflow" in " ".join(child.cmdline()):
                 child.send_signal(number)
         _, err = runner.communicate(timeout=300)
         stages = [tmp_path / "runs" / "configs" / f"e{n}" / "train" / "manifest.json" for n in range(6)]

@@ -16,10 +16,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from conftest import OFFICIAL, save_official_model
-from tiny_kit import STEPS, TinyKit
+from kit.official import OFFICIAL, save_official_model
+from kit.tiny_kit import STEPS, TinyKit
 
 MIB = 2**20
 CONTINUED = 3  # how many of the copies a command is given again on

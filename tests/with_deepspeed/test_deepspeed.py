@@ -3,10 +3,10 @@
 The processes are real ones on the CPU, over gloo, with the committed settings but for the number of processes.
 """
 
-import distributed_worker as worker
 import pytest
 import torch
-from launching import (
+from kit import distributed_worker as worker
+from kit.launching import (
     ON_CPU,
     WORKER,
     assert_nothing_tells_apart,
@@ -24,7 +24,7 @@ from launching import (
 )
 from transformers import AutoModelForCausalLM
 
-from epsdpo.record import read_pairs
+from epsdpo.methods.record import read_pairs
 
 PAIRS = len(worker.TRAIN_PAIRS)
 IN_FLOAT32 = [name for name in worker.RUNS if name not in ("bfloat16", *worker.OTHER_METHODS)]

@@ -13,7 +13,7 @@ import lm_eval
 import local_benchmarks as local
 import pytest
 
-from epsdpo.benchmarks.tasks import TABLE_8
+from epsdpo.evaluation.benchmarks.tasks import TABLE_8
 
 FEW = [task.name for task in TABLE_8 if task.name != "mmlu"]  # whose 57 subjects take longer than all others
 

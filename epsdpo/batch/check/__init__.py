@@ -1,0 +1,1 @@
+"""What can be verified of a config without a GPU, a network, or any training."""

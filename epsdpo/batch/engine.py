@@ -1,0 +1,236 @@
+"""Snakemake: what it is told of a batch, and what is known of it and of each stage once it has ended.
+
+Users name folders as they like, and Snakemake reads patterns into paths and commands. So it is told nothing that a user
+has named: manifests by their paths from its own folder, which hold the names of stages alone, and of each command only
+the name of a script. Which stages are due, and what became of a batch, is the business of `epsdpo.batch.runner`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from epsdpo.batch.index import write_index
+from epsdpo.batch.progress import Display, follow
+from epsdpo.batch.specs import PlannedStage
+from epsdpo.files import written_whole
+from epsdpo.runs.manifest import LOG, MANIFEST
+
+STATE_FOLDER = ".epsdpo"
+
+_WORKFLOW = Path(__file__).with_name("workflow.smk")
+ENGINE_LOG = Path(STATE_FOLDER) / "snakemake.log"  # in the run folder
+_BATCH_FILE = "batch.json"
+_SCRIPTS = "stages"  # a script for each stage that is due, and what it leaves: see `_script`
+_SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it leaves behind when it is killed
+_ON_GPU = ("sample", "sft", "train", "evaluate")
+_LAUNCHED = ("sft", "train")  # in as many processes as are asked for
+# What Snakemake takes to be the same for it and for the stages: all but its cache of sources, which it would put into
+# the user's home, and leave open there when it is killed.
+_SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
+_TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_EXIT = "exit code: "
+_LAST_LINES = 5
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a batch runs.
+
+    Attributes:
+        jobs: stages at once on this machine.
+        gpus: GPUs to share out, one to a stage (or `num_processes` to a launched training); 0 leaves GPUs alone.
+        time_limit: hours that a stage may take, or None.
+        profile: folder of a Snakemake profile, which submits the stages to a cluster; "" runs them here.
+        launch_config, num_processes: how training processes are launched, see `epsdpo.train.launch`.
+    """
+
+    jobs: int = 1
+    gpus: int = 0
+    time_limit: float | None = None
+    profile: str = ""
+    launch_config: str = ""
+    num_processes: int = 0
+
+
+ONE_AT_A_TIME = Resources()
+
+
+class Ended(NamedTuple):
+    """How Snakemake ended: its exit code, minus the signal if it was one, and the end of what it said."""
+
+    code: int
+    last_lines: str
+
+    @property
+    def killed(self) -> bool:
+        return self.code < 0
+
+    def in_words(self) -> str:
+        if self.killed:
+            return f"Snakemake, which runs the stages, was ended by signal {signal_name(-self.code)}"
+        return f"Snakemake, which runs the stages, ended with exit code {self.code}:\n{self.last_lines}"
+
+
+class Begun(NamedTuple):
+    """What is known of a stage that Snakemake has begun.
+
+    Attributes:
+        complaint: of the shell that was to start it: a folder or a log that cannot be written, a command not found.
+        exit_code: of its process; None if not even the shell lived to see it.
+    """
+
+    complaint: str
+    exit_code: int | None
+
+
+def run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> Ended:
+    """Have Snakemake run stages, and show how they come along until it ends."""
+    state = run_dir / STATE_FOLDER
+    for folder in (state / _SCRIPTS, state / _SCRATCH):
+        shutil.rmtree(folder, ignore_errors=True)
+    (state / _SCRIPTS).mkdir()
+    (state / _SCRATCH).mkdir(exist_ok=True)  # the last Snakemake may have to end yet
+    for stage in due.values():
+        script = _script(stage, state / _SCRIPTS, resources)
+        (state / _SCRIPTS / f"{_rule_name(stage.name)}.sh").write_bytes(os.fsencode(script))
+    rules = [_rule(stage, due, run_dir, resources) for stage in due.values()]
+    for place, rule in enumerate(reversed(rules)):
+        rule["priority"] = place  # in the order of the plan, where there is a choice
+    with written_whole(state / _BATCH_FILE) as partial:
+        partial.write_text(json.dumps(rules, indent=1), encoding="utf-8")
+    with (run_dir / ENGINE_LOG).open("ab") as log:
+        said_before = log.tell()
+        process = subprocess.Popen(
+            _command(state, resources),
+            # Held open and never written to: Snakemake and the stages below it end when it closes, which it does
+            # however this process ends.
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=log,
+            env=_environment(state, resources),
+            start_new_session=True,  # an interrupt of the terminal comes by way of this process
+        )
+        try:
+            with display:
+                follow(process, display, lambda: write_index(run_dir))
+        finally:
+            process.stdin.close()
+            process.wait()
+            shutil.rmtree(state / _SCRATCH, ignore_errors=True)
+    said = (run_dir / ENGINE_LOG).read_bytes()[said_before:].decode("utf-8", errors="replace")
+    # Without the options that it lists when it is called wrongly.
+    lines = [line for line in said.splitlines() if line.strip() and not line.lstrip().startswith("[")]
+    return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]))
+
+
+def begun_stages(due: dict[str, PlannedStage], run_dir: Path) -> dict[str, Begun]:
+    """Those of the stages given to `run_due` that were begun."""
+    begun = {}
+    for name in due:
+        mark = _mark(run_dir / STATE_FOLDER / _SCRIPTS, name)
+        if mark.exists():
+            complaint, *code = mark.read_text(encoding="utf-8", errors="replace").split(_EXIT)
+            begun[name] = Begun(complaint.strip(), int(code[-1]) if code else None)
+    return begun
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
+
+
+def _command(state: Path, resources: Resources) -> list[str]:
+    command = [sys.executable, "-m", "epsdpo.batch.workflow", "--snakefile", str(_WORKFLOW.resolve())]
+    command += ["--directory", str(state.resolve())]
+    # Snakemake is told of due stages only, and need not find out for itself what has changed. Profiles that a user has
+    # for workflows of his own are not meant for this one.
+    command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--workflow-profile", "none"]
+    command += ["--quiet", "host", "progress", "rules", "reason"]  # "all" would leave out its errors, too
+    if resources.profile:
+        return [*command, "--profile", str(Path(resources.profile).resolve()), "--jobs", str(resources.jobs)]
+    command += ["--cores", str(resources.jobs)]
+    if resources.gpus:
+        command += ["--resources", f"gpu={resources.gpus}"]
+    return [*command, "--shared-fs-usage", *_SHARED]
+
+
+def _environment(state: Path, resources: Resources) -> dict[str, str]:
+    environment = {**os.environ, "SNAKEMAKE_OUTPUT_CACHE": ""}
+    environment.pop("SNAKEMAKE_PROFILE", None)
+    if not resources.profile:
+        environment["TMPDIR"] = str((state / _SCRATCH).resolve())
+    if resources.jobs > 1:
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // resources.jobs)))
+    return environment
+
+
+def _rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, resources: Resources) -> dict[str, Any]:
+    def manifest(of: PlannedStage) -> str:
+        return (Path("..") / of.folder.relative_to(run_dir) / MANIFEST).as_posix()
+
+    return {
+        "name": _rule_name(stage.name),
+        "manifest": manifest(stage),
+        "needs": [manifest(due[need]) for need in stage.needs.values() if need in due],
+        "threads": 1,
+        "gpus": _gpus(stage, resources),
+        "minutes": math.ceil(60 * (resources.time_limit or 24)),
+    }
+
+
+def _script(stage: PlannedStage, scripts: Path, resources: Resources) -> str:
+    """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code."""
+    # With = in between, a name may begin with a dash.
+    command = [sys.executable, "-m", "epsdpo", "stage", stage.stage, f"--output={stage.folder}"]
+    command += [f"--parameter={name}={json.dumps(value)}" for name, value in stage.parameters.items()]
+    if resources.time_limit is not None:
+        command += [f"--time-limit={resources.time_limit:g}"]
+    if not resources.profile:
+        command += ["--end-with-stdin"]
+        if resources.gpus and _gpus(stage, resources):
+            command += [f"--take-gpus={_gpus(stage, resources)}/{resources.gpus}"]
+    mark = _mark(scripts, stage.name).resolve()
+    here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
+    return f"""\
+code=0
+{{
+{"" if resources.profile else _own_temporary_folder()}
+cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
+}} 2> {mark} || code=$?
+echo "{_EXIT}$code" >> {mark}
+exit $code
+"""
+
+
+def _own_temporary_folder() -> str:
+    """Shell that gives a stage back what Snakemake has been told to use for itself."""
+    return "\n".join(
+        f"export {name}={shlex.quote(os.environ[name])}" if name in os.environ else f"unset {name}"
+        for name in _TEMPORARY
+    )
+
+
+def _gpus(stage: PlannedStage, resources: Resources) -> int:
+    if stage.stage not in _ON_GPU:
+        return 0
+    return max(1, resources.num_processes) if stage.stage in _LAUNCHED else 1
+
+
+def _rule_name(stage: str) -> str:
+    return stage.replace("/", "__")
+
+
+def _mark(scripts: Path, stage: str) -> Path:
+    return scripts / f"{_rule_name(stage)}.begun"

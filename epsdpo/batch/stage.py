@@ -1,0 +1,409 @@
+"""One stage of a run: a parameterised notebook, executed headless, with its HTML and its manifest.
+
+This module knows what parameters a notebook takes and how to run it with this interpreter. Which stages a batch has is
+the business of `epsdpo.batch.plan`, the content of a manifest that of `epsdpo.runs.manifest`, and everything about the
+method that of the notebooks and the library behind them.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from nbconvert import HTMLExporter
+from nbconvert.filters import strip_ansi
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+from epsdpo.batch.progress import progress_mark
+from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
+from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
+from epsdpo.experiment.values import number_advice
+from epsdpo.methods.loading import require_no_own_code
+from epsdpo.methods.record import first_step, incompleteness
+from epsdpo.models.start import MODEL_FOLDER
+from epsdpo.paper.claims.settings import fixed_claims
+from epsdpo.runs.fingerprint import code_digests, key_parts, settings_of
+from epsdpo.runs.layout import (
+    EXECUTED,
+    NOTEBOOKS,
+    PAGE,
+    STAGES,
+    experiment_of,
+    finished_analyses,
+    link_to_index,
+    tested_on,
+    titles_in,
+)
+from epsdpo.runs.manifest import LOG, MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
+from epsdpo.runs.verify import check_inputs
+
+TIMED_OUT = 124  # the exit code of `timeout`
+
+_KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
+_TRACEBACK_LINES = 12
+_KERNEL_STARTS = 3
+_OF_ONE_EXPERIMENT = ("train", "trajectory", "evaluate")
+
+# nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
+_PAGE_TEMPLATE = """
+{%- extends 'lab/index.html.j2' -%}
+{%- block html_head_js -%}{%- endblock -%}
+{%- block html_head_js_mathjax -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block jupyter_widgets -%}{%- endblock -%}
+{%- block html_head_css -%}
+<style>
+main { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; height: auto; }
+nav { padding: 0 .6rem; } nav a { color: #0000EE; text-decoration: underline; } .jp-RenderedHTML { overflow-x: auto; }
+</style>
+{%- endblock -%}
+{%- block body_header -%}
+{{ super() }}
+{%- if resources.to_index %}
+<nav><a href="{{ resources.to_index | e }}">← all runs of this folder</a> · {{ resources.metadata.name | e }}</nav>
+{% endif -%}
+{%- endblock -%}
+"""
+
+
+class StageError(RuntimeError):
+    """A stage that did not finish. The message names the stage, the error and the notebook to look at."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One typed assignment in a notebook's `parameters` cell."""
+
+    kind: type
+    required: bool
+
+
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """What a notebook's `parameters` cell declares: `name: type = default`, or `name: type` for what must be given.
+
+    Raises:
+        StageError: if the notebook has not exactly one such cell, or the cell holds anything but such assignments.
+    """
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise StageError(f"{notebook}: {len(tagged)} cells are tagged 'parameters'; tag exactly one")
+    parameters = {}
+    for statement in ast.parse(tagged[0].source).body:
+        match statement:
+            case ast.AnnAssign(target=ast.Name(name), annotation=ast.Name(kind)) if kind in _KINDS:
+                parameters[name] = Parameter(_KINDS[kind], required=statement.value is None)
+            case _:
+                raise StageError(
+                    f"{notebook}: {ast.unparse(statement)!r} in the 'parameters' cell has no type; "
+                    f"write `name: type = default` with one of {', '.join(_KINDS)}"
+                )
+    return parameters
+
+
+def check_parameters(notebook: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` as the notebook wants them; an int is accepted for a float, and nothing else is converted.
+
+    Raises:
+        ConfigError: listing every unknown, missing or mistyped parameter with its remedy.
+    """
+    declared = read_parameters(notebook)
+    problems = [
+        f"parameter {name!r} is missing; give it a {parameter.kind.__name__}"
+        for name, parameter in declared.items()
+        if parameter.required and name not in values
+    ]
+    checked = {}
+    for name, value in values.items():
+        if name not in declared:
+            nearest = difflib.get_close_matches(name, declared, n=1) or sorted(declared)
+            problems.append(f"parameter {name!r} is unknown; did you mean {' or '.join(map(repr, nearest))}?")
+            continue
+        kind = declared[name].kind
+        if type(value) is kind or (kind is float and type(value) is int):
+            checked[name] = kind(value)
+        else:
+            advice = number_advice(value, kind) if kind in (int, float) else ""
+            problems.append(
+                f"parameter {name!r} is {value!r} of type {type(value).__name__}; expected {kind.__name__}"
+                + (f". {advice}" if advice else "")
+            )
+    if problems:
+        raise ConfigError("\n".join(f"{notebook.name}: {problem}" for problem in problems))
+    return checked
+
+
+def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, time_limit: float | None = None) -> Path:
+    """Execute the notebook of `stage` headless and return the path of the manifest that declares it finished.
+
+    `output_dir` receives `notebook.ipynb`, `notebook.html` (without code, readable offline) and, last, `manifest.json`,
+    beside what the notebook itself writes there; it is passed to the notebook as `output_dir`. Files of an earlier,
+    interrupted run stay, for the notebook to resume from. What the notebook prints is passed on as it comes. The
+    notebook runs in the working directory of the caller, so relative paths mean the same inside and outside. While it
+    runs, and after it failed, `stage.json` says so.
+
+    Args:
+        time_limit: hours after which this whole process is ended, with exit code 124.
+
+    Raises:
+        ConfigError: before a kernel starts, if a parameter is unknown, missing or mistyped, or an input is not there or
+            no longer as its stage left it.
+        StageError: if the notebook is not there, a cell fails, or the kernel dies. No manifest is left.
+    """
+    output_dir = Path(output_dir)
+    notebook = NOTEBOOKS / STAGES[stage]
+    if not notebook.is_file():
+        raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
+    # A notebook that runs where it lies would take a relative folder from the repository's root.
+    written_to = output_dir if output_path(output_dir) == output_dir else output_dir.resolve()
+    parameters = check_parameters(notebook, {**parameters, "output_dir": str(written_to)})
+    inputs, experiment = _inputs(parameters), _experiment(parameters)
+    check_inputs(inputs, output_dir)
+    require_no_own_code(
+        [] if experiment is None else [experiment],
+        [folder / MODEL_FOLDER for folder in inputs if (folder / MODEL_FOLDER).is_dir()],
+    )
+    settings, inputs_by_role = _settings_and_inputs(stage, parameters, experiment)
+    parts = key_parts(settings, code_digests(stage, notebook), inputs_by_role)
+
+    output_dir.mkdir(parents=True, exist_ok=True)
+    executed, page = output_dir / EXECUTED, output_dir / PAGE
+    for left_over in (output_dir / MANIFEST, executed, page):
+        left_over.unlink(missing_ok=True)
+    started = datetime.now(UTC)
+    state = {"stage": stage, "parts": parts, "started": started, **_left_by_others(output_dir)}
+    write_stage_file(output_dir, **state)
+
+    def fail(problem: str, exit_code: int) -> None:
+        ended = datetime.now(UTC).isoformat(timespec="seconds")
+        write_stage_file(output_dir, **state, status="failed", error=problem, exit_code=exit_code, ended=ended)
+
+    with _limited(time_limit, fail):
+        problem = _execute(notebook, executed, parameters)
+    _write_page(executed, page, title=_title(stage, output_dir, experiment))
+    if problem:
+        fail(problem, exit_code=1)
+        raise StageError(f"stage {stage} failed: {problem}\nexecuted notebook: {executed}\nto read it: {page}")
+    return write_manifest(
+        output_dir,
+        stage=stage,
+        parameters=parameters,
+        facts={**({} if experiment is None else experiment_facts(experiment)), **_record_facts(stage, output_dir)},
+        parts=parts,
+        inputs=inputs,
+        started=started,
+        repository=REPOSITORY,
+    )
+
+
+def _left_by_others(output_dir: Path) -> dict[str, Any]:
+    """What lies in the folder as a stage begins, so that none of it is taken for this process's progress."""
+    log = output_dir / LOG
+    return {"log_bytes": log.stat().st_size if log.is_file() else 0, "progress": progress_mark(output_dir)}
+
+
+@contextlib.contextmanager
+def _limited(hours: float | None, fail: Callable[[str, int], None]) -> Iterator[None]:
+    """End this process if the block takes longer. The kernel, and training that it launched, end with it."""
+
+    def end() -> None:
+        problem = f"it took longer than its time limit of {hours:g} hours; the same command continues it"
+        fail(problem, TIMED_OUT)
+        print(problem, file=sys.stderr, flush=True)
+        os._exit(TIMED_OUT)
+
+    timer = None if hours is None else threading.Timer(3600 * hours, end)
+    try:
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        yield
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def _inputs(parameters: dict[str, Any]) -> list[Path]:
+    """The files and folders among the parameters. By convention these are `config`, `compare_with`, `*_dir` and `runs`.
+
+    `launch_config` is not among them: it says where a run is computed, not what, and is recorded by its name.
+    """
+    names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
+    paths = [parameters[name] for name in names if name != "output_dir" and parameters[name]]
+    return [resolve_path(path) for path in (*paths, *parameters.get("runs", []))]
+
+
+def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:
+    """What a manifest says of a record that was begun anew in the middle of a training."""
+    problem = incompleteness(output_dir) if stage in ("sft", "train") else None
+    return {"record": {"first_step": first_step(output_dir), "problem": problem}} if problem else {}
+
+
+def _experiment(parameters: dict[str, Any]) -> Experiment | None:
+    """The experiment behind a stage, where its parameters lead to one."""
+    if parameters.get("config"):
+        config, overrides = resolve_path(parameters["config"]), parameters.get("overrides")
+        checked = config.name == EXPERIMENT_FILE and not overrides
+        return load_saved(config) if checked else load_variant(config, overrides)
+    return experiment_of(resolve_path(parameters["train_dir"])) if "train_dir" in parameters else None
+
+
+def _settings_and_inputs(
+    stage: str, parameters: dict[str, Any], experiment: Experiment | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """What decides the result of a stage, of settings and of earlier stages; as `epsdpo.batch.plan` foresees it."""
+    if stage in ("report", "claims", "precision") and not parameters.get("run_dir"):
+        raise ConfigError(f"stage {stage}: parameter 'run_dir' is missing; give the folder of a run, e.g. runs/demo")
+    # Batches make figures for the page, and do not know of others: after a print version, the stage is due again.
+    figures = {"publication": True} if parameters.get("publication") else {}
+    if stage == "report":
+        run_dir = resolve_path(parameters["run_dir"])
+        return {"titles": titles_in(run_dir), **figures}, finished_analyses(run_dir)
+    if stage == "claims":
+        run_dir = resolve_path(parameters["run_dir"])
+        return {**fixed_claims(run_dir)[1].model_dump(), **figures}, tested_on(run_dir)
+    if stage == "precision":
+        return figures, tested_on(resolve_path(parameters["run_dir"]))
+    roles = {
+        "pairs": "pairs_dir",
+        "data": "data_dir",
+        "sft": "sft_dir",
+        "train": "train_dir",
+        "baseline": "compare_with",
+    }
+    inputs = {}
+    for role, name in roles.items():
+        if parameters.get(name):
+            manifest = read_manifest(resolve_path(parameters[name]))
+            inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
+    if stage == "trajectory" and experiment is not None:
+        other = parameters.get("compare_with")
+        baseline = experiment_of(resolve_path(other)).title if other else None
+        return {"title": experiment.title, "baseline": baseline, **figures}, inputs
+    if experiment is None:
+        return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
+    return {**settings_of(stage, experiment), **figures}, inputs
+
+
+class _Client(AsyncKernelClient):
+    """Removes the file with the key to the kernel once both ends have read it, so that no kill leaves it behind."""
+
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
+        await super().wait_for_ready(timeout)
+        Path(self.connection_file).unlink(missing_ok=True)
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
+
+    key_file_prefix: str  # of the stage
+
+    @default("client_factory")
+    def _removes_the_key(self) -> type:
+        return _Client
+
+    @default("connection_file")
+    def _key_file_of_the_stage(self) -> str:
+        handle, name = tempfile.mkstemp(prefix=self.key_file_prefix, suffix=".json")
+        os.close(handle)
+        return name
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        environment = {
+            # So that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # tqdm recommends widgets, which would stand still in a page.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
+        return KernelSpec(**get_kernel_dict(), env=environment)
+
+    @default("transport_encryption")
+    def _encrypt_where_possible(self) -> str:
+        # Without it ipykernel warns in every log that the connection is open to other users of the machine.
+        return "auto"
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
+    """Run all cells, saving as they finish, and return what went wrong, or None."""
+    prefix = f"epsdpo-kernel-{hashlib.sha256(os.fsencode(executed.resolve())).hexdigest()[:16]}-"
+    for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
+        with contextlib.suppress(OSError):
+            left_over.unlink()
+    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix})
+    for attempt in range(1, _KERNEL_STARTS + 1):
+        try:
+            result = papermill.execute_notebook(
+                _literal(notebook),
+                _literal(executed),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                kernel_manager_class=manager,
+                iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
+            )
+            break
+        except PapermillExecutionError as error:
+            lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+            return "\n".join([f"{error.ename}: {error.evalue}", *lines])
+        except DeadKernelError:
+            return (
+                "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use "
+                "smaller batches, a shorter max_length or a smaller model"
+            )
+        except RuntimeError as error:
+            # No cell has run. The kernel's ports are chosen before it binds them, and another process may be faster.
+            if attempt == _KERNEL_STARTS:
+                return f"its kernel did not start, {attempt} times: {error}"
+            print(f"the kernel did not start ({error}); once more", file=sys.stderr, flush=True)
+    if result.metadata.papermill.get("exception"):
+        # papermill takes sys.exit(0) for success although the cells after it were not run.
+        return "a cell left the notebook early by exit(); let it run to its last cell"
+    return None
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces, and to which a dash at the beginning means a pipe."""
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
+
+
+def _title(stage: str, output_dir: Path, experiment: Experiment | None) -> str:
+    """How a browser's tab calls the page of a stage; what several experiments share is called by its folder."""
+    folder = output_dir.resolve()
+    whose = experiment.title if experiment is not None and stage in _OF_ONE_EXPERIMENT else folder.name
+    return f"{whose} · {stage}" if whose != stage else f"{stage} · {folder.parent.name}"
+
+
+def _write_page(executed: Path, page: Path, title: str) -> None:
+    exporter = HTMLExporter(
+        raw_template=_PAGE_TEMPLATE,
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        embed_images=True,
+    )
+    # Not `from_filename`, which would call every page by the name of its file.
+    resources = {"metadata": {"name": title, "path": str(executed.parent)}, "to_index": link_to_index(page.parent)}
+    text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), resources=resources)
+    page.write_text(text, encoding="utf-8")

@@ -1,0 +1,189 @@
+"""What a config names on this machine: folders of models, and files. What cannot work is found before anything runs.
+
+Of a model it looks at names, config.json and tokenizer, and reads no weights. A hub id is left to the hub.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, Experiment
+from epsdpo.experiment.paths import looks_local
+from epsdpo.files import read_text
+from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer, require_no_own_code
+
+NOT_HERE = "no such file or folder, seen from {}. Check the path; a hub id has the form owner/name"
+
+_FILES = (".json", ".jsonl", ".gz", ".parquet", ".arrow", ".jinja", ".txt")  # endings that no hub id has
+_TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or an index of several such files
+_TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
+_LFS_POINTER = b"version https://git-lfs"
+
+
+def require_local(experiment: Experiment) -> None:
+    """Refuse an experiment that names what is not here, a folder without a model, or one that needs code of its own.
+
+    Raises:
+        ConfigError: with a line for each problem: key, value and remedy.
+    """
+    require_no_own_code([experiment])
+    if problems := list(local_problems(experiment)):
+        raise ConfigError("\n".join(problems))
+
+
+def local_problems(experiment: Experiment) -> Iterator[str]:
+    """In a line each, what is wrong with the local paths of a config."""
+    for key, name in _paths(experiment):
+        if (looks_local(name) or name.endswith(_FILES)) and not Path(name).expanduser().exists():
+            yield f"{key} is {name!r}: {NOT_HERE.format(Path.cwd())}"
+    for key, name in _models(experiment):
+        if name.startswith("~") and Path(name).expanduser().exists():
+            yield f"{key} is {name!r}, which is not expanded. Write {str(Path(name).expanduser())!r}"
+        elif Path(name).exists() and (problem := folder_problem(Path(name))):
+            yield f"{key} is {name!r}: {problem}"
+
+
+def folder_problem(folder: Path) -> str | None:
+    """Why a folder is no model with its tokenizer, and what to do; None if it looks like one."""
+    if not folder.is_dir():
+        return f"it is a file. Name the folder that holds {_CONFIG}, the weights and the tokenizer"
+    if not (folder / _CONFIG).exists():
+        if (folder / _ADAPTER).exists():
+            return (
+                f"it holds an adapter of {_base_model(folder)!r}, and no model. Merge it first (PEFT's "
+                "merge_and_unload, then save_pretrained, with the tokenizer), or name its base model"
+            )
+        return f"it holds no {_CONFIG}. Name the folder of a model as save_pretrained writes it"
+    return _config_problem(folder) or _weights_problem(folder) or _tokenizer_problem(folder)
+
+
+def require_known_tokens(tables: Iterable[Any], tokenizer: Any, embeddings: int, model: str) -> None:
+    """Refuse token ids for which the model has no embedding: of the data, and of what fills up a batch.
+
+    Args:
+        tables: data sets, whose columns of prepared pairs are looked at.
+        embeddings: rows of the model's embedding.
+        model: its name, for the message.
+
+    Raises:
+        ConfigError: naming the largest of them, and the remedy.
+    """
+    import pyarrow.compute as pc
+
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    largest = -1 if padding is None else padding
+    for table in tables:
+        for name in filter(table.column_names.__contains__, _TOKEN_COLUMNS if len(table) else ()):
+            ids = table.select_columns([name]).with_format("arrow")[:].column(name)
+            found = pc.max(pc.list_flatten(ids)).as_py()
+            largest = max(largest, -1 if found is None else found)
+    if problem := token_problem(largest, tokenizer, embeddings, model):
+        raise ConfigError(problem)
+
+
+def token_problem(largest: int, tokenizer: Any, embeddings: int, model: str) -> str | None:
+    """What is wrong if the largest token id in use is `largest`; None if the model has an embedding for it."""
+    if largest < embeddings:
+        return None
+    return (
+        f"model.name_or_path: the tokenizer of {model!r} writes token {largest} "
+        f"({tokenizer.convert_ids_to_tokens(largest)!r}; it knows {len(tokenizer)}), and the model's embedding has "
+        f"{embeddings} rows. Use the tokenizer that belongs to the model, or enlarge the model "
+        "(resize_token_embeddings(len(tokenizer)), then save_pretrained) and name that"
+    )
+
+
+def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, value) of everything that may be a path, but for `data.source`, which preparation looks at first."""
+    yield from _models(experiment)
+    template = experiment.model.chat_template
+    if template is not None:
+        yield "model.chat_template", template if template.endswith(".jinja") else template.partition("@")[0]
+    prompts = [("evaluate.prompts", experiment.evaluate and experiment.evaluate.prompts)]
+    if experiment.data.source == ON_POLICY:
+        prompts.append(("data.on_policy.prompts", experiment.data.on_policy.prompts))
+    for key, section in prompts:
+        if section is not None and section.source != WORLD:
+            yield f"{key}.source", section.source
+    evaluate = experiment.evaluate
+    if evaluate is None:
+        return
+    files = {"judge.template": evaluate.judge and evaluate.judge.template}
+    for name in ("annotations", "outputs", "reference_outputs"):
+        files[f"calibrate_with.{name}"] = evaluate.calibrate_with and getattr(evaluate.calibrate_with, name)
+    yield from ((f"evaluate.{key}", name) for key, name in files.items() if name is not None)
+
+
+def _models(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """(key, value) of every model that is loaded here."""
+    if experiment.model.name_or_path != WORLD:
+        yield "model.name_or_path", experiment.model.name_or_path
+    on_policy, judge = experiment.data.on_policy, experiment.evaluate and experiment.evaluate.judge
+    if on_policy is not None and on_policy.ranker.model != WORLD:
+        yield "data.on_policy.ranker.model", on_policy.ranker.model
+    if judge is not None and judge.kind not in ("gold", "chat"):
+        yield "evaluate.judge.model", judge.model
+
+
+def _config_problem(folder: Path) -> str | None:
+    try:
+        content = json.loads(read_text(folder / _CONFIG))
+        if not isinstance(content, dict):
+            return f"its {_CONFIG} is {type(content).__name__}, and no object. Fetch or write it again"
+        read_config(folder, local_files_only=True)
+    except OwnCodeError:  # which `require_no_own_code` tells
+        return None
+    except Exception as error:  # whatever the checks of an architecture's own config raise
+        said = " ".join(str(error).split())
+        return f"its {_CONFIG} cannot be used ({type(error).__name__}: {said[:300]}). Fetch or write it again"
+    return None
+
+
+def _weights_problem(folder: Path) -> str | None:
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if (folder / name).exists():
+            files = [name]
+        elif index.exists():
+            try:
+                files = sorted(set(json.loads(read_text(index))["weight_map"].values()))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                return f"its {index.name} cannot be read ({type(error).__name__}: {error}). Fetch it again"
+        else:
+            continue
+        for file in files:
+            if not (folder / file).is_file():
+                return f"its weights lack the file {file}, which {index.name} names. Fetch it too"
+            with (folder / file).open("rb") as content:
+                start = content.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER or not start:
+                what = "is a Git LFS pointer" if start else "is empty"
+                return f"its file {file} {what} and no weights. Fetch it whole, e.g. by `git lfs pull`"
+        return None
+    return f"it holds no weights ({' or '.join(_WEIGHTS)}, or an index of several). Fetch them too"
+
+
+def _tokenizer_problem(folder: Path) -> str | None:
+    remedy = "Put the model's tokenizer there (tokenizer.save_pretrained)"
+    if not any(next(folder.glob(pattern), None) for pattern in _TOKENIZERS):
+        return f"it holds no tokenizer ({', '.join(_TOKENIZERS)}). {remedy}"
+    try:
+        read_tokenizer(folder, local_files_only=True)
+    except OwnCodeError:
+        return None
+    except Exception as error:  # whatever the tokenizers library raises, which has a type for hardly anything
+        said = " ".join(str(error).split())
+        return f"its tokenizer cannot be loaded ({type(error).__name__}: {said[:300]}). {remedy}"
+    return None
+
+
+def _base_model(folder: Path) -> str:
+    try:
+        return str(json.loads(read_text(folder / _ADAPTER))["base_model_name_or_path"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return "a model that it does not name"

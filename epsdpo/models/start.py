@@ -1,0 +1,171 @@
+"""Which weights and tokenizer an experiment starts from, and which weights a folder or hub model is.
+
+It knows the embedded world, local folders and pinned hub models. Training and evaluation both ask here, so that the
+reference of one is the reference of the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
+from epsdpo.experiment.paths import looks_local, resolve_path
+from epsdpo.files import read_text
+from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.models.hub import commit_of
+from epsdpo.models.local_models import NOT_HERE, require_known_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from epsdpo.data.prepared import PreparedData
+
+MODEL_FOLDER = "model"  # of a training's output
+
+# What decides what a model in a folder says, among what else may lie there.
+_DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
+_NOT_DECISIVE = ("training_args.bin", "trainer_state.json")
+
+
+def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
+    """Where the reference (and the policy before training) is loaded from: a folder or hub id, and its revision."""
+    if model.name_or_path == WORLD:
+        from epsdpo.world.build import reference_model_dir
+
+        return str(reference_model_dir(data.world)), None
+    return model.name_or_path, model.revision
+
+
+def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model that an experiment starts from, with the chat template that the experiment gives it.
+
+    Raises:
+        ConfigError: if it or the template cannot be loaded, naming them and what to try.
+    """
+    source, revision = reference_source(model, data)
+    _require_folder(source)
+    try:
+        tokenizer = read_tokenizer(source, revision)
+    except OwnCodeError as error:
+        raise ConfigError(f"model.name_or_path: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.name_or_path: cannot load the tokenizer of {source!r}"
+            f"{f' at revision {revision}' if revision else ''}: {error}\n"
+            "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
+        ) from error
+    if model.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(model.chat_template)
+    return tokenizer
+
+
+def require_data_fit(experiment: Experiment, data: PreparedData) -> None:
+    """Refuse prepared data with tokens that the starting model has no embedding for, as after a change of tokenizer.
+
+    Raises:
+        ConfigError: naming the token and the remedy.
+    """
+    source, revision = reference_source(experiment.model, experiment.data)
+    embeddings = read_config(source, revision).get_text_config().vocab_size
+    tables = [table for table in (data.train, data.eval) if table is not None]
+    require_known_tokens(tables, load_tokenizer(experiment.model, experiment.data), embeddings, source)
+
+
+def read_chat_template(place: str, local_files_only: bool = False) -> str:
+    """The text of a template file, or the template of another model.
+
+    Raises:
+        ConfigError: if there is none, naming the place and what to try.
+    """
+    try:
+        if place.endswith(".jinja"):
+            return read_text(resolve_path(place))
+        source, _, revision = place.partition("@")
+        template = read_tokenizer(source, revision or None, local_files_only=local_files_only).chat_template
+    except OwnCodeError as error:
+        raise ConfigError(f"model.chat_template: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.chat_template: cannot read one from {place!r}: {error}\n"
+            "Give the path of a .jinja file, or a folder or hub id of a model that has one (gated ones need a login)"
+        ) from error
+    if not isinstance(template, str):
+        raise ConfigError(f"model.chat_template: the tokenizer of {place!r} has none. Name an instruction-tuned model")
+    return template
+
+
+def _require_folder(source: str) -> None:
+    """Refuse a path at which there is nothing, before the hub is asked for a model of that name."""
+    if looks_local(source) and not Path(source).exists():
+        raise ConfigError(f"model.name_or_path is {source!r}: {NOT_HERE.format(Path.cwd())}")
+
+
+def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
+    """The experiment as it goes on after its SFT: from the model in `sft_dir`, or as it was where it has no SFT.
+
+    Args:
+        sft_dir: what `epsdpo.train.sft` wrote, "" for an experiment without `model.sft`. The tokenizer there has the
+            experiment's chat template.
+
+    Raises:
+        ConfigError: if `sft_dir` is missing, unfinished, or given to an experiment without SFT.
+    """
+    if experiment.model.sft is None:
+        if sft_dir:
+            raise ConfigError(f"sft_dir is {str(sft_dir)!r}, but the config has no section model.sft. Leave it out")
+        return experiment
+    if not sft_dir:
+        raise ConfigError(
+            f"experiment {experiment.name!r} starts from an SFT model (model.sft), and none is named. Run the stage "
+            "`sft` first and give its folder as sft_dir; `python -m epsdpo run` does both"
+        )
+    folder = Path(sft_dir) / MODEL_FOLDER
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: no SFT model; run the stage `sft` of this experiment (to its end) first")
+    start = {"name_or_path": str(folder), "revision": None, "chat_template": None, "sft": None}
+    return experiment.model_copy(update={"model": experiment.model.model_copy(update=start)})
+
+
+def pin_revision(model: ModelSection) -> ModelSection:
+    """The same section with the commit that a hub model's branch, tag or missing revision stands for today.
+
+    Raises:
+        ConfigError: if the hub cannot be asked.
+    """
+    if model.name_or_path == WORLD or Path(model.name_or_path).exists():
+        return model
+    _require_folder(model.name_or_path)
+    try:
+        commit = commit_of(model.name_or_path, model.revision, "model")
+    except Exception as error:  # see `commit_of`
+        raise ConfigError(
+            f"model.name_or_path: {model.name_or_path!r} is no local folder, and the hub cannot be asked which commit "
+            f"it stands at ({type(error).__name__}: {str(error).partition(chr(10))[0]}). Give model.revision as a full "
+            "commit, or the path of a local copy"
+        ) from error
+    return model.model_copy(update={"revision": commit})
+
+
+def model_identity(source: str, revision: str | None) -> dict[str, str]:
+    """What tells a model from every other, wherever it lies: a digest of a folder's files, or a hub id with its commit.
+
+    It reads a folder whole: about a second per GB.
+
+    Raises:
+        OSError: if neither the hub nor its cache has the model.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        digest = hashlib.sha256()
+        for file in sorted(folder.iterdir()):
+            if file.name.endswith(_DECISIVE_SUFFIXES) and file.name not in _NOT_DECISIVE:
+                with file.open("rb") as content:
+                    digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+        return {"model": "local", "digest": digest.hexdigest()}
+    from huggingface_hub import hf_hub_download
+
+    # The cache keeps files in a folder per commit, and answers offline too.
+    commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
+    return {"model": source, "revision": commit}

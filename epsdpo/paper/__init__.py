@@ -1,0 +1,1 @@
+"""What tests the paper itself: its claims, its precision, and the bound of Figure 5."""

@@ -1,0 +1,96 @@
+"""What the claims page says in words and tables: HTML from verdicts, all text escaped. No number is made here."""
+
+from __future__ import annotations
+
+import html
+from collections import Counter
+from collections.abc import Sequence
+
+from epsdpo.paper.claims.names import MEASURES
+from epsdpo.paper.claims.settings import NOT_IN_THE_PAPER, THIS_KIT
+from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, VERDICTS, Verdict
+from epsdpo.paper.epsilon_bound import with_limit
+from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
+
+# As in the figure of verdicts, but for grey that is dark enough for text; each verdict has a sign as well.
+_LOOKS = {
+    HOLDS: (OUTCOME_COLOURS["good"], "✓"),
+    DOES_NOT_HOLD: (OUTCOME_COLOURS["bad"], "✗"),
+    CANNOT_BE_TOLD: (NEUTRAL, "?"),
+}
+_CELL = "text-align: left; vertical-align: top"
+
+
+def summary(verdicts: Sequence[Verdict], fixed_at: str, first_training: str) -> str:
+    """How many claims got each verdict, by whose they are, and that the tests were fixed before the first training."""
+    whose = {THIS_KIT: "claims of this kit", NOT_IN_THE_PAPER: "questions that the paper leaves open"}
+    counts: dict[str, Counter] = {name: Counter() for name in ("claims of the paper", *whose.values())}
+    for verdict in verdicts:
+        counts[whose.get(verdict.claim.place, "claims of the paper")][verdict.verdict] += 1
+    said = "".join(f"<li>{_counted(name, count)}</li>" for name, count in counts.items() if count)
+    order = f"The tests were fixed at {_time(fixed_at)}; the first training began at {_time(first_training)}."
+    if first_training and fixed_at > first_training:
+        order = (
+            f"<b>The tests were fixed at {_time(fixed_at)}, after the first training began at "
+            f"{_time(first_training)}</b>: results may have been known."
+        )
+    return f"<ul>{said}</ul><p>{order}</p>"
+
+
+def _counted(name: str, counts: Counter[str]) -> str:
+    parts = [f"<b>{counts[verdict]}</b> {_looking(verdict, plural=True)}" for verdict in VERDICTS]
+    return f"Of {counts.total()} {name} {', '.join(parts)}."
+
+
+def claims_table(verdicts: Sequence[Verdict]) -> str:
+    """One row per claim: where the paper says it, what it says, the effect with its interval, range and verdict."""
+    head = "".join(f"<th>{name}</th>" for name in ("place", "claim", "test", "effect", "claimed", "verdict"))
+    rows = "".join(_row(verdict) for verdict in verdicts)
+    return f"<table class='claims'><tr>{head}</tr>{rows}</table>"
+
+
+def _row(verdict: Verdict) -> str:
+    claim, measure = verdict.claim, MEASURES[verdict.claim.measure]
+    if verdict.effect != verdict.effect:
+        effect = "–"
+    else:
+        effect = f"{verdict.effect:+.3g} [{verdict.low:+.3g}, {verdict.high:+.3g}] {measure.unit}"
+        if verdict.is_lower_limit:
+            effect = with_limit(effect, verdict.at_largest, verdict.largest)
+        elif verdict.at_largest > 0.0:
+            effect += f" ({verdict.at_largest:.1%} of pairs count with {verdict.largest:g}, the largest ε tried)"
+        if claim.measure == "step_cost":  # the others' are over worlds
+            effect += f", over {len(verdict.effects)} rounds on one machine"
+    outcome = _looking(verdict.verdict) + (f"<br><small>{html.escape(verdict.why)}</small>" if verdict.why else "")
+    cells = [html.escape(claim.place), html.escape(claim.says), _test(verdict), html.escape(effect)]
+    cells += [html.escape(claimed_range(claim.above, claim.below)), outcome]
+    return "<tr>" + "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _test(verdict: Verdict) -> str:
+    claim = verdict.claim
+    how = {"mean": "", "sum": "", "range": "range over β of ", "frontier": "frontier over KL: "}[claim.combine]
+    recipes = ", ".join(map(_code, claim.of))
+    less = f" less {', '.join(map(_code, claim.minus))}" if claim.minus else ""
+    return f"<small>{how}{html.escape(MEASURES[claim.measure].label)} of {recipes}{less}</small>"
+
+
+def claimed_range(above: float | None, below: float | None) -> str:
+    """The claimed range in words, such as "above 0" or "0.005 to 0.01"."""
+    if above is not None and below is not None:
+        return f"{above:g} to {below:g}"
+    return f"above {above:g}" if below is None else f"below {below:g}"
+
+
+def _code(text: str) -> str:
+    return f"<code>{html.escape(text)}</code>"
+
+
+def _looking(verdict: str, plural: bool = False) -> str:
+    colour, sign = _LOOKS[verdict]
+    text = {HOLDS: "hold", DOES_NOT_HOLD: "do not hold"}.get(verdict, verdict) if plural else verdict
+    return f"<span style='color: {colour}; font-weight: 600'>{sign} {text}</span>"
+
+
+def _time(moment: str) -> str:
+    return html.escape(moment.replace("T", " ").split("+")[0]) + " UTC" if moment else "no time (nothing was trained)"

@@ -1,0 +1,1 @@
+"""Training one experiment: fine-tuning, preference training, and everything that surrounds them."""

@@ -1,0 +1,213 @@
+"""Train one experiment: the entry point of the notebook, of the command and of `accelerate launch`.
+
+    python -m epsdpo.train --config configs/demo/epsilon_dpo_fp32.yaml
+    accelerate launch --config_file configs/accelerate/zero3.yaml \\
+        -m epsdpo.train --config configs/paper/table1_llama3/epsilon_dpo.yaml
+
+It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data.prepared`'s
+business, the algorithm `epsdpo.methods.trainer`'s, how much memory a run needs `epsdpo.train.memory`'s.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from transformers import PrinterCallback, Trainer, TrainerCallback
+
+from epsdpo.data.prepared import REPORT, PreparedData, load_prepared, prepare
+from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.experiment.ranges import no_held_out_pairs
+from epsdpo.methods.loading import never_running_code, read_config
+from epsdpo.methods.method_config import MethodConfig
+from epsdpo.methods.other_configs import config_class
+from epsdpo.methods.resuming import CannotContinue
+from epsdpo.methods.trainer_of import trainer_class
+from epsdpo.models.local_models import require_local
+from epsdpo.models.start import (
+    MODEL_FOLDER,
+    after_sft,
+    load_tokenizer,
+    pin_revision,
+    reference_source,
+    require_data_fit,
+)
+from epsdpo.runs.watch import end_with_stdin
+from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
+from epsdpo.train.checkpoints import keep_model, process_state
+from epsdpo.train.checkpoints import last_whole_checkpoint as last_whole_checkpoint
+from epsdpo.train.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
+from epsdpo.train.progress_lines import ProgressLines
+
+logger = logging.getLogger(__name__)
+
+REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
+
+
+def train(
+    experiment: Experiment,
+    data: PreparedData,
+    output_dir: str | Path,
+    callbacks: Sequence[TrainerCallback] | None = None,
+    sft_dir: str | Path = "",
+) -> Path:
+    """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
+
+    The folder receives the resolved config, the β record (see `epsdpo.methods.record`), checkpoints, and under `model/`
+    the trained model and tokenizer; that folder is returned. With `model.lora` the adapter is under `adapter/`, and
+    merged into the model under `model/`. A run that already finished there is not repeated.
+
+    Args:
+        callbacks: how progress is shown; default: a plain line for each `logging_steps`.
+        sft_dir: what `epsdpo.train.sft` wrote, for an experiment with `model.sft`.
+
+    Raises:
+        ConfigError: if the folder holds a run of another config, or one whose record was damaged, `sft_dir` is not what
+            the experiment needs, or the layers of `model.lora` cannot be trained and merged.
+        OutOfMemory: if an allocation fails, with settings that need less.
+    """
+    output_dir = Path(output_dir)
+    processes = process_state(experiment)
+    with processes.main_process_first():
+        experiment = claim_folder(experiment, output_dir, pin_revision)
+    model_dir = output_dir / MODEL_FOLDER
+    if model_dir.exists():
+        logger.info("%s is trained already; delete %s to train it again", experiment.name, output_dir)
+        return model_dir
+
+    experiment = after_sft(experiment, sft_dir)
+    require_local(experiment)
+    require_mergeable(experiment)
+    require_data_fit(experiment, data)
+    arguments = trainer_arguments(experiment, data, output_dir)
+    outlook = memory_outlook(experiment, arguments, data)
+    if processes.is_main_process:
+        logger.info(outlook.table())
+        if not outlook.fits:
+            logger.warning(outlook.warning())
+    trainer = None
+    try:
+        trainer = build_trainer(experiment, data, arguments, [ProgressLines()] if callbacks is None else callbacks)
+        trainer.train(resume_from_checkpoint=True)
+    except CannotContinue as error:
+        raise ConfigError(f"{experiment.name}: {error}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(outlook.failure(error, _moment(trainer))) from error
+
+    merge = None if experiment.model.lora is None else partial(merge_adapter, experiment)
+    keep_model(trainer, model_dir, merge)
+    return model_dir
+
+
+def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: str | Path) -> MethodConfig:
+    """The trainer's arguments for an experiment.
+
+    Raises:
+        ConfigError: if it is to evaluate on held-out pairs that the data do not have, or the machine or the number of
+            processes does not permit them.
+    """
+    try:
+        arguments = config_class(experiment.method)(
+            output_dir=str(output_dir),
+            disable_tqdm=True,
+            model_init_kwargs={
+                "trust_remote_code": False,
+                "revision": reference_source(experiment.model, experiment.data)[1],
+                "dtype": experiment.model.dtype,
+                "attn_implementation": experiment.model.attn_implementation,
+            },
+            **experiment.training_arguments(),
+        )
+    except ValueError as error:
+        raise ConfigError(f"train.{error}") from error
+    if (arguments.do_eval or arguments.eval_on_start) and data.eval is None:
+        raise ConfigError(no_held_out_pairs(arguments)[1])
+    return arguments
+
+
+def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
+    """How much memory each process of the run will need, beside what there is; reads the model's config only."""
+    source, revision = reference_source(experiment.model, experiment.data)
+    config = read_config(source, revision)
+    return MemoryOutlook.of_run(config, arguments, data.train, lora_config(experiment.model.lora))
+
+
+def build_trainer(
+    experiment: Experiment, data: PreparedData, arguments: MethodConfig, callbacks: Sequence[TrainerCallback]
+) -> Trainer:
+    """The trainer of an experiment, ready for `train()`; the reference, if any, is a copy of the starting model."""
+    model = reference_source(experiment.model, experiment.data)[0]
+    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    with never_running_code(model):
+        trainer = trainer_class(experiment.method)(
+            model=model,
+            args=arguments,
+            train_dataset=data.train,
+            eval_dataset=data.eval if arguments.do_eval else None,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+            peft_config=lora_config(experiment.model.lora),
+        )
+    trainer.title = experiment.name
+    trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary of thirty numbers
+    return trainer
+
+
+def _moment(trainer: Trainer | None) -> str:
+    if trainer is None:
+        return "while the models were loaded"
+    return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m epsdpo.train`, which returns its exit code.
+
+    0: trained. 2: the config was refused. 3: memory ran out. 4: standard input closed, as `--end-with-stdin` asks for.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m epsdpo.train", description="Prepare data and train one experiment."
+    )
+    parser.add_argument("--config", required=True, help="YAML config of one experiment")
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/<name of the experiment>)")
+    parser.add_argument("--data", metavar="DIR", help="prepared data (default: made in <run folder>/data)")
+    parser.add_argument(
+        "--sft-dir", metavar="DIR", default="", help="what epsdpo.train.sft wrote, for a config with model.sft"
+    )
+    parser.add_argument("--train-dir", metavar="DIR", help="training's own folder (default: <run folder>/train)")
+    parser.add_argument(
+        "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
+    )
+    options = parser.parse_args(arguments)
+    if options.end_with_stdin:
+        end_with_stdin()
+    try:
+        experiment = load_experiment(options.config)
+        require_local(experiment)
+        processes = process_state(experiment)
+        level = logging.INFO if processes.is_main_process else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s")
+        run_dir = Path(options.output or Path("runs") / experiment.name)
+        data_dir = Path(options.data or run_dir / "data")
+        with processes.main_process_first():
+            if not options.data and not (data_dir / REPORT).exists():
+                tokenizer = load_tokenizer(experiment.model, experiment.data)
+                prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
+            data = load_prepared(data_dir)
+        model_dir = train(experiment, data, options.train_dir or run_dir / "train", sft_dir=options.sft_dir)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return REFUSED
+    except OutOfMemory as error:
+        print(error, file=sys.stderr)
+        return OUT_OF_MEMORY
+    if processes.is_main_process:
+        print(f"Trained model: {model_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""The server engine against a real server on loopback: the same answers as without it, whatever goes wrong between."""
+
+import json
+
+import pytest
+from kit import tiny_generation as tiny
+from kit.loopback import Loopback, cut, drip, send, serving
+
+from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
+from epsdpo.models.kept import open_store
+from epsdpo.models.respond import respond
+from epsdpo.models.response import GenerationError
+from epsdpo.models.server import ServerEngine
+from epsdpo.world.language import build_tokenizer
+
+KEY_VARIABLE, KEY = "EPSDPO_TEST_KEY", "sk-secret-1234"
+GREEDY = {"temperature": 0.0, "max_new_tokens": 12, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    return tiny.world_prompts(tokenizer, 10)
+
+
+def said(responses):
+    """What a server can give; a token that is not in the text, such as padding in mid-sentence, it cannot."""
+    return [(response.text, response.finished) for response in responses]
+
+
+@pytest.fixture(scope="module")
+def expected(tokenizer, prompts, tmp_path_factory):
+    engine = tiny.local_engine(tokenizer, EvaluateSection(**GREEDY))
+    with open_store(tmp_path_factory.mktemp("local") / "store.jsonl") as store:
+        return said(respond(prompts, engine, store, "tiny"))
+
+
+@pytest.fixture
+def loopback(tokenizer):
+    return Loopback(tokenizer)
+
+
+@pytest.fixture
+def ask(tokenizer, prompts, loopback, tmp_path, monkeypatch):
+    """Ask the loopback server for every prompt; keyword arguments change the server section."""
+    monkeypatch.setenv(KEY_VARIABLE, KEY)
+
+    def ask(**changes):
+        with serving(loopback) as url:
+            names = {"base_url": url, "policy": "tiny", "reference": "other"}
+            quick = {"timeout": 20.0, "attempts": 3, "backoff": 0.01, "api_key_env": KEY_VARIABLE}
+            server = ServerSection(**{**names, **quick, **changes})
+            settings = EvaluateSection(engine="server", server=server, **GREEDY)
+            engine = ServerEngine(server, server.policy, tokenizer, settings, 0, {"model": "served"})
+            with open_store(tmp_path / "store.jsonl") as store:
+                responses = respond(prompts, engine, store, "policy")
+        for response in responses:
+            end = [tokenizer.eos_token_id] if response.finished else []
+            assert response.token_ids == tokenizer(response.text, add_special_tokens=False)["input_ids"] + end
+        return said(responses)
+
+    ask.store = tmp_path / "store.jsonl"
+    return ask
+
+
+@pytest.mark.parametrize("endpoint", ["completions", "chat"])
+def test_a_server_answers_as_the_model_itself(ask, loopback, prompts, expected, endpoint):
+    assert ask(endpoint=endpoint) == expected
+    assert set(loopback.asked.values()) == {1} and len(loopback.asked) == len({tuple(p.token_ids) for p in prompts})
+    assert loopback.authorizations == {f"Bearer {KEY}"}
+    assert {(body["model"], body["max_tokens"], body["top_p"]) for body in loopback.requests} == {("tiny", 12, 1.0)}
+    assert len({body["seed"] for body in loopback.requests}) == len(loopback.requests)
+    asked = loopback.requests[0]
+    if endpoint == "completions":
+        assert asked["prompt"] in [prompt.token_ids for prompt in prompts]  # tokens, to which no server adds a BOS
+    else:
+        assert asked["messages"] in [prompt.messages for prompt in prompts]
+
+
+FAILURES = {
+    "too many requests": lambda handler: send(handler, 429, b"slow down", Retry_After="0.05"),
+    "server error": lambda handler: send(handler, 500, b"oops"),
+    "connection closed": lambda handler: setattr(handler, "close_connection", True) or True,
+    "cut off": cut,
+    "truncated JSON": lambda handler: send(handler, 200, b'{"choices": [{"text": "blue", "finish_r'),
+    "no choices": lambda handler: send(handler, 200, b'{"choices": []}'),
+    "no text": lambda handler: send(handler, 200, b'{"choices": [{"text": null, "finish_reason": "stop"}]}'),
+    "nothing": lambda handler: send(handler, 200, b'{"choices": [{"text": "", "finish_reason": "length"}]}'),
+    "another reason": lambda handler: send(handler, 200, b'{"choices": [{"text": "b", "finish_reason": "error"}]}'),
+    "an error with status 200": lambda handler: send(handler, 200, b'{"error": {"message": "overloaded"}}'),
+    "not JSON": lambda handler: send(handler, 200, b"<html>\xff</html>"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_failures_that_pass_are_outlived(ask, loopback, expected, failure):
+    """Every prompt fails at first; what is stored is what the model says all the same."""
+    loopback.misbehave = lambda handler, prompt, before: before == 0 and FAILURES[failure](handler)
+    assert ask() == expected
+    assert set(loopback.asked.values()) == {2}
+
+
+def test_an_answer_that_drips_for_ever_is_given_up(ask, loopback, prompts, expected):
+    slow = prompts[3].token_ids
+    loopback.misbehave = lambda handler, prompt, before: prompt == slow and before == 0 and drip(handler, 30.0)
+    assert ask(timeout=1.0) == expected
+
+
+def test_half_of_an_emoji_is_kept_as_what_a_file_can_hold(ask, loopback, prompts):
+    loopback.change = lambda answer: answer["choices"][0].update(text="\ud83d", finish_reason="stop")
+    assert ask(endpoint="completions") == [("\ufffd", True)] * len(prompts)
+    assert json.loads(ask.store.read_text(encoding="utf-8").splitlines()[0])["response"] == "\ufffd"
+    assert ask(endpoint="completions") == [("\ufffd", True)] * len(prompts)
+
+
+def test_prompts_that_keep_failing_are_not_stored_and_asked_again(ask, loopback, prompts, expected):
+    bad = [prompts[2].token_ids, prompts[7].token_ids]
+    loopback.misbehave = lambda handler, prompt, before: prompt in bad and send(handler, 503, b"not today")
+    with pytest.raises(GenerationError, match="2 of 10 prompts failed in each of 3 attempts, .*503: not today"):
+        ask()
+    stored = [json.loads(line)["prompt_ids"] for line in ask.store.read_text(encoding="utf-8").splitlines()]
+    assert len(stored) == 8 and not [ids for ids in bad if ids in stored]
+    assert [loopback.asked[tuple(ids)] for ids in bad] == [3, 3]
+
+    loopback.misbehave = lambda handler, prompt, before: False
+    assert ask() == expected
+    assert sum(loopback.asked.values()) == 8 + 2 * 3 + 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404])
+def test_failures_that_will_not_pass_end_it_at_once(ask, loopback, status):
+    loopback.misbehave = lambda handler, *_: send(handler, status, f"no such thing, {KEY}".encode())
+    with pytest.raises(GenerationError, match=rf"refuses the request for model 'tiny' with status {status}") as error:
+        ask(backoff=30.0)
+    assert KEY not in str(error.value)
+    assert max(loopback.asked.values()) == 1
+
+
+def test_a_server_that_reads_another_prompt_is_refused(ask, loopback):
+    """A server's own template or a second BOS shows in the number of tokens that it read."""
+
+    def second_bos(answer):
+        answer["usage"]["prompt_tokens"] += 1
+
+    loopback.change = second_bos
+    with pytest.raises(GenerationError, match=r"read a prompt of \d+ tokens where training's rendering has \d+"):
+        ask()
+    assert ask.store.read_text() == ""
+
+
+def test_the_key_is_in_no_file(ask):
+    ask()
+    assert KEY not in ask.store.read_text(encoding="utf-8")
+
+
+def test_a_key_that_is_not_set_is_refused_before_work(ask, loopback, monkeypatch):
+    monkeypatch.delenv(KEY_VARIABLE)
+    with pytest.raises(ConfigError, match=f"api_key_env names {KEY_VARIABLE}, which is not set"):
+        ask()
+    assert not loopback.asked
+
+
+def test_engine_and_server_section_belong_together():
+    with pytest.raises(ValueError, match="engine is 'server' and `server` is missing"):
+        EvaluateSection(engine="server")
+    server = ServerSection(base_url="http://localhost/v1", policy="a", reference="b")
+    with pytest.raises(ValueError, match="engine is 'vllm' and `server` is set"):
+        EvaluateSection(engine="vllm", server=server)

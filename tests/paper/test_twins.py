@@ -1,0 +1,150 @@
+"""Which runs the precision study measures and compares, and what it says of them, on runs with made-up numbers."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.paper.precision.decisions import ARITHMETICS
+from epsdpo.paper.precision.twins import (
+    answer,
+    differences,
+    runs_by_precision,
+    shares_in_training,
+    steps_of_twins,
+    typical_runs,
+)
+from epsdpo.report.collect import Run
+
+
+def run(tmp_path, name, world=0, method="epsilon_dpo", beta_final=0.1, win_rate=None, relaxed=0.5, **train):
+    values = {"name": name, "title": name, "method": method, "data": {"source": "world", "world": {"seed": world}}}
+    values["model"] = {"name_or_path": "world"}
+    values["train"] = {"beta": 0.2, "learning_rate": 1.0e-3, "max_length": 64, "bf16": False, "use_cpu": True, **train}
+    trajectory = {"beta_final": beta_final, "relaxed": relaxed, "tied": 0.9 - relaxed, "tightened": 0.1}
+    trajectory["mean_step"] = relaxed - 0.1
+    return Run(
+        directory=tmp_path / name,
+        experiment=check_experiment(values, where="test"),
+        steps=pd.DataFrame({"step": [1, 2], "beta_before": [0.2, beta_final]}),
+        trajectory=trajectory,
+        evaluation=None if win_rate is None else {"win_rate": win_rate},
+    )
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Three worlds in both precisions, a second ε in one world, a coarse run without a twin, and DPO."""
+    made = []
+    for world, gain in enumerate((1.0, 2.0, 6.0)):
+        made += [
+            run(
+                tmp_path,
+                f"exact-{world}",
+                world,
+                epsilon=0.01,
+                criterion_dtype="float32",
+                beta_final=0.1,
+                win_rate=60.0,
+            ),
+            run(
+                tmp_path,
+                f"coarse-{world}",
+                world,
+                epsilon=0.01,
+                criterion_dtype="bfloat16",
+                beta_final=0.15,
+                win_rate=60.0 + gain,
+                relaxed=0.3,
+            ),
+            run(tmp_path, f"dpo-{world}", world, method="dpo"),
+        ]
+    made += [
+        run(tmp_path, f"wide-{precision}", epsilon=0.02, criterion_dtype=precision)
+        for precision in ("float32", "bfloat16")
+    ]
+    other_beta = [run(tmp_path, f"dpo-other-{world}", world, method="dpo", beta=0.5) for world in (0, 1, 2)]
+    return [*other_beta, *made, run(tmp_path, "alone", epsilon=0.05, criterion_dtype="bfloat16")]
+
+
+def test_the_typical_recipe_of_each_method_is_measured_once_per_world(runs):
+    """DPO at the β of the others, ε-DPO at the ε of most, whatever the precision it was trained with."""
+    names = [chosen.experiment.name for chosen in typical_runs(runs)]
+    assert sorted(names) == ["dpo-0", "dpo-1", "dpo-2", "exact-0", "exact-1", "exact-2"]
+
+
+def test_twins_differ_in_precision_alone(runs):
+    twins = runs_by_precision(runs)
+    assert sorted(twins["run"]) == sorted(
+        [f"{kind}-{world}" for kind in ("exact", "coarse") for world in range(3)] + ["wide-float32", "wide-bfloat16"]
+    )
+    assert dict.fromkeys(twins["setting"]) == dict.fromkeys(["ε = 0.01", "ε = 0.02"])
+    steps = steps_of_twins(runs, twins)
+    assert len(steps) == 2 * len(twins)
+    assert steps.loc[steps["run"] == "coarse-1", "beta_before"].tolist() == [0.2, 0.15]
+
+
+def test_differences_by_hand(runs):
+    """Gains of 1, 2 and 6: mean 3, deviation √7, and t = 4.303 at two degrees of freedom."""
+    changes = differences(runs_by_precision(runs)).set_index(["setting", "measure"])
+    gain = changes.loc[("ε = 0.01", "win_rate")]
+    half = 4.302653 * np.sqrt(7.0 / 3.0)
+    assert gain[["twins", "float32", "bfloat16", "difference"]].tolist() == [3, 60.0, 63.0, 3.0]
+    assert gain[["low", "high"]].tolist() == pytest.approx([3.0 - half, 3.0 + half], rel=1e-5)
+    assert changes.loc[("ε = 0.01", "mean_step"), "difference"] == pytest.approx(-0.2)
+    wide = changes.loc[("ε = 0.02", "win_rate")]
+    assert wide["twins"] == 0 and np.isnan(wide["difference"])
+    beta = changes.loc[("ε = 0.02", "beta_final")]
+    assert beta["twins"] == 1 and np.isnan(beta["low"])
+
+
+def test_shares_in_training_are_means_over_runs(runs):
+    table = shares_in_training(runs).set_index(["precision", "epsilon"])
+    assert table["runs"].to_dict() == {
+        ("bfloat16", 0.01): 3,
+        ("bfloat16", 0.02): 1,
+        ("bfloat16", 0.05): 1,
+        ("float32", 0.01): 3,
+        ("float32", 0.02): 1,
+    }
+    assert table.loc[("bfloat16", 0.01), "relaxed"] == pytest.approx(0.3)
+
+
+def shares_table(ties):
+    """Ties as given in bfloat16, a point fewer when sums alone are rounded, five fewer by the model."""
+    rows = []
+    for epsilon, tie in ties.items():
+        for arithmetic, share in zip(ARITHMETICS, (0.0, tie - 0.01, tie), strict=True):
+            row = {"epsilon": epsilon, "arithmetic": arithmetic, "predicted": tie - 0.05}
+            rows += [
+                row | {"decision": "tied", "share": share},
+                row | {"decision": "relaxed", "share": 1.0 - share, "predicted": 1.05 - tie},
+            ]
+    return pd.DataFrame(rows)
+
+
+def test_the_answer_states_the_numbers_and_what_may_be_chance(runs):
+    table = shares_table({0.01: 0.75, 0.1: 0.2})
+    text = answer(table, table, differences(runs_by_precision(runs)))
+    assert "100% step in float32 at ε = 0.01 and 100% at ε = 0.1; in bfloat16 25% and 80%" in text
+    assert "misses no share by more than 4 points there and 4 on" in text
+    assert "moves shares by up to 1 and 1 points" in text
+    assert (
+        "at ε = 0.01 β ends at 0.15 in place of 0.1 and the win rate moves by +3.0 points [-3.6, +9.6], which may"
+        in text
+    )
+    assert "at ε = 0.02 β ends at 0.1 in place of 0.1 (win rates were not judged)" in text
+
+
+def test_a_batch_without_twins_says_so(runs):
+    dpo_only = [each for each in runs if each.experiment.method == "dpo"]
+    assert [chosen.experiment.method for chosen in typical_runs(dpo_only)] == ["dpo"] * 3
+    twins = runs_by_precision(dpo_only)
+    assert twins.empty and shares_in_training(dpo_only).empty
+    table = shares_table({0.01: 0.75})
+    assert "holds no two ε-DPO runs" in answer(table, table, differences(twins))
+
+
+def test_a_batch_without_a_policy_to_measure_says_so():
+    with pytest.raises(ConfigError, match="no finished run of DPO or ε-DPO"):
+        typical_runs([])

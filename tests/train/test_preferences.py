@@ -1,0 +1,243 @@
+"""The entry point: interrupted runs, refused checkpoints and folders, the released recipes through accelerate."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from kit.official import save_official_model
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from epsdpo.experiment import load_experiment
+from epsdpo.methods.record import read_pairs, read_steps
+from epsdpo.train.preferences import last_whole_checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.fixture
+def config(tmp_path, official):
+    """A config file of a run of 36 steps on local files, with a last window of half size in each epoch."""
+    model = save_official_model(tmp_path / "model")
+    values = {
+        "method": "epsilon_dpo",
+        "data": {"source": str(official / "pairs.jsonl")},
+        "model": {"name_or_path": str(model)},
+        "train": {
+            "beta": 0.1,
+            "epsilon": 0.05,
+            "learning_rate": 1e-3,
+            "global_batch_size": 8,
+            "per_device_train_batch_size": 2,
+            "max_length": 128,
+            "num_train_epochs": 3,
+            "bf16": False,
+            "activation_checkpointing": False,
+            "save_strategy": "steps",
+            "save_steps": 5,
+            "logging_steps": 6,
+            "use_cpu": True,
+        },
+    }
+    return write_config(tmp_path / "run.yaml", values)
+
+
+def write_config(path, values, **changes):
+    for key, value in changes.items():
+        section, name = key.split("__")
+        values[section][name] = value
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def start(config, output, *launcher):
+    command = [sys.executable, *launcher, "-m", "epsdpo.train", "--config", str(config), "--output", str(output)]
+    # CPU arithmetic depends on the number of threads in its last bits, and these runs are compared to the last bit.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(config, output, *launcher):
+    process = start(config, output, *launcher)
+    try:
+        log, _ = process.communicate(timeout=200)
+    finally:
+        process.kill()  # does nothing to a process that has ended
+    return process.returncode, log
+
+
+def kill_after_step(process, train_dir, step):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        lines = (train_dir / "steps.jsonl").read_text().count("\n") if (train_dir / "steps.jsonl").exists() else 0
+        if lines >= step:
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+
+
+def test_a_killed_run_resumes_as_if_it_had_not_been_killed(config, tmp_path):
+    """Killed twice: before its first checkpoint, and later between two of them."""
+    assert run(config, tmp_path / "whole")[0] == 0
+    killed = tmp_path / "killed"
+    for step in (2, 13):
+        kill_after_step(start(config, killed), killed / "train", step)
+    assert not (killed / "train" / "model").exists()
+    code, log = run(config, killed)
+    assert code == 0 and "continuing run from" in log
+
+    whole, killed = tmp_path / "whole" / "train", killed / "train"
+    columns = [column for column in read_steps(whole).columns if column != "seconds"]
+    pd.testing.assert_frame_equal(read_steps(killed)[columns], read_steps(whole)[columns], check_exact=True)
+    pd.testing.assert_frame_equal(read_pairs(killed), read_pairs(whole), check_exact=True)
+    assert len(read_pairs(killed)) == 3 * 96
+    for name, weight in load_file(whole / "model" / "model.safetensors").items():
+        assert weight.equal(load_file(killed / "model" / "model.safetensors")[name]), name
+
+
+def test_finished_run_is_not_repeated_and_another_config_is_refused(config, tmp_path):
+    values = yaml.safe_load(config.read_text())
+    write_config(config, values, train__max_steps=4)
+    code, log = run(config, tmp_path / "out")
+    assert code == 0, log
+    code, log = run(config, tmp_path / "out")
+    assert code == 0 and "is trained already" in log
+    write_config(config, values, train__epsilon=0.07)
+    code, log = run(config, tmp_path / "out")
+    assert code == 2 and "train.epsilon was 0.05, is 0.07" in log and "--output" in log
+
+
+def test_checkpoint_cut_off_by_a_kill_is_passed_over(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
+    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    (tmp_path / "checkpoint-5" / "trainer_state.json").unlink()
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def rewrite_state(checkpoint, change):
+    path = Path(checkpoint) / "trainer_state.json"
+    state = json.loads(path.read_text())
+    change(state["stateful_callbacks"])
+    path.write_text(json.dumps(state))
+
+
+def test_checkpoint_without_beta_needs_consent(make_trainer, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "epsilon": 0.1}
+    make_trainer(**settings).train()
+    checkpoint = tmp_path / "run" / "checkpoint-3"
+    rewrite_state(checkpoint, lambda callbacks: callbacks.pop("EpsilonDPO"))
+    with pytest.raises(ValueError, match="step 3 holds no β.*fresh_beta=True"):
+        make_trainer(**settings).train(resume_from_checkpoint=str(checkpoint))
+    resumed = make_trainer(**settings, fresh_beta=True)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert read_steps(tmp_path / "run").set_index("step").loc[4, "beta_before"] == 0.1
+
+
+def test_checkpoint_of_other_settings_is_refused(make_trainer, tmp_path):
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    make_trainer(**settings).train()
+    with pytest.raises(ValueError, match=r"epsilon: 0\.01 → 0\.02"):
+        make_trainer(**settings, epsilon=0.02, epsilon_step=0.01).train(
+            resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-3")
+        )
+
+
+def test_zero3_launch_config_is_what_the_recipes_are_meant_for():
+    """Read as `accelerate launch` reads it: 16 processes, over which the global batch of 128 can be split."""
+    launch = load_config_from_file(str(REPOSITORY / "configs" / "accelerate" / "multi_node_zero3.yaml"))
+    assert launch.distributed_type == "DEEPSPEED" and launch.deepspeed_config["zero_stage"] == 3
+    assert launch.mixed_precision == "no"  # which means: as the experiment's config says
+    for recipe in ("table1_llama3", "table1_mistral"):
+        train = load_experiment(REPOSITORY / "configs" / "paper" / recipe / "epsilon_dpo.yaml").train
+        assert train["global_batch_size"] == 128
+        assert 128 % (train["per_device_train_batch_size"] * launch.num_processes) == 0
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs" / "accelerate").iterdir()), ids=lambda path: path.stem)
+def test_every_launch_config_is_one_and_leaves_precision_to_the_experiment(path):
+    launch = load_config_from_file(str(path))
+    assert launch.mixed_precision == "no"  # anything else would override the experiment's silently
+    assert launch.num_machines == (2 if path.stem.startswith("multi_node") else 1)
+    assert launch.use_cpu == (path.stem == "cpu")
+    if launch.distributed_type == "FSDP":
+        assert launch.fsdp_config["fsdp_version"] == 2
+
+
+@pytest.fixture
+def tiny_ultrafeedback(tmp_path, official):
+    """Rows as princeton-nlp's sets have them: a prompt string, and whole conversations as chosen and rejected."""
+    folder = tmp_path / "ultrafeedback"
+    folder.mkdir()
+    lines = (official / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = []
+    for line in lines:
+        row = json.loads(line)
+        user = {"role": "user", "content": row["prompt"]}
+        rows.append(
+            {
+                "prompt": row["prompt"],
+                **{
+                    side: [user, {"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")
+                },
+            }
+        )
+    for split, part in {"train": rows[:36], "test": rows[36:44]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return folder
+
+
+LAUNCHERS = {1: [], 2: ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]}
+
+
+@pytest.mark.parametrize("processes", LAUNCHERS)
+@pytest.mark.parametrize("recipe", ["table1_llama3", "table1_mistral"])
+def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
+    values = load_experiment(REPOSITORY / "configs" / "paper" / recipe / "epsilon_dpo.yaml").model_dump()
+    model = tmp_path / "model"
+    tokenizer = AutoTokenizer.from_pretrained(official / "tok")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(model)
+    for source in (official / "policy").iterdir():
+        (model / source.name).write_bytes(source.read_bytes())
+    config = write_config(
+        tmp_path / f"{recipe}.yaml",
+        values,
+        model__name_or_path=str(model),
+        model__revision=None,
+        data__source=str(tiny_ultrafeedback),
+        train__use_cpu=True,
+        train__global_batch_size=8,
+    )
+    code, log = run(config, tmp_path / "out", *LAUNCHERS[processes])
+    assert code == 0, log
+    steps = read_steps(tmp_path / "out" / "train")
+    assert len(steps) == 5 and steps["beta_before"][0] == 0.01  # 36 pairs in batches of 8
+    pairs = read_pairs(tmp_path / "out" / "train")
+    assert len(pairs) == pairs["pair_id"].nunique() == 36  # none twice, though 36 pairs fill no whole batch
+    assert {path.name for path in (tmp_path / "out" / "train").glob("checkpoint-*")} == {
+        f"checkpoint-{step}" for step in range(1, 6)
+    }
+    weights = load_file(tmp_path / "out" / "train" / "model" / "model.safetensors")
+    assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
