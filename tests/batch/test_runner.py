@@ -39,7 +39,7 @@ def test_a_batch_is_run_once_and_again_only_where_something_changed(kit):
     assert "[6/6] report/report: finished" in out
 
     # The same again: nothing. Neither for comments, whitespace and docstrings in code and notebooks.
-    module = kit.folder / "epsdpo" / "kernels.py"
+    module = kit.folder / "epsdpo" / "methods" / "kernels.py"
     module.write_text(
         '"""Another docstring."""\n# A comment.\n' + module.read_text(encoding="utf-8").split('"""', 2)[2]
     )
