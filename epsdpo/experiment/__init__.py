@@ -10,7 +10,6 @@ from epsdpo.experiment.schema import (
     ON_POLICY,
     WORLD,
     CalibrateSection,
-    ConfigError,
     DataSection,
     EvaluateSection,
     Experiment,
@@ -23,6 +22,7 @@ from epsdpo.experiment.sections.base import TEMPLATE_DATE
 from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection, RankerSection
 from epsdpo.experiment.sections.sft import SftSection
 from epsdpo.experiment.validate import check_experiment
+from epsdpo.methods.errors import ConfigError
 
 __all__ = [
     "EXPERIMENT_FILE",

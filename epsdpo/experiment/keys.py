@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
+from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, Experiment
 from epsdpo.experiment.values import value_text
 from epsdpo.methods.catalogue import METHODS, ONLY_UNDER
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import former_key
 
 TRAIN = "train"

@@ -47,10 +47,6 @@ STATED_ELSEWHERE = {
 ABOUT_EARLIER_PARTS = ("fresh_record",)
 
 
-class ConfigError(ValueError):
-    """A config that cannot be run. The message names the file, the key, the value and the remedy."""
-
-
 class WorldSection(Section):
     """The embedded offline world: how many prompts, responses and pairs it makes, and how noisy its labels are."""
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
 from epsdpo.experiment.ranges import range_problem
-from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
+from epsdpo.experiment.schema import STATED_ELSEWHERE, Experiment
 from epsdpo.experiment.values import number_advice, unusable
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import former_key
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]

@@ -8,8 +8,8 @@ from trl import DPOTrainer
 
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 from epsdpo.experiment.keys import train_fields
-from epsdpo.experiment.schema import ConfigError
 from epsdpo.experiment.sweep import parse_overrides
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import FORMER_KEYS
 from epsdpo.methods.other_configs import config_class
 
