@@ -22,9 +22,8 @@ from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.paths import resolve_path
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
-from epsdpo.files import AFTER_DISK_FULL, DISK_FULL
+from epsdpo.files import AFTER_DISK_FULL, DISK_FULL, is_writable
 from epsdpo.runs.layout import STAGES
-from epsdpo.texts import is_writable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 

@@ -1,12 +1,16 @@
-"""How a file is written so that it is there whole or not at all, whenever its writer is killed; how one is read that
-may be damaged all the same, or that others wrote; and full disks."""
+"""Files that are there whole or not at all, whenever their writer is killed, and whose text is text.
+
+JSON, YAML and a command line can all express half of a surrogate pair, such as "\\ud83d", the first half of an emoji
+that was cut. Python keeps it as text, and no file in UTF-8, no Parquet table, tokenizer or figure takes it: what comes
+from others is made writable, or refused, before it is kept.
+"""
 
 import errno
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -100,3 +104,41 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def writable(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair, and halves that belong together joined.
+
+    Looks into lists, tuples (which become lists) and dictionaries, keys included; all else stays as it is.
+    """
+    if isinstance(value, str):
+        if is_writable(value):
+            return value
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    if isinstance(value, dict):
+        return {writable(key): writable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [writable(item) for item in value]
+    return value
+
+
+def is_writable(text: str) -> bool:
+    """Whether UTF-8 can write a text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def texts_in(value: Any, at: tuple = ()) -> Iterator[tuple[tuple, str]]:
+    """Each text in nested lists and mappings, keys included, with the keys and places that lead to it."""
+    if isinstance(value, str):
+        yield at, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from texts_in(key, (*at, key))
+            yield from texts_in(item, (*at, key))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from texts_in(item, (*at, number))

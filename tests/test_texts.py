@@ -26,9 +26,9 @@ from epsdpo.evaluation.judges.store import JUDGEMENTS, JudgementStore
 from epsdpo.evaluation.scores.annotations import read_annotations, write_annotations
 from epsdpo.experiment import CalibrateSection, ConfigError, DataSection, PromptsSection, check_experiment
 from epsdpo.experiment.sweep import parse_overrides
+from epsdpo.files import is_writable, texts_in, writable
 from epsdpo.paper.claims.settings import read_claims
 from epsdpo.runs.manifest import read_stage_file, write_stage_file
-from epsdpo.texts import is_writable, texts_in, writable
 
 HALF = "\ud83d"
 WHOLE = "\ufffd"

@@ -26,8 +26,8 @@ from epsdpo.batch.plan import PlannedStage, Verdict, check_names, judge, plan_st
 from epsdpo.batch.progress import Display
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
 from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
-from epsdpo.methods.loading import require_no_own_code
 from epsdpo.models.local_models import require_local
+from epsdpo.models.own_code import require_no_own_code
 from epsdpo.models.start import pin_revision
 from epsdpo.paper.claims.settings import Claims, check_runs, fix_claims
 from epsdpo.runs.layout import SUPERSEDED, titles_in

@@ -20,9 +20,8 @@ from epsdpo.data.rows import cut_prompt
 from epsdpo.data.sources import DataError, find_source, read_split
 from epsdpo.data.split import PARTS, SplitWriter, check_split, hold_out, quantiles
 from epsdpo.experiment import DataSection
-from epsdpo.files import written_whole
+from epsdpo.files import writable, written_whole
 from epsdpo.methods.chat_template import render_chat
-from epsdpo.texts import writable
 
 __all__ = [
     "DataError",

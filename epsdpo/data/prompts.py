@@ -18,10 +18,10 @@ import pandas as pd
 from epsdpo.data.rows import checked_messages, plain_text, transcript_turns
 from epsdpo.data.sources import DataError, read_file
 from epsdpo.experiment import WORLD, PromptsSection
+from epsdpo.files import writable
 from epsdpo.methods import beside
 from epsdpo.methods.beside import SHOWN, WRITTEN, Messages, Refused, template_variables, with_system
 from epsdpo.models.hub import commit_of
-from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 

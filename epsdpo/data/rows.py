@@ -14,6 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from epsdpo.data.sources import PAIR_COLUMNS, DataError, Rows
+from epsdpo.files import texts_in
 from epsdpo.methods import beside
 from epsdpo.methods.beside import (
     SETTINGS,
@@ -26,7 +27,6 @@ from epsdpo.methods.beside import (
     without_empty,
 )
 from epsdpo.methods.chat_template import TEMPLATE_REFUSES, draws_at_random, render_chat
-from epsdpo.texts import texts_in
 
 STANDARD = "standard"
 CONVERSATIONAL = "conversational"

@@ -29,10 +29,9 @@ from epsdpo.evaluation.scores.numbers import (
     preference_numbers,
 )
 from epsdpo.experiment import WORLD, Experiment
-from epsdpo.files import written_whole
+from epsdpo.files import writable, written_whole
 from epsdpo.models.start import MODEL_FOLDER
 from epsdpo.runs.layout import SUMMARY
-from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, ConfigError, Experiment
+from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, Experiment
 from epsdpo.experiment.values import value_text
-from epsdpo.methods.catalogue import METHODS, ONLY_UNDER
+from epsdpo.methods.catalogue import METHODS, config_class, only_under
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import former_key
 
 TRAIN = "train"
@@ -55,9 +56,6 @@ FILE_KEYS = {
     ),
 }
 
-# Each config of arguments once; those of the other methods are among them.
-_METHODS_WITH_CONFIGS_OF_THEIR_OWN = ("epsilon_dpo", "beta_dpo", "cpo", "orpo", "kto")
-
 # What the checks fill in where a config is silent, though the section itself requires the key.
 _FILLED_IN = {"name": "the file's name", "title": "the name"}
 
@@ -78,11 +76,9 @@ def train_fields(method: str | None = None) -> dict[str, tuple[dataclasses.Field
     """
     if method is None:
         merged: dict[str, tuple[dataclasses.Field, Any]] = {}
-        for one in _METHODS_WITH_CONFIGS_OF_THEIR_OWN:
+        for one in METHODS:
             merged = {**merged, **{name: entry for name, entry in train_fields(one).items() if name not in merged}}
         return merged
-    from epsdpo.methods.other_configs import config_class
-
     config = config_class(method)
     fields = {field.name: field for field in dataclasses.fields(config) if field.init}
     types = get_type_hints(config)
@@ -106,7 +102,7 @@ def keys_of_others(method: Any, stated: Iterable[str]) -> list[str]:
     if method not in METHODS:
         return []
     known = train_fields(method)
-    foreign = [key for key in stated if key not in known or method not in ONLY_UNDER.get(key, METHODS)]
+    foreign = [key for key in stated if key not in known or method not in only_under(key)]
     return [key for key in foreign if key in train_fields()]
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import yaml
 
 from epsdpo.experiment.keys import keys_of_others
-from epsdpo.experiment.schema import ConfigError, Experiment
+from epsdpo.experiment.schema import Experiment
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides, point_names, point_title, sweep_points
 from epsdpo.experiment.validate import Checked, Layers, check_experiment
 from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
 from epsdpo.files import read_text
+from epsdpo.methods.errors import ConfigError
 
 BASE_MARK = "_"  # begins the names of files that are there to be extended, and are no experiments themselves
 

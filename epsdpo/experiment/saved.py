@@ -13,9 +13,11 @@ import yaml
 from pydantic import ValidationError
 
 from epsdpo.experiment.load import load_experiment
-from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS, ConfigError, Experiment, ModelSection
+from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS, Experiment
+from epsdpo.experiment.sections.model import ModelSection
 from epsdpo.experiment.values import flatten
 from epsdpo.files import written_whole
+from epsdpo.methods.errors import ConfigError
 
 EXPERIMENT_FILE = "experiment.yaml"
 

@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from epsdpo.experiment.keys import FILE_KEYS, check_key
-from epsdpo.experiment.schema import ConfigError
 from epsdpo.experiment.values import TOO_DEEP, overlap, unusable, value_text
+from epsdpo.methods.errors import ConfigError
 
 OVERRIDE = "--set"
 

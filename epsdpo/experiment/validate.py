@@ -1,25 +1,36 @@
 """From plain values to an `Experiment`, with every mistake in one line: place, key, value and remedy.
 
-The types are those of the sections and of the methods' configs; this module says what is wrong in a user's words.
+Names and types are those of the sections and of the methods' configs. Whether values are in range the configs know, and
+TRL: the method's own config is built with them, for no machine in particular.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
+import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from epsdpo.experiment.keys import FILE_KEYS, nearest, section_of, train_choices, train_fields
-from epsdpo.experiment.ranges import range_problem
-from epsdpo.experiment.schema import STATED_ELSEWHERE, ConfigError, Experiment
+from epsdpo.experiment.schema import STATED_ELSEWHERE, Experiment
 from epsdpo.experiment.values import number_advice, unusable
+from epsdpo.methods.catalogue import config_class
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import former_key
+
+if TYPE_CHECKING:
+    from epsdpo.methods.method_config import MethodConfig
 
 Layers = Sequence[tuple[str, Mapping[str, Any]]]
 Checked = Collection[tuple[str, Mapping[str, Any]]]
+
+# They ask for hardware or libraries, which need not be where a config is read.
+_OF_THE_MACHINE = ("deepspeed", "fsdp", "fsdp_config", "tf32", "torch_compile")
 
 
 def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), checked: Checked = ()) -> Experiment:
@@ -51,6 +62,47 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
     return experiment
 
 
+def arguments_for_no_machine(experiment: Experiment) -> MethodConfig:
+    """The trainer's arguments, checked as for one process on a CPU, without setting anything up for it.
+
+    Raises:
+        ValueError: if a value is out of range, or two do not go together.
+    """
+    import torch
+
+    # Devices and process groups are made when `device` is first read, which the config itself does.
+    nowhere = {"device": torch.device("cpu"), "world_size": 1, "_require_device": lambda self: None}
+    config = type("NoMachine", (config_class(experiment.method),), nowhere)
+    values = {key: value for key, value in experiment.training_arguments().items() if key not in _OF_THE_MACHINE}
+    return config(
+        **{
+            **values,
+            "output_dir": "unused",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "model_init_kwargs": {
+                "dtype": experiment.model.dtype,
+                "attn_implementation": experiment.model.attn_implementation,
+            },
+        }
+    )
+
+
+def no_held_out_pairs(arguments: MethodConfig) -> tuple[str, str]:
+    """(key of `train`, what is wrong) where evaluation is asked for and no pairs are held out."""
+    key = (
+        "eval_strategy"
+        if str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
+        else "do_eval"
+    )
+    key = "eval_on_start" if arguments.eval_on_start and not arguments.do_eval else key
+    value, remedy = getattr(arguments, key), "'no'" if key == "eval_strategy" else "false"
+    return key, (
+        f"train.{key} is {str(getattr(value, 'value', value))!r}, but there are no held-out pairs. Set data.eval_split "
+        f"(or data.eval_share, to hold a part of the training pairs out), or train.{key}: {remedy}"
+    )
+
+
 def _place(location: Sequence[Any], layers: Layers) -> str | None:
     """Where the value at a location was decided: the topmost layer that states it, or else what it lies in."""
     for length in range(len(location), 0, -1):
@@ -77,7 +129,28 @@ def _train_problems(experiment: Experiment) -> list[tuple[str, str]]:
         for key, problem in problems
     ]
     problems = [(key, problem) for key, problem in problems if problem] or list(_not_to_be_continued(experiment.train))
-    return problems or range_problem(experiment)
+    return problems or _range_problem(experiment)
+
+
+def _range_problem(experiment: Experiment) -> list[tuple[str, str]]:
+    """[(key of `train`, what is wrong with its value)], or [] if the trainer's config takes all values."""
+    from epsdpo.methods.method_config import PROCESS_COUNTS
+
+    # Under a launcher this config would take the launcher's settings for its own. There the trainer's arguments, which
+    # are built in a moment, are the check.
+    if any(name in os.environ for name in (*PROCESS_COUNTS, "ACCELERATE_USE_DEEPSPEED")):
+        return []
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of transformers, about keys of TRL's; training says it again
+            arguments = arguments_for_no_machine(experiment)
+    except ValueError as error:
+        message = " ".join(str(error).split())
+        key = re.match(r"(\w+)=", message)
+        named = key is not None and key[1] in experiment.train
+        return [(key[1] if named else "", f"train.{message}" if key else f"train: {message}")]
+    if (arguments.do_eval or arguments.eval_on_start) and not experiment.data.holds_out:
+        return [no_held_out_pairs(arguments)]
+    return []
 
 
 def _not_to_be_continued(train: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from epsdpo.texts import is_writable
+from epsdpo.files import is_writable
 
 DEEPEST = 20  # more than any key takes
 TOO_DEEP = f"nested more than {DEEPEST} deep. Write it flat"

@@ -15,8 +15,8 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from epsdpo.files import is_writable, texts_in
 from epsdpo.methods.chat_template import TEMPLATE_REFUSES, knows_variable
-from epsdpo.texts import is_writable, texts_in
 
 Messages = list[dict[str, Any]]
 

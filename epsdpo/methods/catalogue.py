@@ -1,38 +1,112 @@
-"""The methods that an experiment may name, and which keys of `train` mean something under which of them.
+"""The methods that an experiment may name: an entry for each, with its config, its trainer and what it sets of them.
 
-Plain data: names, what each method decides for its trainer, and why a name or key is refused. The trainers themselves
-are in `epsdpo.methods`.
+To add a method is to add an entry here and the modules that it names; docs/extending.md does so from beginning to end.
+Nothing is imported before it is asked for: names are checked without torch and trl, and a config without its trainer.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-# Losses that TRL 1.16's DPOConfig has under these names. Its "sigmoid" is the method dpo, and "sft" is no preference
-# method but a term to add to one.
-TRL_LOSSES = (
-    "hinge",
-    "ipo",
-    "exo_pair",
-    "nca_pair",
-    "robust",
-    "bco_pair",
-    "sppo_hard",
-    "aot",
-    "aot_unpaired",
-    "apo_zero",
-    "apo_down",
-    "discopop",
-    "sigmoid_norm",
-)
+if TYPE_CHECKING:
+    from transformers import Trainer
 
-# One pass over policy and reference, with a decision for every pair in the record.
-SHARED_PASS = ("dpo", "epsilon_dpo", "tr_dpo", "beta_dpo", *TRL_LOSSES)
-# What the criterion of these decisions is where a config does not say: the defaults of `epsdpo.methods.config`.
+    from epsdpo.methods.method_config import MethodConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a method is made of.
+
+    Attributes:
+        config, trainer: where their classes are, as "module:name". The fields of the config are the keys of `train`.
+        decides: what the method itself sets of its trainer's arguments.
+        reads: keys of `train` that have no effect under methods which do not name them here.
+        shared_pass: whether it is one pass over policy and reference, with a decision for every pair in the record;
+            TRL's own trainers record steps, but no pairs and no decisions.
+        beta: what becomes of β, in words for who tries to set its step.
+    """
+
+    config: str = "epsdpo.methods.config:EpsilonDPOConfig"
+    trainer: str = "epsdpo.methods.trainer:EpsilonDPOTrainer"
+    decides: dict[str, Any] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
+    shared_pass: bool = True
+    beta: str = "keeps β constant"
+
+
+# Plain DPO is ε-DPO with steps of size 0: β stays where it is, while the record still shows which pairs the criterion
+# would have moved (the measurement behind the paper's Figure 4a). So do the others that have a reference.
+_NO_STEPS = {"epsilon_step": 0.0}
+_SMOOTHING, _DIVERGENCE = ("label_smoothing",), ("f_divergence_type", "f_alpha_divergence_coef")
+
+# Losses that TRL 1.16's DPOConfig has under these names, with the keys that each reads. Its "sigmoid" is the method
+# dpo, and "sft" is no preference method but a term to add to one.
+TRL_LOSSES = {
+    "hinge": _DIVERGENCE,
+    "ipo": _DIVERGENCE,
+    "exo_pair": _SMOOTHING + _DIVERGENCE,
+    "nca_pair": (),
+    "robust": _SMOOTHING + _DIVERGENCE,
+    "bco_pair": (),
+    "sppo_hard": (),
+    "aot": _SMOOTHING,
+    "aot_unpaired": _SMOOTHING,
+    "apo_zero": (),
+    "apo_down": (),
+    "discopop": ("discopop_tau", *_DIVERGENCE),
+    "sigmoid_norm": _DIVERGENCE,
+}
+
+
+def _of_trls_dpo(loss: str, reads: tuple[str, ...]) -> Method:
+    return Method(
+        config="epsdpo.methods.trl_losses_config:TrlLossConfig",
+        trainer="epsdpo.methods.trl_losses:TrlLossTrainer",
+        decides={**_NO_STEPS, "loss_type": [loss]},
+        reads=reads,
+    )
+
+
+def _without_reference(kind: str, decides: dict[str, Any], reads: tuple[str, ...]) -> Method:
+    return Method(
+        config=f"epsdpo.methods.reference_free_config:{kind}Config",
+        trainer=f"epsdpo.methods.reference_free:{kind}Trainer",
+        decides=decides,
+        reads=reads,
+        shared_pass=False,
+    )
+
+
+CATALOGUE = {
+    "dpo": Method(decides=_NO_STEPS),
+    "epsilon_dpo": Method(reads=("beta_update",)),
+    "tr_dpo": Method(
+        decides={**_NO_STEPS, "sync_ref_model": True}, reads=("ref_model_mixup_alpha", "ref_model_sync_steps")
+    ),
+    "beta_dpo": Method(
+        config="epsdpo.methods.beta_dpo_config:BetaDPOConfig",
+        trainer="epsdpo.methods.beta_dpo:BetaDPOTrainer",
+        decides=_NO_STEPS,
+        beta="sets β batch by batch",
+    ),
+    **{loss: _of_trls_dpo(loss, reads) for loss, reads in TRL_LOSSES.items()},
+    # SimPO is TRL's CPO without its term on the chosen responses.
+    "simpo": _without_reference("CPO", {"loss_type": "simpo", "cpo_alpha": 0.0}, ("simpo_gamma", *_SMOOTHING)),
+    "cpo": _without_reference("CPO", {"loss_type": "sigmoid"}, ("cpo_alpha", *_SMOOTHING)),
+    "orpo": _without_reference("ORPO", {}, ()),
+    "kto": Method(
+        config="epsdpo.methods.kto_config:KTOConfig", trainer="epsdpo.methods.kto:KTOTrainer", shared_pass=False
+    ),
+}
+
+METHODS = tuple(CATALOGUE)
+SHARED_PASS = tuple(name for name, method in CATALOGUE.items() if method.shared_pass)
+# What the criterion of these decisions is where a config does not say: the defaults of `EpsilonDPOConfig`.
 CRITERION_DEFAULTS = {"epsilon": 0.01, "criterion_dtype": "float32"}
-# TRL's own trainers: the record has steps, but no pairs and no decisions.
-REFERENCE_FREE = ("simpo", "cpo", "orpo")
-METHODS = (*SHARED_PASS, *REFERENCE_FREE, "kto")
 
 NO_METHODS = {
     "sigmoid": "TRL's sigmoid loss is method dpo",
@@ -45,34 +119,24 @@ NO_METHODS = {
     "r_dpo": "TRL 1.16 does not have it",
 }
 
-_LOSSES_WITH_SMOOTHING = ("robust", "exo_pair", "aot", "aot_unpaired", "simpo", "cpo")
-_LOSSES_WITH_DIVERGENCE = ("hinge", "ipo", "exo_pair", "robust", "discopop", "sigmoid_norm")
 
-# Keys that a trainer's config has, but that only these methods read.
-ONLY_UNDER = {
-    "beta_update": ("epsilon_dpo",),
-    "ref_model_mixup_alpha": ("tr_dpo",),
-    "ref_model_sync_steps": ("tr_dpo",),
-    "label_smoothing": _LOSSES_WITH_SMOOTHING,
-    "discopop_tau": ("discopop",),
-    "f_divergence_type": _LOSSES_WITH_DIVERGENCE,
-    "f_alpha_divergence_coef": _LOSSES_WITH_DIVERGENCE,
-    "simpo_gamma": ("simpo",),
-    "cpo_alpha": ("cpo",),
-}
+def only_under(key: str) -> tuple[str, ...]:
+    """The methods under which a key of `train` has an effect."""
+    return tuple(name for name, method in CATALOGUE.items() if key in method.reads) or METHODS
 
 
-def decided_by(method: str) -> dict[str, Any]:
-    """What a method decides of its trainer's arguments.
+def config_class(method: str) -> type[MethodConfig]:
+    """The class of the arguments of a method's trainer."""
+    return _named(CATALOGUE[method].config)
 
-    Plain DPO is ε-DPO with steps of size 0: β stays where it is, while the record still shows which pairs the criterion
-    would have moved (the measurement behind the paper's Figure 4a). So do the others that have a reference.
-    """
-    if method == "epsilon_dpo":
-        return {}
-    if method in SHARED_PASS:
-        moving = {"sync_ref_model": True} if method == "tr_dpo" else {}
-        loss = {"loss_type": [method]} if method in TRL_LOSSES else {}
-        return {"epsilon_step": 0.0, **moving, **loss}
-    # SimPO is TRL's CPO without its term on the chosen responses.
-    return {"simpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "cpo": {"loss_type": "sigmoid"}}.get(method, {})
+
+def trainer_class(method: str) -> type[Trainer]:
+    """The trainer of a method."""
+    return _named(CATALOGUE[method].trainer)
+
+
+def _named(place: str) -> Any:
+    # TRL warns on import that what it calls experimental may change between releases; requirements.lock pins one.
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from trl import KTOTrainer as TrlKTOTrainer
 
-from epsdpo.methods.other_configs import KTOConfig
+from epsdpo.methods.kto_config import KTOConfig
 from epsdpo.methods.recorded import RecordsSteps
 
 

@@ -55,11 +55,9 @@ from epsdpo.methods.sharding import (
     share_out_reference,
     warn_of_lost_updates,
 )
-from epsdpo.models.local_models import require_known_tokens
+from epsdpo.methods.vocabulary import TOKENISED_COLUMNS, require_known_tokens
 
 logger = logging.getLogger(__name__)
-
-TOKENISED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):

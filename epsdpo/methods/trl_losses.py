@@ -11,9 +11,9 @@ import torch
 from trl import DPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
-from epsdpo.methods.other_configs import TrlLossConfig
 from epsdpo.methods.pair_index import REPEATED, ScoredPairs
 from epsdpo.methods.trainer import EpsilonDPOTrainer
+from epsdpo.methods.trl_losses_config import TrlLossConfig
 
 
 class TrlLossTrainer(EpsilonDPOTrainer):

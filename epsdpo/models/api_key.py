@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from typing import Any
 
-from epsdpo.experiment.schema import ConfigError
+from epsdpo.methods.errors import ConfigError
 
 HIDDEN = "***"
 _WHOLLY_HIDDEN = "*** (not shown, since it holds the key)"

@@ -6,19 +6,18 @@ Of a model it looks at names, config.json and tokenizer, and reads no weights. A
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, Experiment
 from epsdpo.experiment.paths import looks_local
 from epsdpo.files import read_text
-from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer, require_no_own_code
+from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.models.own_code import require_no_own_code
 
 NOT_HERE = "no such file or folder, seen from {}. Check the path; a hub id has the form owner/name"
 
 _FILES = (".json", ".jsonl", ".gz", ".parquet", ".arrow", ".jinja", ".txt")  # endings that no hub id has
-_TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # or an index of several such files
 _TOKENIZERS = ("tokenizer.json", "*.model", "vocab.json", "vocab.txt", "tekken.json", "*.tiktoken")
@@ -60,42 +59,6 @@ def folder_problem(folder: Path) -> str | None:
             )
         return f"it holds no {_CONFIG}. Name the folder of a model as save_pretrained writes it"
     return _config_problem(folder) or _weights_problem(folder) or _tokenizer_problem(folder)
-
-
-def require_known_tokens(tables: Iterable[Any], tokenizer: Any, embeddings: int, model: str) -> None:
-    """Refuse token ids for which the model has no embedding: of the data, and of what fills up a batch.
-
-    Args:
-        tables: data sets, whose columns of prepared pairs are looked at.
-        embeddings: rows of the model's embedding.
-        model: its name, for the message.
-
-    Raises:
-        ConfigError: naming the largest of them, and the remedy.
-    """
-    import pyarrow.compute as pc
-
-    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    largest = -1 if padding is None else padding
-    for table in tables:
-        for name in filter(table.column_names.__contains__, _TOKEN_COLUMNS if len(table) else ()):
-            ids = table.select_columns([name]).with_format("arrow")[:].column(name)
-            found = pc.max(pc.list_flatten(ids)).as_py()
-            largest = max(largest, -1 if found is None else found)
-    if problem := token_problem(largest, tokenizer, embeddings, model):
-        raise ConfigError(problem)
-
-
-def token_problem(largest: int, tokenizer: Any, embeddings: int, model: str) -> str | None:
-    """What is wrong if the largest token id in use is `largest`; None if the model has an embedding for it."""
-    if largest < embeddings:
-        return None
-    return (
-        f"model.name_or_path: the tokenizer of {model!r} writes token {largest} "
-        f"({tokenizer.convert_ids_to_tokens(largest)!r}; it knows {len(tokenizer)}), and the model's embedding has "
-        f"{embeddings} rows. Use the tokenizer that belongs to the model, or enlarge the model "
-        "(resize_token_embeddings(len(tokenizer)), then save_pretrained) and name that"
-    )
 
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:

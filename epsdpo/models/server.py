@@ -19,11 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from epsdpo.data.rendering import RenderedPrompt
 from epsdpo.evaluation.judges.answers import tokens_counted
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
+from epsdpo.files import writable
 from epsdpo.methods.chat_template import writes_date
 from epsdpo.models.api_key import ApiKey
 from epsdpo.models.response import GenerationError, Response, own_seed
 from epsdpo.models.server_answer import CONNECTION_ERRORS, HEADERS, BadAnswer, ServerAnswer
-from epsdpo.texts import writable
 
 _LONGEST_BACKOFF = 60.0
 _SHOWN = 300

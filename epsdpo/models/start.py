@@ -14,8 +14,9 @@ from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, Model
 from epsdpo.experiment.paths import looks_local, resolve_path
 from epsdpo.files import read_text
 from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.methods.vocabulary import require_known_tokens
 from epsdpo.models.hub import commit_of
-from epsdpo.models.local_models import NOT_HERE, require_known_tokens
+from epsdpo.models.local_models import NOT_HERE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
-from epsdpo.files import flush_tree, read_object, written_whole
+from epsdpo.files import flush_tree, read_object, writable, written_whole
 from epsdpo.runs.fingerprint import key_of
-from epsdpo.texts import writable
 
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"

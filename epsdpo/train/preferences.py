@@ -19,12 +19,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from epsdpo.data.prepared import REPORT, PreparedData, load_prepared, prepare
 from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
-from epsdpo.experiment.ranges import no_held_out_pairs
+from epsdpo.experiment.validate import no_held_out_pairs
+from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.loading import never_running_code, read_config
 from epsdpo.methods.method_config import MethodConfig
-from epsdpo.methods.other_configs import config_class
 from epsdpo.methods.resuming import CannotContinue
-from epsdpo.methods.trainer_of import trainer_class
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import (
     MODEL_FOLDER,

@@ -12,8 +12,7 @@ from epsdpo.__main__ import main
 from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.experiment.keys import section_keys, train_keys
 from epsdpo.experiment.schema import STATED_ELSEWHERE
-from epsdpo.methods.catalogue import METHODS
-from epsdpo.methods.other_configs import config_class
+from epsdpo.methods.catalogue import METHODS, config_class
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

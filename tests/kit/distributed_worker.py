@@ -20,8 +20,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTConfig, TrainerCallback
 
 from epsdpo import EpsilonDPOTrainer
-from epsdpo.methods.other_configs import config_class
-from epsdpo.methods.trainer_of import trainer_class
+from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.train.preferences import last_whole_checkpoint
 from kit.official import OFFICIAL, tokenised_pairs
 

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from epsdpo.methods.batch_beta import BetaDPOTrainer
-from epsdpo.methods.beta_dpo import MarginStatistics, batch_beta, keep_pairs
-from epsdpo.methods.other_configs import BetaDPOConfig
+from epsdpo.methods.beta_dpo import BetaDPOTrainer, MarginStatistics, batch_beta, keep_pairs
+from epsdpo.methods.beta_dpo_config import BetaDPOConfig
 from epsdpo.methods.record import read_pairs, read_steps
 
 

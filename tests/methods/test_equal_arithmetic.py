@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.evaluation.kl import sequence_kl
+from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.heads import expose_hidden_states
-from epsdpo.methods.other_configs import config_class
-from epsdpo.methods.trainer_of import trainer_class
 from epsdpo.paper.epsilon_bound import decisions_at, precision_of
 from epsdpo.paper.precision.decisions import criterion_sums
 from epsdpo.paper.precision.rounding import decisions

@@ -5,9 +5,8 @@ import pytest
 from kit.official import OFFICIAL
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from epsdpo.methods.other_configs import config_class
+from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.record import read_steps
-from epsdpo.methods.trainer_of import trainer_class
 
 REFERENCE_FREE = {"simpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "orpo": {}}
 WITH_REFERENCE = {"epsilon_dpo": {}, "beta_dpo": {}, "ipo": {"loss_type": ["ipo"]}, "kto": {}}

@@ -8,10 +8,10 @@ from trl import DPOTrainer
 
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 from epsdpo.experiment.keys import train_fields
-from epsdpo.experiment.schema import ConfigError
 from epsdpo.experiment.sweep import parse_overrides
+from epsdpo.methods.catalogue import config_class
+from epsdpo.methods.errors import ConfigError
 from epsdpo.methods.former_names import FORMER_KEYS
-from epsdpo.methods.other_configs import config_class
 
 CONFIGS = [config_class(method) for method in ("epsilon_dpo", "ipo", "beta_dpo", "kto", "simpo", "orpo")]
 

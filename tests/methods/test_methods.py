@@ -20,18 +20,19 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from epsdpo.data.prepared import prepare
 from epsdpo.experiment import check_experiment
-from epsdpo.methods.catalogue import METHODS, REFERENCE_FREE, SHARED_PASS, TRL_LOSSES
+from epsdpo.methods.catalogue import METHODS, SHARED_PASS, TRL_LOSSES, config_class, trainer_class
 from epsdpo.methods.kto import KTOTrainer, unpaired
-from epsdpo.methods.other_configs import KTOConfig, TrlLossConfig, config_class
+from epsdpo.methods.kto_config import KTOConfig
 from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.methods.saved_reference import FILE as REFERENCE_FILE
-from epsdpo.methods.trainer_of import trainer_class
 from epsdpo.methods.trl_losses import TrlLossTrainer
+from epsdpo.methods.trl_losses_config import TrlLossConfig
 from epsdpo.models.start import load_tokenizer
 from epsdpo.plots.trajectory import beta_trajectory, training_curves
 from epsdpo.train.preferences import memory_outlook, train, trainer_arguments
 from epsdpo.trajectory.summary import compare, in_words, summarise
 
+REFERENCE_FREE = [method for method in METHODS if not config_class(method).has_reference]
 NEEDS = {"exo_pair": {"label_smoothing": 1e-3}, "tr_dpo": {"ref_model_sync_steps": 2}}
 
 

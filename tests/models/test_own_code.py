@@ -23,9 +23,8 @@ from epsdpo.evaluation.judges.comparison import JudgeError
 from epsdpo.evaluation.judges.load import load_judge
 from epsdpo.experiment import check_experiment, save_experiment
 from epsdpo.experiment.sections.judge import JudgeSection
+from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.loading import read_tokenizer
-from epsdpo.methods.other_configs import config_class
-from epsdpo.methods.trainer_of import trainer_class
 from epsdpo.paper import epsilon_bound
 from epsdpo.train import preferences as train
 from epsdpo.train import sft

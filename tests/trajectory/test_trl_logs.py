@@ -11,8 +11,8 @@ from trl import DPOConfig, DPOTrainer
 
 from epsdpo.batch.stage import run_stage
 from epsdpo.experiment import ConfigError
-from epsdpo.methods.batch_beta import BetaDPOTrainer
-from epsdpo.methods.other_configs import BetaDPOConfig
+from epsdpo.methods.beta_dpo import BetaDPOTrainer
+from epsdpo.methods.beta_dpo_config import BetaDPOConfig
 from epsdpo.methods.record import STEP_COLUMNS, read_steps
 from epsdpo.plots.trajectory import beta_trajectory, logged_curves, relative_trajectory
 from epsdpo.train.checkpoints import whole_checkpoints

@@ -16,7 +16,7 @@ from epsdpo.batch.check.texts import check_texts
 from epsdpo.batch.check.training import check_training
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.load import BASE_MARK
-from epsdpo.methods.loading import own_code
+from epsdpo.models.own_code import own_code
 
 __all__ = ["ERROR", "NOTE", "OK", "WARNING", "Checked", "Finding", "check_configs", "config_files", "text_of"]
 

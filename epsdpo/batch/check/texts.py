@@ -33,7 +33,7 @@ from epsdpo.data.split import check_split
 from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, DataSection, Experiment
 from epsdpo.methods.chat_template import writes_date
 from epsdpo.methods.loading import read_tokenizer
-from epsdpo.models.local_models import token_problem
+from epsdpo.methods.vocabulary import token_problem
 from epsdpo.models.server import require_ids_for_dates
 from epsdpo.models.start import read_chat_template
 

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig
 
 from epsdpo.batch.check.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.experiment import WORLD, ConfigError, Experiment
-from epsdpo.experiment.ranges import arguments_for_no_machine
+from epsdpo.experiment.validate import arguments_for_no_machine
 from epsdpo.methods.loading import read_config
 from epsdpo.methods.method_config import HALF_PRECISION, ON_A_CPU, MethodConfig, accumulation_steps, has_accelerator
 from epsdpo.train.adapters import check_adapters, lora_config

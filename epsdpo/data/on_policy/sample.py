@@ -24,7 +24,7 @@ from epsdpo.data.rendering import RenderedPrompt, render_untrained
 from epsdpo.data.rows import CONVERSATIONAL, check_tokenizer
 from epsdpo.data.sources import DataError
 from epsdpo.experiment import WORLD, ConfigError, Experiment
-from epsdpo.files import written_whole
+from epsdpo.files import writable, written_whole
 from epsdpo.methods.beside import SHOWN
 from epsdpo.methods.loading import load_causal_lm
 from epsdpo.models.kept import ResponseStore, open_store
@@ -33,7 +33,6 @@ from epsdpo.models.local_models import require_local
 from epsdpo.models.respond import Engine, respond
 from epsdpo.models.response import Response
 from epsdpo.models.start import load_tokenizer, model_identity, reference_source
-from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,9 @@ from typing import Any
 from jinja2 import Environment
 
 from epsdpo.evaluation.benchmarks.tasks import TABLE_8
-from epsdpo.files import written_whole
+from epsdpo.files import writable, written_whole
 from epsdpo.runs.layout import BENCHMARK_RESULTS, BENCHMARKS, experiments_in
 from epsdpo.runs.manifest import read_manifest
-from epsdpo.texts import writable
 
 POLICY, REFERENCE = "policy", "reference"
 

@@ -21,8 +21,8 @@ from epsdpo.evaluation.judges.answers import read_completion, remedies_for
 from epsdpo.evaluation.judges.comparison import Answer, Deliver, Failure, JudgeError, Presentation
 from epsdpo.evaluation.judges.cost import estimate, estimate_text
 from epsdpo.evaluation.judges.template import load_template
-from epsdpo.experiment.schema import ConfigError
 from epsdpo.experiment.sections.judge import JudgeSection
+from epsdpo.methods.errors import ConfigError
 from epsdpo.models.api_key import ApiKey
 from epsdpo.models.http import backoff_seconds
 from epsdpo.models.server_answer import CONNECTION_ERRORS, HEADERS, BadAnswer, ServerAnswer

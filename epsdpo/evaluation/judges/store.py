@@ -16,8 +16,7 @@ import filelock
 
 from epsdpo.evaluation.judges.answers import still_an_answer
 from epsdpo.evaluation.judges.comparison import JudgeError
-from epsdpo.files import flush_to_disk
-from epsdpo.texts import writable
+from epsdpo.files import flush_to_disk, writable
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,7 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.evaluation.judges.answers import IMPROBABLE, remedies_for, still_an_answer
-from epsdpo.files import text_of, written_whole
-from epsdpo.texts import writable
+from epsdpo.files import text_of, writable, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def read_annotations(path: str | Path) -> Annotations:
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write judgements as AlpacaEval's `annotations.json`, gzipped if the name ends in .gz; whole or not at all.
 
-    What UTF-8 cannot write is replaced, see `epsdpo.texts`. What is written reads back by `read_annotations` and by
+    What UTF-8 cannot write is replaced, see `epsdpo.files`. What is written reads back by `read_annotations` and by
     the `alpaca_eval` package. Keys beside AlpacaEval's are kept. A failed judgement has the preference None or NaN and
     is written as null, never left out.
 
