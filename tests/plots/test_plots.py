@@ -55,14 +55,15 @@ def test_a_saved_figure_lies_beside_what_a_paper_needs(tmp_path):
     pdf = (tmp_path / "new" / "beta.pdf").read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType, and none of matplotlib's own kind
     assert b"/CreationDate" not in pdf
-    assert picture.image.alt == "title β̃"
+    assert picture.alt == "title β̃"
 
 
 def test_a_picture_shows_its_caption_under_it_and_no_markup_of_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("epsdpo.plots.saving.display", shown.append)
     figure = beta_trajectory({"run": STEPS}, {"run": "dpo"}, "title")
-    plots.save(figure, tmp_path / "beta.png", data=STEPS, caption="<script>β & co</script>")._ipython_display_()
+    plots.show(figure, "beta", STEPS, "<script>β & co</script>", folder=tmp_path)
+    assert (tmp_path / "beta.png").exists()
     assert shown[0].data.startswith(b"\x89PNG")
     assert "<script>" not in shown[1].data and "&lt;script&gt;β &amp; co" in shown[1].data
 
@@ -261,7 +262,10 @@ FIGURES = {
 def drawing_functions():
     """Every public function that returns a figure, by module and name."""
     found = {}
-    rooms = pkgutil.iter_modules(plots.__path__, "epsdpo.plots."), pkgutil.walk_packages(paper.__path__, "epsdpo.paper.")
+    rooms = (
+        pkgutil.iter_modules(plots.__path__, "epsdpo.plots."),
+        pkgutil.walk_packages(paper.__path__, "epsdpo.paper."),
+    )
     for module in itertools.chain(*rooms):
         for name, function in vars(importlib.import_module(module.name)).items():
             own = inspect.isfunction(function) and function.__module__ == module.name and name[0] != "_"
