@@ -13,8 +13,8 @@ import pandas as pd
 from epsdpo.evaluation.judge import BY_ORDER
 from epsdpo.evaluation.judges.counts import completeness
 from epsdpo.evaluation.scores.clusters import distinct
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.numbers import LENGTH_ONLY
-from epsdpo.evaluation.scores.winrate import bootstrap_interval
 
 OPPONENTS = {"reference": "the model it started from", "given": "the responses given with the prompts"}
 _LENGTH_GROUPS = 5

@@ -36,7 +36,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo import plots
 from epsdpo.data.prepared import DataError, PreparedData, load_prepared
 from epsdpo.evaluation.scores.clusters import conversations_of_rendered
-from epsdpo.evaluation.scores.winrate import bootstrap_interval
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.methods.config import EpsilonDPOConfig
 from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_arithmetic, require_same_vocabulary

@@ -5,7 +5,6 @@ It knows files and formats. What a figure shows, and what its caption says, is g
 
 import html
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -19,26 +18,8 @@ from epsdpo.plots.publication import fit_for_print
 SCREEN_DPI, PRINT_DPI = 160, 300
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A saved figure as a notebook shows it: the PNG, and its caption under it.
-
-    Attributes:
-        image: the PNG, with the figure's titles as the alternative text.
-        caption: what to see in it, as plain text.
-    """
-
-    image: Image
-    caption: str
-
-    def _ipython_display_(self) -> None:
-        # Two outputs: a picture inside of HTML would be taken out of a notebook that JupyterLab does not trust.
-        display(self.image)
-        display(HTML(f'<p style="max-width: 60rem"><i>{html.escape(self.caption)}</i></p>'))
-
-
-def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, publication: bool = False) -> Picture:
-    """Write a figure and what a paper's author needs beside it, and return it for a notebook to show.
+def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, publication: bool = False) -> Image:
+    """Write a figure and what a paper's author needs beside it, and return the PNG as a notebook shows it.
 
     Beside `path`, a PNG, lie under the same name a PDF (vectors, fonts embedded as TrueType), a CSV with the numbers
     in the figure, and a TXT with the caption.
@@ -60,7 +41,19 @@ def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, pub
         figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None, "Title": words})
     write_csv(data, path.with_suffix(".csv"))
     path.with_suffix(".txt").write_text(f"{caption}\n", encoding="utf-8")
-    return Picture(picture, caption)
+    return picture
+
+
+def show(
+    figure: Figure, name: str, data: pd.DataFrame, caption: str, *, folder: str | Path, publication: bool = False
+) -> None:
+    """Show a figure in a notebook, its caption under it, and `save` it as `name`.png and so on into a folder.
+
+    A notebook binds the folder and `publication` once: `show = partial(plots.show, folder=…, publication=…)`.
+    """
+    # Two outputs: a picture inside of HTML would be taken out of a notebook that JupyterLab does not trust.
+    display(save(figure, Path(folder) / f"{name}.png", data, caption, publication))
+    display(HTML(f'<p style="max-width: 60rem"><i>{html.escape(caption)}</i></p>'))
 
 
 def as_image(figure: Figure, dpi: int = SCREEN_DPI, words: str | None = None) -> Image:

@@ -16,8 +16,8 @@ import pandas as pd
 from epsdpo.evaluation.evaluate import ANNOTATIONS, RESPONSES
 from epsdpo.evaluation.scores.annotations import read_annotations
 from epsdpo.evaluation.scores.clusters import distinct
-from epsdpo.evaluation.scores.compare import join_seeds
-from epsdpo.evaluation.scores.winrate import bootstrap_interval
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
+from epsdpo.evaluation.scores.seeds import join_seeds
 from epsdpo.experiment import Experiment
 
 _PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share", "prompts", "distinct"]

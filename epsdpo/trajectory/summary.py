@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.scores.clusters import conversations_of_rendered, share_interval
+from epsdpo.evaluation.scores.clusters import conversations_of_rendered
+from epsdpo.evaluation.scores.intervals import share_interval
 from epsdpo.methods.record import read_pairs, read_steps
 
 DECISIONS = {"relaxed": 1, "tied": 0, "tightened": -1}

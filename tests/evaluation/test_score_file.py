@@ -27,7 +27,7 @@ from scipy.special import expit, log_expit
 from epsdpo.__main__ import main
 from epsdpo.evaluation.scores.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.scores.annotations import InputError
-from epsdpo.evaluation.scores.length_control import GamedRows, length_control
+from epsdpo.evaluation.scores.length_control import Coefficients, GamedRows, length_control, predicted_chances
 from epsdpo.evaluation.scores.length_control_data import (
     HUB_FILE,
     HUB_REVISION,
@@ -65,6 +65,15 @@ def test_the_leaderboard_is_reproduced(tmp_path, difficulties, model):
     if model != "NullModel":
         weights = published[["glm_w_tanh_len", "glm_w_difficulty", "glm_w_bias"]]
         assert list(numbers["coefficients"].values()) == pytest.approx(list(weights), abs=2e-4)
+
+
+def test_the_published_weights_give_the_published_rates():
+    gamma = read_gamed(GAMED).difficulties[:805]
+    for model in LEADERBOARD.index.drop("NullModel"):
+        row = LEADERBOARD.loc[model]
+        weights = Coefficients(row["glm_w_tanh_len"], row["glm_w_difficulty"], row["glm_w_bias"])
+        rate = 100.0 * predicted_chances(weights, gamma).mean()
+        assert rate == pytest.approx(row["length_controlled_winrate"], abs=1e-6)
 
 
 def test_null_models_weights_belong_to_another_c_than_its_row(tmp_path, difficulties):

@@ -6,7 +6,8 @@ from scipy.optimize import minimize
 from scipy.special import expit, xlog1py, xlogy
 from scipy.stats import bootstrap, sem
 
-from epsdpo.evaluation.scores.winrate import average_length, bootstrap_interval, length_controlled_win_rate, win_rate
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
+from epsdpo.evaluation.scores.winrate import average_length, length_controlled_win_rate, win_rate
 
 
 def test_win_rate_by_hand():

@@ -10,11 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from epsdpo.experiment import ConfigError
 from epsdpo.methods.record import read_pairs
-from epsdpo.paper.claims import drawing_within, figures
+from epsdpo.paper.claims import drawing, drawing_within
 from epsdpo.paper.claims import figure_tables as tables
 from epsdpo.paper.claims.drawing_verdicts import verdicts
 from epsdpo.paper.claims.run_table import finished_runs
-from epsdpo.paper.claims.settings import Claims
 from epsdpo.plots import save
 from epsdpo.trajectory.summary import decision_fractions
 
@@ -165,15 +164,14 @@ def test_bounds_by_hand():
     assert tables.bound(pd.DataFrame(), {"DPO": ["dpo"]}, 0.95).empty
 
 
-def test_bounds_that_are_lower_limits_are_drawn_hollow(runs):
-    shown = figures.bound(batch(runs))
-    assert "hollow points have such pairs and are lower limits" in shown.caption
-    for axes in shown.figure.axes:
+def test_bounds_that_are_lower_limits_are_drawn_hollow():
+    figure = drawing_within.bound(tables.bound(bounds(), SHOWN["bound"], 0.95))
+    for axes in figure.axes:
         points = [line for line in axes.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
         hollow = {line.get_xdata()[0]: line.get_markerfacecolor() == "white" for line in points}
         assert hollow == {0.1: False, 1.0: True}
         assert axes.get_xlabel() == "share of training"
-    labels = [text.get_text() for text in shown.figure.legends[0].get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "largest ε tried: 0.02" in labels
 
 
@@ -221,13 +219,17 @@ SHOWN = {
     "initial_beta": {"DPO": ["dpo"], "ε-DPO": ["eps", "eps_high"]},
     "label_noise": {"DPO": ["dpo", "noisy_dpo"], "ε-DPO": ["eps"]},
 }
-NAMES = [*SHOWN, "step_cost"]
 
 
-def batch(runs, worlds=3, shown=SHOWN):
-    claim = {"name": "c", "place": "", "says": "", "measure": "win_rate", "of": ["dpo"], "above": 0.0}
-    claims = Claims.model_validate({"worlds": 3, "figures": shown, "claims": [claim]})
-    return figures.Batch(claims, runs, measures(worlds), bounds(), rounds())
+def table_of(name, runs, worlds=3, groups=None):
+    """The table of a figure, as the notebook makes it of the runs, their measures, or the bounds of ε."""
+    made_of = {"dynamics": runs, "margins": runs, "bound": bounds()}.get(name, measures(worlds))
+    return getattr(tables, name)(made_of, SHOWN[name] if groups is None else groups, 0.95)
+
+
+def draw(name, table):
+    room = drawing_within if name in ("dynamics", "margins", "bound") else drawing
+    return getattr(room, name)(table)
 
 
 def is_whole(figure):
@@ -239,33 +241,35 @@ def is_whole(figure):
     return min(drawn.x0, drawn.y0) > -0.01 and drawn.x1 < width + 0.01 and drawn.y1 < height + 0.01
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_figure_is_whole_and_saved_with_numbers_and_caption(runs, tmp_path, name):
-    shown = getattr(figures, name)(batch(runs))
-    assert is_whole(shown.figure)
-    assert all(axes.get_xlabel() for axes in shown.figure.axes if name != "two_epsilons")
-    save(shown.figure, tmp_path / f"{name}.png", data=shown.data, caption=shown.caption)
+@pytest.mark.parametrize("name", [*SHOWN, "step_cost"])
+def test_each_figure_is_whole_and_saved_with_its_numbers(runs, tmp_path, name):
+    table = tables.step_cost(rounds(), 0.95) if name == "step_cost" else table_of(name, runs)
+    figure = draw(name, table)
+    assert is_whole(figure)
+    assert all(axes.get_xlabel() for axes in figure.axes if name != "two_epsilons")
+    save(figure, tmp_path / f"{name}.png", data=table, caption="what to see")
     written = pd.read_csv(tmp_path / f"{name}.csv")
-    assert written["mean"].tolist() == pytest.approx(shown.data["mean"].tolist())
-    assert "Student's t over" in shown.caption or name == "step_cost"
+    assert written["mean"].tolist() == pytest.approx(table["mean"].tolist())
 
 
 @pytest.mark.parametrize("name", [name for name in SHOWN if name not in ("two_epsilons", "bound")])
 def test_what_has_not_run_is_left_out_and_named(runs, name):
     groups = {**SHOWN[name], "missing": ["never_run"]}
-    some = getattr(figures, name)(batch(runs, shown={name: groups}))
-    assert some.caption.endswith("Without finished runs, and so not shown: never_run.")
-    none = getattr(figures, name)(batch(runs, shown={name: {"missing": ["never_run"]}}))
-    assert "No finished run" in none.figure.axes[0].texts[0].get_text() and none.data.empty
+    some = tables.coverage(table_of(name, runs, groups=groups), groups, 0.95)
+    assert some.startswith(" Intervals are 95%, Student's t over ")
+    assert some.endswith("Without finished runs, and so not shown: never_run.")
+    none = table_of(name, runs, groups={"missing": ["never_run"]})
+    assert none.empty and "No finished run" in draw(name, none).axes[0].texts[0].get_text()
+    assert tables.coverage(none, {}, 0.95) == ""
 
 
 def test_means_with_intervals_are_drawn_where_the_table_has_them(runs):
-    shown = figures.frontier(batch(runs))
-    (axes,) = shown.figure.axes
+    table = table_of("frontier", runs)
+    (axes,) = drawing.frontier(table).axes
     lines, labels = axes.get_legend_handles_labels()
     assert labels == list(SHOWN["frontier"])
     line, (_, _, (xbars, ybars)) = lines[1], axes.containers[1]
-    rows = shown.data[shown.data["group"] == labels[1]].set_index(["measure", "recipe"])
+    rows = table[table["group"] == labels[1]].set_index(["measure", "recipe"])
     for recipe, x, y, xbar, ybar in zip(
         ["eps", "eps_high"], line.get_xdata(), line.get_ydata(), xbars.get_segments(), ybars.get_segments(), strict=True
     ):
@@ -278,9 +282,10 @@ def test_means_with_intervals_are_drawn_where_the_table_has_them(runs):
 
 def test_one_world_is_drawn_without_bars(runs):
     for name in ("main", "frontier", "initial_beta", "label_noise", "two_epsilons"):
-        shown = getattr(figures, name)(batch(runs, worlds=1))
-        assert shown.data["low"].isna().sum() == len(shown.data) and is_whole(shown.figure)
-        assert "gives no interval" in shown.caption
+        table = table_of(name, runs, worlds=1)
+        assert table["low"].isna().all() and is_whole(draw(name, table))
+        here = table[table["source"] == tables.HERE] if name == "two_epsilons" else table
+        assert "gives no interval" in tables.coverage(here, SHOWN[name], 0.95)
 
 
 def test_an_interval_of_two_worlds_does_not_set_the_scale_of_the_margins():

@@ -5,15 +5,10 @@ import pandas as pd
 import pytest
 
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.paper.precision.answer import answer
 from epsdpo.paper.precision.decisions import ARITHMETICS
-from epsdpo.paper.precision.twins import (
-    answer,
-    differences,
-    runs_by_precision,
-    shares_in_training,
-    steps_of_twins,
-    typical_runs,
-)
+from epsdpo.paper.precision.recipes import typical_runs
+from epsdpo.paper.precision.twins import differences, runs_by_precision, shares_in_training, steps_of_twins
 from epsdpo.report.collect import Run
 
 

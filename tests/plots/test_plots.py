@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 
-from epsdpo import plots
+from epsdpo import paper, plots
 from epsdpo.experiment import Experiment
 from epsdpo.paper.claims.verdicts import VERDICTS
 from epsdpo.plots import style
@@ -55,14 +55,15 @@ def test_a_saved_figure_lies_beside_what_a_paper_needs(tmp_path):
     pdf = (tmp_path / "new" / "beta.pdf").read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf  # TrueType, and none of matplotlib's own kind
     assert b"/CreationDate" not in pdf
-    assert picture.image.alt == "title β̃"
+    assert picture.alt == "title β̃"
 
 
 def test_a_picture_shows_its_caption_under_it_and_no_markup_of_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("epsdpo.plots.saving.display", shown.append)
     figure = beta_trajectory({"run": STEPS}, {"run": "dpo"}, "title")
-    plots.save(figure, tmp_path / "beta.png", data=STEPS, caption="<script>β & co</script>")._ipython_display_()
+    plots.show(figure, "beta", STEPS, "<script>β & co</script>", folder=tmp_path)
+    assert (tmp_path / "beta.png").exists()
     assert shown[0].data.startswith(b"\x89PNG")
     assert "<script>" not in shown[1].data and "&lt;script&gt;β &amp; co" in shown[1].data
 
@@ -207,30 +208,30 @@ EPSILONS = EPSILONS.assign(epsilon_step=0.01, **OVER_WORLDS)
 RUN, DECISION, OUTCOME, START = "runs", "decisions", "outcomes", "starting model"
 # Every drawing function -> how it is called, and what it shows: nothing else may have colours of its own.
 FIGURES = {
-    "claims.frontier": (lambda draw: draw(recipes(["win_rate", "forward_kl_per_response"])), {RUN}),
-    "claims.initial_beta": (lambda draw: draw(recipes(["beta_final", "win_rate"])), {RUN}),
-    "claims.label_noise": (
+    "paper.claims.drawing.frontier": (lambda draw: draw(recipes(["win_rate", "forward_kl_per_response"])), {RUN}),
+    "paper.claims.drawing.initial_beta": (lambda draw: draw(recipes(["beta_final", "win_rate"])), {RUN}),
+    "paper.claims.drawing.label_noise": (
         lambda draw: draw(recipes(["gold_gain", "win_rate"]).assign(label_temperature=lambda rows: rows["beta"])),
         {RUN},
     ),
-    "claims.main": (lambda draw: draw(main_table()), {RUN, START}),
-    "claims.nothing_to_show": (lambda draw: draw(), set()),
-    "claims.step_cost": (lambda draw: draw(COSTS), {"epsilon_dpo float32"}),
-    "claims.two_epsilons": (lambda draw: draw(EPSILONS), set()),
-    "claims_training.bound": (lambda draw: draw(bounds()), {DECISION}),
-    "claims_training.dynamics": (
+    "paper.claims.drawing.main": (lambda draw: draw(main_table()), {RUN, START}),
+    "paper.claims.drawing.nothing_to_show": (lambda draw: draw(), set()),
+    "paper.claims.drawing.step_cost": (lambda draw: draw(COSTS), {"epsilon_dpo float32"}),
+    "paper.claims.drawing.two_epsilons": (lambda draw: draw(EPSILONS), set()),
+    "paper.claims.drawing_within.bound": (lambda draw: draw(bounds()), {DECISION}),
+    "paper.claims.drawing_within.dynamics": (
         lambda draw: draw(
             recipes(["win_rate", "forward_kl_per_response", "relaxed", "tightened"]).assign(share_of_epoch=0.5)
         ),
         {RUN},
     ),
-    "claims_training.margins": (
+    "paper.claims.drawing_within.margins": (
         lambda draw: draw(SHARES.assign(group="DPO", beta=SHARES["step"], **OVER_WORLDS)),
         {DECISION},
     ),
-    "claims_verdicts.verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
+    "paper.claims.drawing_verdicts.verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
-    "epsilon_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
+    "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "evaluation.gold_differences": (lambda draw: draw(RESPONSES), {OUTCOME}),
     "evaluation.preference_histogram": (lambda draw: draw(RESPONSES, OURS), {RUN}),
     "evaluation.response_lengths": (lambda draw: draw(RESPONSES, OURS), {RUN, START}),
@@ -239,12 +240,12 @@ FIGURES = {
     "evaluation.win_rates": (lambda draw: draw(RATES, "title", OURS), {RUN}),
     "evaluation.within_training": (lambda draw: draw(RATES, "title", OURS), {RUN}),
     "on_policy.score_histograms": (lambda draw: draw(SCORES, SCORES), {OUTCOME}),
-    "precision.beta_by_precision": (lambda draw: draw(twins(), "title"), {RUN}),
-    "precision.by_precision": (lambda draw: draw(CHANGES, "title"), {RUN}),
-    "precision.chance_curves": (lambda draw: draw(CASES, "title"), set()),
-    "precision.shares_over_epsilon": (lambda draw: draw({"pairs": SHARES}, "title"), {DECISION}),
-    "precision.shares_over_quantities": (lambda draw: draw({"tokens": SHARES}, "title"), {DECISION}),
-    "precision.table_5": (lambda draw: draw(TABLE_5, FITTED, "title"), {RUN, DECISION}),
+    "paper.precision.drawing.beta_by_precision": (lambda draw: draw(twins(), "title"), {RUN}),
+    "paper.precision.drawing.by_precision": (lambda draw: draw(CHANGES, "title"), {RUN}),
+    "paper.precision.drawing.chance_curves": (lambda draw: draw(CASES, "title"), set()),
+    "paper.precision.drawing.shares_over_epsilon": (lambda draw: draw({"pairs": SHARES}, "title"), {DECISION}),
+    "paper.precision.drawing.shares_over_quantities": (lambda draw: draw({"tokens": SHARES}, "title"), {DECISION}),
+    "paper.precision.drawing.table_5": (lambda draw: draw(TABLE_5, FITTED, "title"), {RUN, DECISION}),
     "report.decisions_of_runs": (lambda draw: draw(FITTED.assign(title=["run a", "run b"]), "title"), {DECISION}),
     "report.win_rate_against_kl": (lambda draw: draw(judged(list(TITLES)), TITLES, "title"), {RUN}),
     "sft.loss_curve": (lambda draw: draw(STEPS, "title"), {START}),
@@ -259,13 +260,17 @@ FIGURES = {
 
 
 def drawing_functions():
-    """Every public function of the package that returns a figure, by module and name."""
+    """Every public function that returns a figure, by module and name."""
     found = {}
-    for module in pkgutil.iter_modules(plots.__path__, "epsdpo.plots."):
+    rooms = (
+        pkgutil.iter_modules(plots.__path__, "epsdpo.plots."),
+        pkgutil.walk_packages(paper.__path__, "epsdpo.paper."),
+    )
+    for module in itertools.chain(*rooms):
         for name, function in vars(importlib.import_module(module.name)).items():
             own = inspect.isfunction(function) and function.__module__ == module.name and name[0] != "_"
             if own and inspect.signature(function).return_annotation is Figure:
-                found[f"{module.name.rsplit('.')[-1]}.{name}"] = function
+                found[f"{module.name.removeprefix('epsdpo.').removeprefix('plots.')}.{name}"] = function
     return found
 
 

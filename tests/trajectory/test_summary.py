@@ -105,7 +105,6 @@ def test_figures_have_labels_units_and_their_numbers_as_csv(train_dir, tmp_path)
         for axes in figure.axes:
             assert axes.get_xlabel() and axes.get_ylabel(), name
         assert figure.get_suptitle() or figure.axes[0].get_title(), name
-        picture = plots.save(figure, tmp_path / f"{name}.png", data=data, caption="what to see")
-        image = picture.image
+        image = plots.save(figure, tmp_path / f"{name}.png", data=data, caption="what to see")
         assert image.data.startswith(b"\x89PNG") and (tmp_path / f"{name}.png").read_bytes() == image.data
         assert len(pd.read_csv(tmp_path / f"{name}.csv")) == len(data)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from epsdpo.evaluation.scores.clusters import Interval, clusters_of, resamples
-from epsdpo.evaluation.scores.winrate import percentile_interval
+from epsdpo.evaluation.scores.clusters import clusters_of
+from epsdpo.evaluation.scores.intervals import Interval, bootstrap
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,10 @@ def calibrate(
         raise ValueError(f"calibration needs two comparisons that both judged; {len(pairs)} of {len(official)} are")
     if outside := pairs[(pairs < 1.0) | (pairs > 2.0)].tolist():
         raise ValueError(f"preference {outside[0]:g} is outside [1, 2]; a failed judgement must be None")
-    resampled = [pairs[rows] for rows in resamples(clusters, samples, seed)]
 
     def measure(statistic: Callable[[np.ndarray], float]) -> Measure:
         # A resample in which one judge says the same of all has no correlation; it is left out.
-        return Measure(statistic(pairs), percentile_interval([statistic(rows) for rows in resampled], level))
+        return Measure(statistic(pairs), bootstrap(lambda rows: statistic(pairs[rows]), clusters, samples, seed, level))
 
     official_rate, judged_rate = 100.0 * (pairs.mean(axis=0) - 1.0)
     return Calibration(

@@ -1,31 +1,19 @@
-"""Which measurements stand together because they are about one prompt, and how sure a mean of them is.
+"""Which measurements stand together because they are about one prompt.
 
-Every interval and standard error over prompts or pairs in this kit goes through here. Twenty answers to six prompts are
-six observations, not twenty: what is resampled, and what a standard error counts, are **conversations**. Two prompts
-are of one conversation if their first user turns are the same text, whatever whitespace surrounds it and whatever turns
-follow. Where all are of conversations of their own, each number is that of the formula for independent values, to the
-last digit.
+Twenty answers to six prompts are six observations, not twenty: what is resampled, and what a standard error counts, are
+**conversations**. Two prompts are of one conversation if their first user turns are the same text, whatever whitespace
+surrounds it and whatever turns follow.
 """
 
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import ndtri
 
 # Several turns as `epsdpo.data.prompts` writes them for judges and people.
 _TURNS = re.compile(r"(?:System: .*?\n\n)?User: (.*?)(?:\n\nAssistant: .*)?", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A confidence interval, in the units of what it bounds."""
-
-    low: float
-    high: float
 
 
 def conversation_of(prompt: str) -> str:
@@ -93,40 +81,3 @@ def resamples(clusters: np.ndarray, samples: int, seed: int) -> Iterator[np.ndar
     for _ in range(samples):
         drawn = generator.integers(len(members), size=len(members))
         yield drawn if len(members) == clusters.size else np.concatenate([members[number] for number in drawn])
-
-
-def standard_error(values: Sequence[float], prompts: Sequence[str] | None = None, scale: float = 1.0) -> float:
-    """Of the mean of the values, times `scale` (100 for percent of shares); NaN where all are about one prompt.
-
-    √(G/(G-1) Σ_g (Σ_{i in g} (x_i - mean))²) / n over G conversations, which is deviation (n - 1) / √n for G = n.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    clusters = clusters_of(prompts, values.size)
-    groups = int(clusters.max(initial=-1)) + 1
-    if groups < 2:
-        return float("nan")
-    if groups == values.size:
-        return float(scale * values.std(ddof=1) / np.sqrt(values.size))
-    sums = np.bincount(clusters, weights=values - values.mean())
-    return float(scale * np.sqrt(groups / (groups - 1) * (sums**2).sum()) / values.size)
-
-
-def share_interval(hits: Sequence[bool], prompts: Sequence[str] | None = None, level: float = 0.95) -> Interval:
-    """Wilson's interval of the share of hits, with as many observations as the conversations are worth.
-
-    That is the number of independent ones with the share's own standard error, the values at most; where all hit or
-    none does, the number of conversations.
-    """
-    hits = np.asarray(hits, dtype=np.float64)
-    share, clusters = hits.mean(), clusters_of(prompts, hits.size)
-    size = float(clusters.max() + 1)
-    if size < hits.size and 0.0 < share < 1.0 and size > 1.0:
-        error = standard_error(hits, prompts)
-        size = min(float(hits.size), share * (1.0 - share) / error**2) if error > 0.0 else float(hits.size)
-    z = ndtri(0.5 + 0.5 * level)
-    scale = 2.0 * (size + z**2)
-    centre, half = (2.0 * size * share + z**2) / scale, z / scale * np.sqrt(4.0 * size * share * (1.0 - share) + z**2)
-    return Interval(
-        0.0 if share == 0.0 else float(centre - half),
-        1.0 if share == 1.0 else float(centre + half),
-    )

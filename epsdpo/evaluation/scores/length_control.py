@@ -5,6 +5,7 @@ and which prompt has which difficulty, is left to `epsdpo.evaluation.scores.leng
 for prompts without difficulties, to `epsdpo.evaluation.scores.winrate`. Every rate is in percent.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import numpy as np
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from epsdpo.evaluation.scores.clusters import Interval, clusters_of, resamples, standard_error
-from epsdpo.evaluation.scores.winrate import length_feature, percentile_interval, wins_of
+from epsdpo.evaluation.scores.clusters import clusters_of
+from epsdpo.evaluation.scores.intervals import Interval, bootstrap, standard_error
+from epsdpo.evaluation.scores.winrate import length_feature, wins_of
 
 # What the published numbers were made with.
 _GAMED_WEIGHT = 0.1
@@ -120,8 +122,7 @@ def length_control(
         seed: of the resamples.
         c: inverse strength of the penalty; by default that of ten with the best cross-validated log-loss.
         level: coverage of the interval, in (0, 1).
-        prompts: what each row is about, as text, resampled as `epsdpo.evaluation.scores.clusters` has it; by default
-        each is another.
+        prompts: what each row is about, as text; by default each is about another prompt.
 
     Raises:
         ValueError: if fewer than two prompts are scored, or a difficulty or a length is missing.
@@ -141,31 +142,25 @@ def length_control(
         c = _chosen_c(_together(anchor, wins, differences, difficulties))
     coefficients = _fit(_together(anchor, wins, differences, difficulties), c)
     chances = predicted_chances(coefficients, difficulties)
-    estimates = [
-        100.0
-        * predicted_chances(
-            _fit(_together(anchor, wins[rows], differences[rows], difficulties[rows]), c), difficulties[rows]
-        ).mean()
-        for rows in resamples(clusters_of(prompts, wins.size), samples, seed)
-        if scored[rows].any()  # else it says nothing of θ
-    ]
+
+    def rate(rows: np.ndarray) -> float:
+        if not scored[rows].any():  # which says nothing of θ
+            return math.nan
+        fitted = _fit(_together(anchor, wins[rows], differences[rows], difficulties[rows]), c)
+        return 100.0 * predicted_chances(fitted, difficulties[rows]).mean()
+
     return LengthControl(
         win_rate=100.0 * float(chances.mean()),
         standard_error=100.0 * standard_error(chances, prompts),
-        interval=percentile_interval(estimates, level),
+        interval=bootstrap(rate, clusters_of(prompts, wins.size), samples, seed, level),
         c=float(c),
         coefficients=coefficients,
     )
 
 
-def predicted_chances(
-    model: Coefficients, difficulties: np.ndarray, opponent: Coefficients = Coefficients(0.0, 0.0, 0.0)
-) -> np.ndarray:
-    """Chance that `model` beats `opponent` at equal lengths on prompts of these difficulties, both by their own fits.
-
-    Without an opponent it is the chance against the reference, whose coefficients are 0 by construction.
-    """
-    return expit((model.difficulty - opponent.difficulty) * difficulties + (model.advantage - opponent.advantage))
+def predicted_chances(model: Coefficients, difficulties: np.ndarray) -> np.ndarray:
+    """Chance that a model beats the reference at equal lengths on prompts of these difficulties: σ(ψ γ + θ)."""
+    return expit(model.difficulty * difficulties + model.advantage)
 
 
 def _gamed_rows(gamed: GamedRows) -> _Rows:

@@ -12,14 +12,9 @@ import pandas as pd
 
 from epsdpo.evaluation.scores.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.scores.clusters import distinct
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.score_file import ALPACA_EVAL_2, score_file
-from epsdpo.evaluation.scores.winrate import (
-    LENGTHS_ALIKE,
-    average_length,
-    bootstrap_interval,
-    length_controlled_win_rate,
-    win_rate,
-)
+from epsdpo.evaluation.scores.winrate import LENGTHS_ALIKE, average_length, length_controlled_win_rate, win_rate
 
 LENGTH_ONLY = "length-only"
 

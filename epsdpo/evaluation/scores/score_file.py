@@ -16,9 +16,10 @@ import pandas as pd
 from epsdpo.evaluation.scores.alpaca_eval_prompts import prompt_number
 from epsdpo.evaluation.scores.annotations import Annotations, InputError, read_annotations
 from epsdpo.evaluation.scores.clusters import distinct
+from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.length_control import Coefficients, GamedRows, length_control
 from epsdpo.evaluation.scores.length_control_data import Difficulties, hub_file, read_difficulties, read_gamed
-from epsdpo.evaluation.scores.winrate import LENGTHS_ALIKE, bootstrap_interval, length_controlled_win_rate, win_rate
+from epsdpo.evaluation.scores.winrate import LENGTHS_ALIKE, length_controlled_win_rate, win_rate
 
 logger = logging.getLogger(__name__)
 

@@ -1,9 +1,4 @@
-"""Win rates and their uncertainty: numbers in, numbers out.
-
-This module knows AlpacaEval 2's formulas for preferences in [1, 2] and the bootstrap over prompts. Which of these are
-one prompt is `epsdpo.evaluation.scores.clusters`'; where preferences come from is left to `epsdpo.evaluation.judges`.
-Every rate is in percent.
-"""
+"""Win rates in percent, by AlpacaEval 2's formulas for preferences in [1, 2]: raw, and at equal lengths."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 
-from epsdpo.evaluation.scores.clusters import Interval, clusters_of, resamples, standard_error
+from epsdpo.evaluation.scores.clusters import clusters_of
+from epsdpo.evaluation.scores.intervals import Interval, bootstrap, standard_error
 
 # Strength of the penalty on the two weights of the length-only model. On a hundred prompts it moves the rate by less
 # than 0.01 points; it keeps the weights finite where one side wins every prompt or length alone predicts the winner.
@@ -38,9 +34,8 @@ class WinRate:
         n_losses: preferences below 1.5.
         n_draws: preferences of exactly 1.5, or 0.
         win_rate: 100 · mean of (preference - 1).
-        standard_error: 100 · standard deviation (n - 1) / √n, over repeated prompts as
-        `epsdpo.evaluation.scores.clusters` has it; NaN
-            for a single prompt.
+        standard_error: 100 · standard deviation (n - 1) / √n, over conversations where prompts repeat; NaN for a
+            single prompt.
         discrete_win_rate: a preference above 1.5 counts as one win, a draw as half of one.
     """
 
@@ -101,41 +96,6 @@ def win_rate(preferences: Sequence[float | None], prompts: Sequence[str] | None 
     )
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    samples: int,
-    seed: int,
-    level: float = 0.95,
-    units: Sequence[float] | None = None,
-    prompts: Sequence[str] | None = None,
-) -> Interval:
-    """Percentile bootstrap of the mean of `values` over prompts, or of Σ values / Σ `units` (a rate per unit).
-
-    The same prompts and the same seed give the same resamples, so that intervals of several measures on the same
-    prompts belong together. NaN for several values that are all about one prompt.
-
-    Args:
-        values: one value per prompt, or several, none missing.
-        samples: how many times the prompts are resampled.
-        seed: of the resamples.
-        level: coverage in (0, 1).
-        units: what each value counts, e.g. the tokens of each response.
-        prompts: what each value is about, as text, resampled as `epsdpo.evaluation.scores.clusters` has it; by default
-        each is about
-            another prompt.
-
-    Raises:
-        ValueError: if there is no value, or one is missing.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    units = np.ones_like(values) if units is None else np.asarray(units, dtype=np.float64)
-    if values.size == 0 or np.isnan(values).any() or np.isnan(units).any():
-        raise ValueError(f"a bootstrap needs one number per prompt; got {values.size} values, some may be missing")
-    clusters = clusters_of(prompts, values.size)
-    estimates = [values[rows].sum() / units[rows].sum() for rows in resamples(clusters, samples, seed)]
-    return percentile_interval(estimates, level)
-
-
 def length_controlled_win_rate(
     preferences: Sequence[float | None],
     model_lengths: Sequence[float],
@@ -163,7 +123,7 @@ def length_controlled_win_rate(
         samples: how many times the prompts are resampled.
         seed: of the resamples.
         level: coverage of the interval, in (0, 1).
-        prompts: as for `bootstrap_interval`.
+        prompts: what each is about, as text; by default each is about another prompt.
 
     Raises:
         ValueError: if fewer than two prompts are scored.
@@ -176,11 +136,14 @@ def length_controlled_win_rate(
     clusters = clusters_of(prompts, wins.size)[scored]
     wins, differences = wins[scored], differences[scored]
     length_effect, advantage = _fit_length_model(wins, differences)
-    estimates = [
-        _percent(_fit_length_model(wins[rows], differences[rows])[1])
-        for rows in resamples(np.unique(clusters, return_inverse=True)[1], samples, seed)
-    ]
-    return LengthControlledWinRate(_percent(advantage), percentile_interval(estimates, level), length_effect, advantage)
+    interval = bootstrap(
+        lambda rows: _percent(_fit_length_model(wins[rows], differences[rows])[1]),
+        np.unique(clusters, return_inverse=True)[1],
+        samples,
+        seed,
+        level,
+    )
+    return LengthControlledWinRate(_percent(advantage), interval, length_effect, advantage)
 
 
 def average_length(texts: Sequence[str]) -> int:
@@ -200,16 +163,6 @@ def wins_of(preferences: Sequence[float | None]) -> np.ndarray:
     if outside.size:
         raise ValueError(f"preference {outside[0]:g} is outside [1, 2]; a failed judgement must be None")
     return preferences - 1.0
-
-
-def percentile_interval(estimates: Sequence[float], level: float) -> Interval:
-    """The middle `level` of the estimates of all resamples but those without one (NaN)."""
-    estimates = np.asarray(estimates, dtype=np.float64)
-    estimates = estimates[~np.isnan(estimates)]
-    if estimates.size == 0:
-        return Interval(float("nan"), float("nan"))
-    low, high = np.quantile(estimates, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
-    return Interval(float(low), float(high))
 
 
 def length_feature(differences: np.ndarray) -> np.ndarray:

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.scores.compare import interval_over_seeds
+from epsdpo.evaluation.scores.intervals import t_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.keys import setting_of
 from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.paper.claims.effects import extra_time
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, second_half
 from epsdpo.paper.claims.settings import recipe_and_world
+from epsdpo.paper.published import TABLE_5
 from epsdpo.plots.looks import family_of
 from epsdpo.trajectory.summary import DECISIONS, decision_fractions
 
@@ -30,18 +31,6 @@ Runs = Mapping[str, tuple[Path, Experiment]]  # of `measures.finished_runs`
 
 SFT = "SFT model"  # the row of the model that all training starts from
 HERE, PAPER = "these runs", "paper"
-# Table 5: ε_c, ε_s, win rate by PairRM (%), mean step; Anthropic-HH, β = 0.05, one run each.
-PAPER_TABLE_5 = (
-    (0.005, 0.005, 76.4, 0.07),
-    (0.005, 0.01, 76.7, 0.07),
-    (0.005, 0.02, 76.4, 0.07),
-    (0.01, 0.005, 78.4, 0.24),
-    (0.01, 0.01, 79.2, 0.25),
-    (0.01, 0.02, 77.4, 0.24),
-    (0.02, 0.005, 74.9, 0.34),
-    (0.02, 0.01, 74.2, 0.35),
-    (0.02, 0.02, 74.6, 0.34),
-)
 
 # Contenders of `benchmarks/contenders.py`: ε-DPO -> DPO that keeps logits, or does not, as it does.
 PEERS = {"ε-DPO, full logits": "DPO, full logits", "ε-DPO, epsdpo": "DPO, TRL"}
@@ -75,7 +64,7 @@ def over_worlds(values: pd.DataFrame, keys: Sequence[str], level: float, unit: s
         numbers = group.set_index(unit)["value"]
         low = high = np.nan
         if len(numbers) > 1:
-            interval = interval_over_seeds(numbers, level)
+            interval = t_interval(numbers, level)
             low, high = interval.low, interval.high
         joined = {"mean": numbers.mean(), "low": low, "high": high, f"{unit}s": len(numbers)}
         rows.append(
@@ -123,7 +112,7 @@ def two_epsilons(measures: pd.DataFrame, groups: Groups, level: float) -> pd.Dat
     here = _by_recipe(measures, groups, ["win_rate", "mean_step"], level, ["epsilon", "epsilon_step"])
     paper = [
         {"source": PAPER, "measure": measure, "epsilon": epsilon_c, "epsilon_step": epsilon_s, "mean": value}
-        for epsilon_c, epsilon_s, win_rate, mean_step in PAPER_TABLE_5
+        for epsilon_c, epsilon_s, win_rate, mean_step in TABLE_5
         for measure, value in (("win_rate", win_rate), ("mean_step", mean_step))
     ]
     return pd.concat([here.assign(source=HERE), pd.DataFrame(paper)], ignore_index=True)
@@ -183,6 +172,22 @@ def bound(bounds: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
     grouped = grouped.reindex(columns=[*keys, "world", "value", "share_at_largest", "largest_epsilon"])
     limits = grouped.dropna(subset=["value"]).groupby(keys)[["share_at_largest", "largest_epsilon"]].mean()
     return over_worlds(grouped, keys, level).join(limits, on=keys)
+
+
+def coverage(table: pd.DataFrame, groups: Groups, level: float) -> str:
+    """The end of a figure's caption: over how many worlds its intervals are, and which of its recipes it lacks."""
+    recipes = dict.fromkeys(recipe for _, recipe in _pairs(groups))
+    missing = [recipe for recipe in recipes if recipe not in set(table["recipe"])]
+    text = _intervals(table["worlds"], level) if len(table) else ""
+    return text + (f" Without finished runs, and so not shown: {', '.join(missing)}." if missing else "")
+
+
+def _intervals(worlds: pd.Series, level: float) -> str:
+    fewest, most = int(worlds.min()), int(worlds.max())
+    if most == 1:
+        return " One world has finished so far, which gives no interval."
+    count = str(most) if fewest == most else f"{fewest} to {most}"
+    return f" Intervals are {level:.0%}, Student's t over {count} worlds."
 
 
 def read_rounds(path: Path) -> pd.DataFrame:

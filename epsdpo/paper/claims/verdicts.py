@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.scores.compare import interval_over_seeds
+from epsdpo.evaluation.scores.intervals import t_interval
 from epsdpo.paper.claims.effects import effects_of
 from epsdpo.paper.claims.names import AT_LARGEST, MEASURES
 from epsdpo.paper.claims.settings import Claim, Claims
@@ -52,7 +52,7 @@ def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame, rounds: pd.
     effects = effects_of(claim, measures, rounds)
     effect = low = high = float("nan")
     if len(effects) > 1:
-        interval = interval_over_seeds(effects, claims.level)
+        interval = t_interval(effects, claims.level)
         effect, low, high = float(effects.mean()), interval.low, interval.high
     if len(effects) < claims.worlds:
         units = "rounds of the benchmark" if claim.measure == "step_cost" else "worlds"

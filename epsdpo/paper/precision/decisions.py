@@ -16,7 +16,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.evaluation.scores.clusters import conversations_of_rendered, share_interval
+from epsdpo.evaluation.scores.clusters import conversations_of_rendered
+from epsdpo.evaluation.scores.intervals import share_interval
 from epsdpo.methods.heads import head_of
 from epsdpo.methods.kernels import pair_steps, score_tokens
 from epsdpo.paper.epsilon_bound import completion_states

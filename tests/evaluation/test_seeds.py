@@ -1,4 +1,4 @@
-"""Models beside each other and seeds joined: hand-computed numbers, symmetries, and coverage on made-up populations."""
+"""Seeds joined: hand-computed numbers, and coverage on made-up populations."""
 
 from dataclasses import replace
 
@@ -7,40 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.judged import judged
-from kit.published import GAMED, LEADERBOARD, rows_of, write_rows
 from scipy.stats import t
 
-from epsdpo.evaluation.scores.annotations import read_annotations
-from epsdpo.evaluation.scores.compare import head_to_head, interval_over_seeds, join_seeds, predicted_win_rate
-from epsdpo.evaluation.scores.length_control import Coefficients
-from epsdpo.evaluation.scores.length_control_data import read_gamed
+from epsdpo.evaluation.scores.intervals import t_interval
+from epsdpo.evaluation.scores.seeds import join_seeds
 from epsdpo.evaluation.scores.winrate import win_rate
-
-preferences_of_two = st.lists(st.tuples(st.floats(1.0, 2.0), st.floats(1.0, 2.0)), min_size=2, max_size=20)
-
-
-def test_head_to_head_by_hand():
-    first, second = judged([2.0, 1.5, 1.0, 1.8, None]), judged([1.0, 1.5, 1.4, 1.2, 2.0])
-    result = head_to_head(first, second, samples=50, seed=0)
-    assert (result.n_shared, result.n_scored) == (5, 4)
-    # Differences 1, 0, -0.4 and 0.6: mean 0.3, squared deviations 0.49 + 0.09 + 0.49 + 0.09 = 1.16.
-    assert result.difference == pytest.approx(30.0)
-    assert result.standard_error == pytest.approx(100 * np.sqrt(1.16 / 3 / 4))
-    assert result.better_share == pytest.approx(100 * 2.5 / 4)
-    assert result.interval.low <= result.difference <= result.interval.high
-
-
-@settings(max_examples=50, deadline=None)
-@given(preferences_of_two)
-def test_head_to_head_changes_sign_with_the_sides(preferences):
-    first, second = (judged(side) for side in zip(*preferences, strict=True))
-    forth = head_to_head(first, second, samples=20, seed=0)
-    back = head_to_head(second, first, samples=20, seed=0)
-    assert forth.difference == pytest.approx(-back.difference, abs=1e-9)
-    assert forth.better_share == pytest.approx(100.0 - back.better_share)
-    assert forth.interval.low == pytest.approx(-back.interval.high, abs=1e-9)
-    difference = win_rate(first.prompts["preference"]).win_rate - win_rate(second.prompts["preference"]).win_rate
-    assert forth.difference == pytest.approx(difference, abs=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -56,21 +27,9 @@ def test_win_rate_seen_from_the_other_side(preferences):
 def test_rows_are_joined_by_instruction():
     first, second = judged([1.0, 1.3, 2.0]), judged([1.9, 1.2, 1.0])
     shuffled = replace(second, prompts=second.prompts.iloc[[2, 0, 1]])
-    assert head_to_head(first, shuffled, 20, 0) == head_to_head(first, second, 20, 0)
+    assert join_seeds([first, shuffled], 20, 0) == join_seeds([first, second], 20, 0)
     shorter = replace(second, prompts=second.prompts.iloc[1:])
-    assert head_to_head(first, shorter, 20, 0).n_shared == 2
-
-
-def test_published_models_head_to_head(tmp_path):
-    gemma, llama = (
-        read_annotations(write_rows(tmp_path / f"{model}.json", rows_of(model)))
-        for model in ("FuseChat-Gemma-2-9B-Instruct", "FuseChat-Llama-3.1-8B-Instruct")
-    )
-    result = head_to_head(gemma, llama, samples=500, seed=0)
-    assert result.difference == pytest.approx(70.49713534560247 - 63.33158292362734)
-    assert 0.0 < result.interval.low < result.difference < result.interval.high
-    width = result.interval.high - result.interval.low
-    assert width == pytest.approx(2 * 1.96 * result.standard_error, rel=0.15)
+    assert join_seeds([first, shorter], 20, 0).n_left_out == 1
 
 
 @pytest.mark.parametrize(
@@ -85,23 +44,7 @@ def test_published_models_head_to_head(tmp_path):
 def test_what_is_not_comparable_is_refused(changes, message):
     first = judged([1.0, 1.3])
     with pytest.raises(ValueError, match=message):
-        head_to_head(first, replace(first, **changes), samples=5, seed=0)
-
-
-def test_predicted_win_rate_follows_the_published_weights():
-    difficulties = read_gamed(GAMED).difficulties[:805]
-    reference = Coefficients(0.0, 0.0, 0.0)
-    weights = {
-        model: Coefficients(row["glm_w_tanh_len"], row["glm_w_difficulty"], row["glm_w_bias"])
-        for model, row in LEADERBOARD.iterrows()
-    }
-    for model in LEADERBOARD.index.drop("NullModel"):
-        expected = LEADERBOARD.loc[model, "length_controlled_winrate"]
-        assert predicted_win_rate(weights[model], reference, difficulties) == pytest.approx(expected, abs=1e-6)
-    gemma, alpaca = weights["FuseChat-Gemma-2-9B-Instruct"], weights["alpaca-7b"]
-    forth, back = (predicted_win_rate(*pair, difficulties) for pair in ((gemma, alpaca), (alpaca, gemma)))
-    assert forth + back == pytest.approx(100.0)
-    assert forth > 95.0
+        join_seeds([first, replace(first, **changes)], samples=5, seed=0)
 
 
 def test_seeds_joined_by_hand():
@@ -148,8 +91,8 @@ def test_the_interval_of_joined_seeds_covers_other_seeds_and_prompts(seed_spread
         assert narrower > 190
 
 
-def test_interval_over_seeds_is_students():
-    interval = interval_over_seeds([60.0, 62.0, 67.0])
+def test_an_interval_over_seeds_is_students():
+    interval = t_interval([60.0, 62.0, 67.0])
     expected = t.interval(0.95, 2, loc=63.0, scale=np.sqrt(13.0 / 3.0))
     assert (interval.low, interval.high) == pytest.approx(expected)
 
@@ -163,6 +106,6 @@ def test_too_few_to_join_are_refused(runs, message):
         join_seeds(runs, samples=5, seed=0)
 
 
-def test_one_number_has_no_interval_over_seeds():
+def test_one_number_has_no_t_interval():
     with pytest.raises(ValueError, match="two numbers at least, there is 1"):
-        interval_over_seeds([60.0])
+        t_interval([60.0])

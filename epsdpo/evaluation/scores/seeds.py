@@ -1,43 +1,15 @@
-"""Several sets of judgements beside each other: one model against another, and the seeds of one recipe joined.
-
-This module knows what may be compared, and what each interval covers. A set of judgements is read by `annotations`;
-the rates of one alone are `scores`'s. All rates and differences are in percent or percentage points.
-"""
+"""The judged runs of one recipe joined over their seeds, and what each of their intervals covers. Rates in percent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from epsdpo.evaluation.scores.annotations import Annotations
-from epsdpo.evaluation.scores.clusters import Interval, clusters_of, distinct, standard_error
-from epsdpo.evaluation.scores.length_control import Coefficients, predicted_chances
-from epsdpo.evaluation.scores.winrate import bootstrap_interval, wins_of
-
-
-@dataclass(frozen=True)
-class HeadToHead:
-    """Two models judged against one reference, prompt by prompt.
-
-    Attributes:
-        n_shared: prompts that both were asked.
-        n_scored: those with a preference on both sides; only they count.
-        difference: win rate of the first - win rate of the second, on the scored prompts.
-        standard_error: of the difference, paired; NaN for a single prompt.
-        interval: paired percentile bootstrap over prompts. It covers which prompts were asked, and neither another
-            training seed nor another draw of the responses.
-        better_share: share of prompts on which the first is preferred over the reference more than the second is; ties
-            count half.
-    """
-
-    n_shared: int
-    n_scored: int
-    difference: float
-    standard_error: float
-    interval: Interval
-    better_share: float
+from epsdpo.evaluation.scores.clusters import clusters_of, distinct
+from epsdpo.evaluation.scores.intervals import Interval, bootstrap_interval, students_interval, t_interval
+from epsdpo.evaluation.scores.winrate import wins_of
 
 
 @dataclass(frozen=True)
@@ -63,39 +35,6 @@ class SeedsJoined:
     prompts_interval: Interval
     seeds_interval: Interval
     interval: Interval
-
-
-def head_to_head(first: Annotations, second: Annotations, samples: int, seed: int, level: float = 0.95) -> HeadToHead:
-    """Compare two models by judgements of each against the same reference outputs.
-
-    A judge that saw both models' responses beside each other answers the question more directly: such judgements, with
-    the second model as reference, are scored by `epsdpo.evaluation.scores.score_file` like any other.
-
-    Raises:
-        ValueError: if references or judges differ, or no prompt is scored on both sides.
-    """
-    wins, prompts, n_shared, _ = _joined([first, second])
-    differences = wins[0] - wins[1]
-    count = differences.size
-    return HeadToHead(
-        n_shared=n_shared,
-        n_scored=count,
-        difference=100.0 * float(differences.mean()),
-        standard_error=100.0 * standard_error(differences, prompts),
-        interval=bootstrap_interval(100.0 * differences, samples, seed, level, prompts=prompts),
-        better_share=100.0 * float(np.mean((differences > 0.0) + 0.5 * (differences == 0.0))),
-    )
-
-
-def predicted_win_rate(first: Coefficients, second: Coefficients, difficulties: Sequence[float]) -> float:
-    """What AlpacaEval 2's model expects of the first against the second at equal lengths: mean σ(Δψ γ + Δθ).
-
-    Args:
-        first: coefficients of its fit against the reference.
-        second: likewise, against the same reference.
-        difficulties: γ of each prompt.
-    """
-    return 100.0 * float(predicted_chances(first, np.asarray(difficulties, dtype=np.float64), second).mean())
 
 
 def join_seeds(
@@ -130,23 +69,9 @@ def join_seeds(
         win_rate=float(percent.mean()),
         deviation=float(rates.std(ddof=1)),
         prompts_interval=bootstrap_interval(percent.mean(axis=0), samples, seed, level, prompts=prompts),
-        seeds_interval=interval_over_seeds(rates, level),
+        seeds_interval=t_interval(rates, level),
         interval=_two_way_interval(_by_conversation(percent, prompts), level),
     )
-
-
-def interval_over_seeds(rates: Sequence[float], level: float = 0.95) -> Interval:
-    """Student's t interval of the mean of one number per seed, such as length-controlled win rates.
-
-    It covers other seeds on the same prompts, not other prompts.
-
-    Raises:
-        ValueError: if there are fewer than two.
-    """
-    rates = np.asarray(rates, dtype=np.float64)
-    if rates.size < 2:
-        raise ValueError(f"an interval over seeds needs two numbers at least, there is {rates.size}")
-    return _student(rates.mean(), rates.var(ddof=1) / rates.size, rates.size - 1, level)
 
 
 def _joined(runs: Sequence[Annotations], same_outputs: bool = True) -> tuple[np.ndarray, list[str], int, int]:
@@ -206,9 +131,4 @@ def _two_way_interval(values: np.ndarray, level: float) -> Interval:
     if total == 0.0:
         return Interval(float(mean), float(mean))
     freedom = total**2 / (mean_squares**2 / free).sum()
-    return _student(mean, total / (seeds * prompts), freedom, level)
-
-
-def _student(mean: float, variance: float, freedom: float, level: float) -> Interval:
-    half = stdtrit(freedom, 0.5 + level / 2.0) * np.sqrt(variance)
-    return Interval(float(mean - half), float(mean + half))
+    return students_interval(mean, total / (seeds * prompts), freedom, level)

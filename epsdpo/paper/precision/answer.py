@@ -1,0 +1,64 @@
+"""The answer of the precision study in words, from its numbers."""
+
+import numpy as np
+import pandas as pd
+
+
+def answer(released: pd.DataFrame, miniature: pd.DataFrame, changes: pd.DataFrame) -> str:
+    """The study's answer in three sentences, from its numbers.
+
+    Args:
+        released, miniature: shares by ε of the released reference runs and of the batch's policies.
+        changes: from `differences`; empty if the batch has no twins.
+    """
+    steps = {
+        precision: 1.0 - _shares_of(miniature, precision, "tied").set_index("epsilon")["share"]
+        for precision in ("float32", "bfloat16")
+    }
+    low, high = miniature["epsilon"].min(), miniature["epsilon"].max()
+    occurrence = (
+        f"On held-out pairs of this batch's policies, {steps['float32'][low]:.0%} step in float32 at ε = {low:g} and "
+        f"{steps['float32'][high]:.0%} at ε = {high:g}; in bfloat16 {steps['bfloat16'][low]:.0%} and "
+        f"{steps['bfloat16'][high]:.0%}."
+    )
+    model = (
+        "Where the sums alone are rounded, the model, which has no free parameter, misses no share by more than "
+        f"{_largest_miss(miniature):.0f} points there and {_largest_miss(released):.0f} on the released code's "
+        f"reference runs; rounding the tokens as well moves shares by up to {_effect_of_tokens(miniature):.0f} and "
+        f"{_effect_of_tokens(released):.0f} points."
+    )
+    if changes.empty:
+        consequence = (
+            "What it does to β and to the win rate this folder cannot show: it holds no two ε-DPO runs that differ in "
+            "`criterion_dtype` alone."
+        )
+    else:
+        parts = [_change_in_words(rows.set_index("measure")) for _, rows in changes.groupby("setting", sort=False)]
+        consequence = f"With bfloat16 in place of float32, {'; '.join(parts)}."
+    return "\n\n".join((occurrence, model, consequence))
+
+
+def _change_in_words(of_setting: pd.DataFrame) -> str:
+    beta, win_rate = of_setting.loc["beta_final"], of_setting.loc["win_rate"]
+    text = f"at {beta['setting']} β ends at {beta['bfloat16']:.3g} in place of {beta['float32']:.3g}"
+    if not win_rate["twins"]:
+        return f"{text} (win rates were not judged)"
+    text += f" and the win rate moves by {win_rate['difference']:+.1f} points"
+    if np.isnan(win_rate["low"]):
+        return f"{text} (one pair of runs, no interval)"
+    chance = ", which may be chance" if win_rate["low"] <= 0.0 <= win_rate["high"] else ""
+    return f"{text} [{win_rate['low']:+.1f}, {win_rate['high']:+.1f}]{chance}"
+
+
+def _largest_miss(table: pd.DataFrame) -> float:
+    rounded = table[table["arithmetic"] == "sums_rounded"]
+    return 100.0 * (rounded["share"] - rounded["predicted"]).abs().max()
+
+
+def _effect_of_tokens(table: pd.DataFrame) -> float:
+    by_arithmetic = table.pivot(index=["epsilon", "decision"], columns="arithmetic", values="share")
+    return 100.0 * (by_arithmetic["bfloat16"] - by_arithmetic["sums_rounded"]).abs().max()
+
+
+def _shares_of(table: pd.DataFrame, arithmetic: str, decision: str) -> pd.DataFrame:
+    return table[(table["arithmetic"] == arithmetic) & (table["decision"] == decision)]
