@@ -7,6 +7,7 @@ installation takes minutes and a network.
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tomllib
@@ -55,7 +56,12 @@ def test_the_lock_is_closed():
     assert missing == brought_by_torch
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run"])
+WORKFLOW, HOOKS = ".github/workflows/ci.yml", ".pre-commit-config.yaml"
+
+
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run", WORKFLOW, HOOKS]
+)
 def test_no_file_of_the_set_up_names_a_package_host(name):
     text = (ROOT / name).read_text(encoding="utf-8").replace(PROJECT["urls"]["Paper"], "")
     assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links|(^|\s)(-f|-i) \S*/", text)
@@ -67,6 +73,39 @@ def test_conda_users_get_the_versions_of_the_lock():
     assert conda == ["python=3.11", "pip"]
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
     assert Version("3.11") in SpecifierSet(PROJECT["requires-python"])
+
+
+def test_hooks_check_with_the_versions_and_options_of_make_lint():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (repository,) = yaml.safe_load((ROOT / HOOKS).read_text(encoding="utf-8"))["repos"]
+    assert repository["repo"] == "local", "hooks of others come at versions of their own"
+    commands = {}
+    for hook in repository["hooks"]:
+        (need,) = map(Requirement, hook["additional_dependencies"])
+        assert str(need.specifier) == f"=={PINS[canonicalize_name(need.name)]}"
+        assert hook["language"] == "python" and hook["entry"].split()[0] == need.name
+        commands[hook["id"]] = hook
+    assert list(commands) == ["ruff", "ruff-format", "nbstripout"]
+    options = shlex.split(
+        re.search(r"nbstripout --verify (.*?) \$\(NOTEBOOKS\)", makefile, re.DOTALL)[1].replace("\\", "")
+    )
+    assert commands["nbstripout"]["args"] == options
+
+
+def test_the_workflow_runs_what_has_to_pass_and_keeps_the_report_of_the_demo():
+    text = (ROOT / WORKFLOW).read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert all(re.search(r"@[0-9a-f]{40}  # v[0-9.]+$", line) for line in text.splitlines() if "uses:" in line)
+    done = []
+    for job in workflow["jobs"].values():
+        assert 0 < job["timeout-minutes"] <= 120 and "permissions" not in job
+        steps = {step["uses"].split("@")[0]: step["with"] for step in job["steps"] if "uses" in step}
+        assert Version(steps["actions/setup-python"]["python-version"]) in SpecifierSet(PROJECT["requires-python"])
+        assert steps["actions/checkout"] == {"persist-credentials": False}
+        done.append([step["run"] for step in job["steps"] if "run" in step] + list(steps)[2:])
+    assert done == [[".ci/run"], ["make demo", "actions/upload-artifact"]]
+    assert steps["actions/upload-artifact"]["path"] == "runs/demo/report"
 
 
 def test_the_licence_is_the_complete_apache_2_text():

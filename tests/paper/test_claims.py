@@ -274,18 +274,6 @@ def test_documents_say_what_the_recorded_verdicts_come_to():
         assert line.split(" | ")[-1][2:].startswith(row.verdict)
 
 
-def test_every_figure_of_the_documents_is_used_by_one():
-    root = Path(__file__).parents[2]
-    pages = [root / "README.md", root / "benchmarks" / "README.md", *(root / "docs").glob("*.md")]
-    shown = {
-        (page.parent / link).resolve()
-        for page in pages
-        for link in re.findall(r"\]\(([^)]+\.png)\)", page.read_text(encoding="utf-8"))
-    }
-    lying = {path.resolve() for folder in ("docs", "benchmarks") for path in (root / folder).rglob("*.png")}
-    assert shown == lying
-
-
 # -------------------------------------------------------------------------------------------------------- measures
 
 
