@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 
 from epsdpo.methods.heads import require_same_arithmetic
 from epsdpo.methods.sharding import computes_as_loaded
