@@ -99,7 +99,7 @@ lock:  ## renew requirements.lock with the newest versions that pyproject.toml a
 	rm -rf .cache/lock
 	$(PYTHON) -m venv .cache/lock/venv
 	.cache/lock/venv/bin/python -m pip install --quiet torch==$(TORCH)
-	.cache/lock/venv/bin/python -m pip install --quiet setuptools '.[dev]'
+	.cache/lock/venv/bin/python -m pip install --quiet setuptools '.[kit,dev]'
 	sed -n '/^#/p' requirements.lock > .cache/lock/requirements.lock
 	.cache/lock/venv/bin/python -m pip freeze --all --exclude epsdpo --exclude pip --exclude wheel \
 		| sed 's/+.*//' | grep -Ev '^(nvidia-|cuda-|triton==)' | LC_ALL=C sort -f >> .cache/lock/requirements.lock

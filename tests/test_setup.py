@@ -26,7 +26,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 LOCK = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCK)}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["kit"] + EXTRAS["dev"]]
 
 
 def test_the_lock_holds_exact_public_versions_only():
@@ -71,7 +72,7 @@ def test_conda_users_get_the_versions_of_the_lock():
     """conda brings Python and pip alone; every other version is read from the lock itself."""
     *conda, pip = ENVIRONMENT["dependencies"]
     assert conda == ["python=3.11", "pip"]
-    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
+    assert pip == {"pip": ["-r requirements.lock", "-e .[kit]"]}
     assert Version("3.11") in SpecifierSet(PROJECT["requires-python"])
 
 

@@ -10,7 +10,19 @@ import stat
 import sys
 from pathlib import Path
 
-MODULES = ("accelerate", "datasets", "filelock", "psutil", "pydantic", "rich", "torch", "transformers", "trl", "yaml")
+MODULES = (
+    "accelerate",
+    "datasets",
+    "filelock",
+    "peft",
+    "psutil",
+    "pydantic",
+    "rich",
+    "torch",
+    "transformers",
+    "trl",
+    "yaml",
+)
 OLDEST_PYTHON = (3, 11)
 OPEN_FILES = 256  # a stage holds about a hundred: its kernel's sockets, libraries being loaded, data
 
@@ -82,6 +94,8 @@ def _python_problem() -> str:
         lacks = "lacks " + ", ".join(missing)
     if (_REPOSITORY / ".venv" / "bin" / "python").exists():
         remedy = "Use the kit's environment: `. {0}/.venv/bin/activate`, or `{0}/.venv/bin/python -m epsdpo ...`"
+    elif not (_REPOSITORY / "Makefile").exists():
+        remedy = "pip install 'epsdpo[kit]' brings what notebooks and commands need beside the library"
     else:
         remedy = "In {0}, `make demo` or `make test` set up .venv with all of it; then `. .venv/bin/activate`"
     return f"epsdpo: {sys.executable} {lacks}. {remedy.format(_REPOSITORY)}"

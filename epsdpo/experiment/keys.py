@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from epsdpo.experiment.schema import STATED_ELSEWHERE, TRAIN_DEFAULTS, Experiment
 from epsdpo.experiment.values import value_text
@@ -177,7 +176,7 @@ def section_of(annotation: Any) -> type[BaseModel] | None:
 
 
 def _default(name: str, field: FieldInfo) -> str | None:
-    if section_of(field.annotation) and field.default is PydanticUndefined:
+    if section_of(field.annotation) and (field.is_required() or field.default_factory):
         return "as below"
     if field.is_required():
         return _FILLED_IN.get(name)

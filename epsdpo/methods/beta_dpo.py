@@ -79,6 +79,8 @@ class BetaDPOTrainer(EpsilonDPOTrainer):
     In the record `beta_before` is the β that a step used. Pairs left out of the loss have no β there.
     """
 
+    kept_settings = (*EpsilonDPOTrainer.kept_settings, "margin_alpha", "margin_momentum", "keep_ratio", "seed")
+
     _tag_names = ["trl", "dpo", "beta-dpo"]
     _name = "β-DPO"
 
@@ -121,7 +123,7 @@ class BetaDPOTrainer(EpsilonDPOTrainer):
         self._kept = torch.from_numpy(pairs["pair_index"].to_numpy()[kept])
         self._window_pairs = len(self._kept)
 
-    def _losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
         training = self.model.training
         if training and self._kept is None:
             self._draw(self._gathered_margins(scored.pair_index, scored.log_ratio_margin))
@@ -130,16 +132,12 @@ class BetaDPOTrainer(EpsilonDPOTrainer):
             beta[~torch.isin(scored.pair_index, self._kept.to(scored.pair_index.device))] = torch.nan
         return dpo_loss(scored.log_ratio_margin, beta.nan_to_num()), beta
 
-    def _next_beta(self, pairs: pd.DataFrame) -> float:
+    def next_beta(self, pairs: pd.DataFrame) -> float:
         return self.beta  # the next step's follows from the next step's pairs
 
-    def _beta_settings(self) -> dict[str, Any]:
-        keys = ("margin_alpha", "margin_momentum", "keep_ratio", "seed")
-        return {**super()._beta_settings(), **{key: getattr(self.args, key) for key in keys}}
+    def beta_state(self) -> dict[str, Any]:
+        return {**super().beta_state(), "margins": asdict(self._margins)}
 
-    def _beta_state(self) -> dict[str, Any]:
-        return {**super()._beta_state(), "margins": asdict(self._margins)}
-
-    def _set_beta_state(self, state: dict[str, Any]) -> None:
-        super()._set_beta_state(state)
+    def set_beta_state(self, state: dict[str, Any]) -> None:
+        super().set_beta_state(state)
         self._margins = MarginStatistics(**state["margins"])

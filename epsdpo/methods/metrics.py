@@ -1,7 +1,6 @@
 """What the pairs of a batch say in numbers: TRL's metrics, those of ε-DPO, and the rows of the β record.
 
-It works on one table with a row per pair, gathered from all processes. When metrics are logged and rows written is the
-trainer's business.
+All are made of one table with a row per pair, gathered from all processes.
 """
 
 import pandas as pd
@@ -25,8 +24,19 @@ PAIR_COLUMNS = (
 )
 
 
+def stack_columns(columns: dict[str, torch.Tensor]) -> torch.Tensor:
+    """`PAIR_COLUMNS` of a batch, each (pairs,), as one tensor (pairs, len(PAIR_COLUMNS)) in float32.
+
+    Raises:
+        ValueError: if they are not exactly these columns.
+    """
+    if wrong := sorted(columns.keys() ^ {*PAIR_COLUMNS}):
+        raise ValueError(f"the columns of a pair are {', '.join(PAIR_COLUMNS)}; missing or unknown: {', '.join(wrong)}")
+    return torch.stack([columns[name].detach().float() for name in PAIR_COLUMNS], dim=1)
+
+
 def pair_table(pair_index: torch.Tensor, columns: torch.Tensor) -> pd.DataFrame:
-    """The table of a batch from `pair_index` (pairs,) and `columns` (pairs, len(PAIR_COLUMNS))."""
+    """The table of a batch from `pair_index` (pairs,) and `stack_columns` (pairs, len(PAIR_COLUMNS))."""
     pairs = pd.DataFrame(columns.double().cpu().numpy(), columns=list(PAIR_COLUMNS))
     pairs.insert(0, "pair_index", pair_index.cpu().numpy())
     return pairs
@@ -70,7 +80,7 @@ def preference_metrics(pairs: pd.DataFrame) -> dict[str, float]:
 
 
 def step_row(pairs: pd.DataFrame, beta_before: float, beta_after: float) -> dict[str, float]:
-    """What the β record says of one optimiser step, from all its pairs (see `epsdpo.methods.record.STEP_COLUMNS`)."""
+    """What the β record says of one optimiser step, from all its pairs (see `STEP_COLUMNS`)."""
     decisions, margin = decision_metrics(pairs, beta_before), log_ratio_margin(pairs)
     return {
         "beta_before": beta_before,

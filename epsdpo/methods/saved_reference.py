@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, is_peft_model
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel
 
 from epsdpo.methods.heads import require_same_arithmetic
 from epsdpo.methods.sharding import computes_as_loaded
@@ -23,7 +21,7 @@ from epsdpo.methods.sharding import computes_as_loaded
 FILE = "reference.safetensors"
 
 
-def hold_to_policy(policy: PreTrainedModel | PeftModel, reference: nn.Module | None, accelerator: Accelerator) -> None:
+def hold_to_policy(policy: nn.Module, reference: nn.Module | None, accelerator: Accelerator) -> None:
     """See to it that a policy that has not moved yet is equal to its reference, bit by bit, if its weights are.
 
     Args:

@@ -1,8 +1,7 @@
 """`EpsilonDPOTrainer`: TRL's `DPOTrainer` with the loss of ε-DPO, a β that moves, and a record of how it moved.
 
-It knows how TRL and transformers call a loss, accumulate, log and checkpoint. The mathematics is in
-`epsdpo.methods.kernels`, the way into a model in `epsdpo.methods.heads`, metrics in `epsdpo.methods.metrics`, the files
-of the record in `epsdpo.methods.record`.
+What TRL and transformers ask of a trainer is here: a loss, accumulation, logs, checkpoints. Other methods of one pass
+over policy and reference derive from it and say what their `losses` and their `next_beta` are.
 """
 
 import contextlib
@@ -33,7 +32,7 @@ from epsdpo.methods.former_names import refuse_former_arguments
 from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
 from epsdpo.methods.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
 from epsdpo.methods.loading import never_running_code
-from epsdpo.methods.metrics import decision_metrics, pair_table, preference_metrics, step_row
+from epsdpo.methods.metrics import decision_metrics, pair_table, preference_metrics, stack_columns, step_row
 from epsdpo.methods.pair_index import (
     REPEATED,
     KeepPairIndex,
@@ -68,10 +67,10 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
     all micro-batches and processes (Algorithm 1). Evaluation reports the decisions and leaves β alone.
 
     β is kept in the checkpoints, so an interrupted run continues as if it had not been interrupted; from checkpoints
-    and records that are not whole it does not (see `epsdpo.methods.resuming`). Beside TRL's metrics it logs `kl/beta`
+    and records that are not whole it does not. Beside TRL's metrics it logs `kl/beta`
     (the β of the step), `kl/p_epsilon_steps` and `kl/n_epsilon_steps` (fractions of pairs that chose β⁻ and β⁺) and
-    `kl/avg_steps` (their difference); rewards use each pair's β̃. Every step and pair is written to `output_dir` (see
-    `epsdpo.methods.record`); pairs are named by the data's `pair_id` column, or by row number.
+    `kl/avg_steps` (their difference); rewards use each pair's β̃. Every step and pair is written to `output_dir`, for
+    `read_steps` and `read_pairs`; pairs are named by the data's `pair_id` column, or by row number.
 
     Data may be in any format that TRL takes, or already tokenised, with columns `prompt_ids`, `chosen_ids` and
     `rejected_ids` (lists of int), which are used as they are.
@@ -81,6 +80,9 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
             that of a run with other settings, and for an `output_dir` that holds a run which is not to be continued.
         FloatingPointError: when a pair's loss is not finite; the message names step, β and pairs.
     """
+
+    # Keys of the config that a run must not change when it is resumed.
+    kept_settings = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
 
     _ref_model = None
     _tag_names = ["trl", "dpo", "epsilon-dpo"]
@@ -146,7 +148,7 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         self._evaluated: list[pd.DataFrame] = []  # the batches of the evaluation under way
         self._step_pairs = pd.DataFrame()  # the pairs of the last finished optimiser step
         self._step_betas = (self.beta, self.beta)  # β before and after it
-        self._first_beta_state = self._beta_state()
+        self._first_beta_state = self.beta_state()
         if self.args.sync_ref_model:
             require_keepable(self.accelerator, saves=self.args.save_strategy != SaveStrategy.NO)
 
@@ -221,6 +223,9 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         def per_sequence(values):  # (tokens,) -> (2·pairs,)
             return per_token(values).sum(dim=1)
 
+        def by_side(name, values):  # (2·pairs,) -> the column `name` of both responses
+            return dict(zip((name.format("chosen"), name.format("rejected")), values.chunk(2), strict=True))
+
         # Per token first: two sums of thousands of nats would leave few digits to their difference.
         chosen_log_ratios, rejected_log_ratios = per_sequence(scores.logps - scores.ref_logps).chunk(2)
         criterion = torch.stack([per_sequence(row) for row in scores.criterion])
@@ -232,18 +237,22 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
             log_ratio_margin=chosen_log_ratios - rejected_log_ratios,
             steps=pair_steps(criterion, getattr(torch, self.args.criterion_dtype)),
         )
-        losses, beta = self._losses(scored)
-
-        columns = [losses.where(~beta.isnan(), torch.nan), scored.steps, beta]
-        sequence_sums = (scored.token_logps.sum(dim=1), scored.ref_token_logps.sum(dim=1))
-        for values in (*sequence_sums, completion_mask.sum(dim=1), per_sequence(scores.mean_logits)):
-            columns += values.chunk(2)
-        columns += [
-            per_sequence(scores.is_top1.float()).chunk(2)[0],
-            sum(per_sequence(scores.entropy).chunk(2)),
-            sum(inputs["attention_mask"].sum(dim=1).chunk(2)),
-        ]
-        pairs = self._gather_pairs(inputs["pair_index"], columns)
+        losses, beta = self.losses(scored)
+        pairs = self._gather_pairs(
+            scored.pair_index,
+            {
+                "loss": losses.where(~beta.isnan(), torch.nan),
+                "decision": scored.steps,
+                "beta": beta,
+                **by_side("{}_logps", scored.token_logps.sum(dim=1)),
+                **by_side("ref_{}_logps", scored.ref_token_logps.sum(dim=1)),
+                **by_side("{}_tokens", completion_mask.sum(dim=1)),
+                **by_side("{}_logits_sum", per_sequence(scores.mean_logits)),
+                "chosen_top1": per_sequence(scores.is_top1.float()).chunk(2)[0],
+                "entropy_sum": sum(per_sequence(scores.entropy).chunk(2)),
+                "tokens": sum(inputs["attention_mask"].sum(dim=1).chunk(2)),
+            },
+        )
         self._require_finite(pairs)
         (self._window if self.model.training else self._evaluated).append(pairs)
         counted = losses[(inputs["pair_index"] != REPEATED) & ~beta.isnan()]
@@ -260,7 +269,7 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         with torch.no_grad():
             return loss, model(**model_inputs)  # logits for `compute_metrics`, which the loss does not build
 
-    def _losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss of each pair and the β̃ in it, both (pairs,); β̃ is NaN where a pair is left out of the loss."""
         beta = pair_beta(self.beta, scored.steps, self.args.epsilon_step)
         return dpo_loss(scored.log_ratio_margin, beta), beta
@@ -308,10 +317,9 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
 
     # --------------------------------------------------------------------------------------------- metrics, β, record
 
-    def _gather_pairs(self, pair_index: torch.Tensor, columns: list[torch.Tensor]) -> pd.DataFrame:
-        """The batch's pairs on all processes, without repeats, in the columns of `PAIR_COLUMNS`."""
-        table = torch.stack([column.detach().float() for column in columns], dim=1)
-        pairs = pair_table(*self.accelerator.gather((pair_index, table)))
+    def _gather_pairs(self, pair_index: torch.Tensor, columns: dict[str, torch.Tensor]) -> pd.DataFrame:
+        """The batch's pairs on all processes, without repeats, in the columns of `PAIR_COLUMNS`, each (pairs,)."""
+        pairs = pair_table(*self.accelerator.gather((pair_index, stack_columns(columns))))
         return pairs[pairs["pair_index"] != REPEATED]
 
     def _require_finite(self, pairs: pd.DataFrame) -> None:
@@ -365,12 +373,12 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         pairs = pd.concat(self._window, ignore_index=True)
         self._window.clear()
         self._log_pairs(pairs, "train")
-        before, self.beta = self.beta, self._next_beta(pairs)
+        before, self.beta = self.beta, self.next_beta(pairs)
         self._pairs_seen += len(pairs)
         self._step_pairs, self._step_betas = pairs, (before, self.beta)
 
-    def _next_beta(self, pairs: pd.DataFrame) -> float:
-        """β after an optimiser step with these pairs."""
+    def next_beta(self, pairs: pd.DataFrame) -> float:
+        """β after an optimiser step with these pairs, which have the columns of `PAIR_COLUMNS`."""
         return updated_beta(
             self.beta,
             relaxed=int((pairs["decision"] == 1).sum()),
@@ -414,18 +422,16 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
 
     def _put_beta_entry(self, state: TrainerState) -> None:
         entry = {"settings": self._beta_settings(), "sharding": sharding_of(self.accelerator)}
-        put_entry(state, {**self._beta_state(), **entry})
+        put_entry(state, {**self.beta_state(), **entry})
 
     def _beta_settings(self) -> dict[str, Any]:
-        """What a run must not change when it is resumed."""
-        keys = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
-        return {key: getattr(self.args, key) for key in keys}
+        return {key: getattr(self.args, key) for key in self.kept_settings}
 
-    def _beta_state(self) -> dict[str, Any]:
+    def beta_state(self) -> dict[str, Any]:
         """What makes the next β, and must survive a checkpoint."""
         return {"beta": self.beta, "pairs_seen": self._pairs_seen}
 
-    def _set_beta_state(self, state: dict[str, Any]) -> None:
+    def set_beta_state(self, state: dict[str, Any]) -> None:
         self.beta, self._pairs_seen = state["beta"], state["pairs_seen"]
 
     def save_model(self, output_dir=None, _internal_call=False):
@@ -446,14 +452,14 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         """Take β from the checkpoint that `state` is of, or begin from the config at step 0."""
         self._window.clear()  # like TRL's metrics, of a training that was interrupted
         self._metrics["train"].clear()
-        self._set_beta_state(self._first_beta_state)
+        self.set_beta_state(self._first_beta_state)
         step = state.global_step
         if step:
             entry = get_entry(state.stateful_callbacks)
             if entry is None:
                 logger.warning("step %d: going on with a fresh β of %g, as fresh_beta=True asks for", step, self.beta)
             else:
-                self._set_beta_state(entry)
+                self.set_beta_state(entry)
         self._put_beta_entry(state)  # so that a state says what run it is of, wherever and whenever it is saved
 
 

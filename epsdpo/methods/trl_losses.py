@@ -27,7 +27,7 @@ class TrlLossTrainer(EpsilonDPOTrainer):
     _tag_names = ["trl", "dpo"]
     _name = "DPO"
 
-    def _losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
+    def losses(self, scored: ScoredPairs) -> tuple[torch.Tensor, torch.Tensor]:
         counted = scored.pair_index != REPEATED
         losses = torch.zeros_like(scored.log_ratio_margin)
         if counted.any():

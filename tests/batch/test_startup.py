@@ -28,6 +28,7 @@ def bare_python(tmp_path_factory):
 @pytest.mark.parametrize("module", ["epsdpo", "epsdpo.train", "epsdpo.train.sft", "epsdpo.paper.epsilon_bound"])
 def test_a_python_without_the_packages_is_told_what_to_activate(bare_python, module, tmp_path):
     shutil.copytree(ROOT / "epsdpo", tmp_path / "epsdpo", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "Makefile", tmp_path)
     call = [bare_python, "-m", module, "--help"]
     environment = {"PATH": os.environ["PATH"]}
     before = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -42,7 +43,8 @@ def test_a_python_without_the_packages_is_told_what_to_activate(bare_python, mod
 
 def test_what_is_looked_for_is_a_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    names = {re.match(r"[\w-]+", line)[0].lower() for line in project["dependencies"]}
+    needed = [*project["dependencies"], *project["optional-dependencies"]["kit"]]
+    names = {re.match(r"[\w-]+", line)[0].lower() for line in needed}
     assert {"pyyaml" if name == "yaml" else name for name in MODULES} <= names
 
 

@@ -1,8 +1,11 @@
 """Every method through one trainer path and one record, and the losses of TRL against TRL's own trainers."""
 
+import ast
+import inspect
 import itertools
 import json
 import math
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -25,7 +28,7 @@ from epsdpo.methods.kto import KTOTrainer, unpaired
 from epsdpo.methods.kto_config import KTOConfig
 from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.methods.saved_reference import FILE as REFERENCE_FILE
-from epsdpo.methods.trl_losses import TrlLossTrainer
+from epsdpo.methods.trl_losses import TrlLossTrainer, _Scored, _TrlLoss
 from epsdpo.methods.trl_losses_config import TrlLossConfig
 from epsdpo.models.start import load_tokenizer
 from epsdpo.plots.trajectory import beta_trajectory, training_curves
@@ -78,6 +81,23 @@ def test_trl_losses_are_trls(make_trainer, tmp_path, loss):
     steps = read_steps(ours.args.output_dir)
     assert steps["loss"].tolist() == pytest.approx([log["loss"] for log in ours.state.log_history[:4]], abs=1e-4)
     assert (steps[["beta_before", "beta_after"]] == 0.1).all(axis=None)
+
+
+def test_all_that_trls_loss_reads_of_its_trainer_is_there(tmp_path):
+    """And nothing else: a release of TRL whose loss reads more, or less, is noticed before a loss is wrong."""
+    loss = ast.parse(textwrap.dedent(inspect.getsource(DPOTrainer._compute_loss)))
+    attributes = [node for node in ast.walk(loss) if isinstance(node, ast.Attribute)]
+
+    def read_of(owner):
+        return {node.attr for node in attributes if ast.unparse(node.value) == owner}
+
+    args = TrlLossConfig(output_dir=str(tmp_path), loss_type="ipo", bf16=False, use_cpu=True)
+    given = _TrlLoss(args, torch.device("cpu"))
+    # The models come with each batch; the coefficient is of a loss that is switched off.
+    assert read_of("self") == {*vars(given), "model", "ref_model", "router_aux_loss_coef"}
+    # The last is of PEFT without a reference model, which is always given here.
+    assert read_of("self.accelerator") == {*vars(given.accelerator), "unwrap_model"}
+    assert read_of("outputs") <= {*vars(_Scored(torch.zeros(1)).output), "aux_loss", "log_sum_sq_probs"}
 
 
 def test_the_losses_differ_from_each_other(make_trainer, tmp_path):
