@@ -289,7 +289,7 @@ def test_modules_and_files_have_the_names_that_are_given(page):
 
 
 def test_the_change_log_says_where_things_are_now():
-    rows = re.findall(r"^  \| `epsdpo.*\|(.*)\|$", text_of(CHANGES), re.MULTILINE)
+    rows = re.findall(r"^\| `epsdpo.*\|(.*)\|$", text_of(CHANGES), re.MULTILINE)
     assert len(rows) > 20
     for name in (name for row in rows for name in re.findall(r"`([\w.]+)`", row)):
         assert_is_ours(name)
