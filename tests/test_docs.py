@@ -14,17 +14,21 @@ import shlex
 import sys
 import tomllib
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from kit.official import OFFICIAL, save_official_model
 from packaging.requirements import Requirement
+from trl import DPOConfig
 
+from epsdpo import EpsilonDPOConfig
 from epsdpo.__main__ import main
 from epsdpo.experiment import load_experiments
 from epsdpo.experiment.keys import section_keys, train_keys
 from epsdpo.experiment.sweep import parse_overrides
+from epsdpo.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, CHANGES = ROOT / "README.md", ROOT / "docs", ROOT / "CHANGELOG.md"
@@ -231,6 +235,42 @@ def test_data_of_ones_own_are_checked_as_the_readme_says(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(judge["evaluate"]["judge"]["api_key_env"], "a key")
     assert main(["check", "mine.yaml"]) == 0, capsys.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------- what tables say
+
+
+def rows_of(page: Path, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head."""
+    below = text_of(page).split(f"\n## {heading}\n", 1)[1]
+    lines = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", below, re.MULTILINE)[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_trainers_own_keys_stand_in_its_table():
+    ours = {field.name: field for field in fields(EpsilonDPOConfig)}
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows_of(DOCS / "trainer.md", "Keys of its own")}
+    assert shown.keys() == ours.keys() - {field.name for field in fields(DPOConfig)}
+    in_words = {"epsilon": None, "TRL's": None}  # defaults that follow from elsewhere
+    for name, default in shown.items():
+        assert ours[name].default == (in_words[default] if default in in_words else ast.literal_eval(default)), name
+
+
+def test_every_method_stands_in_the_table():
+    shown = [
+        name
+        for row in rows_of(DOCS / "trainer.md", "Other methods, one record")
+        for name in re.findall("`(.*?)`", row[0])
+    ]
+    assert sorted(shown) == sorted(METHODS)
+    assert len(shown) == 21 and "twenty other methods" in text_of(README)
+
+
+@pytest.mark.parametrize(("folder", "number"), [("paper", "85 experiments"), ("small", "(63)")])
+def test_the_papers_experiments_are_as_many_as_is_said(folder, number):
+    folders = sorted(path for path in (ROOT / "configs" / folder).iterdir() if path.is_dir())
+    assert number.strip("() experiments") == str(sum(len(load_experiments(path)) for path in folders))
+    assert number in text_of(DOCS / "configs.md")
 
 
 # ----------------------------------------------------------------------------------------------------- links and names
