@@ -266,6 +266,21 @@ def test_every_method_stands_in_the_table():
     assert len(shown) == 21 and "twenty other methods" in text_of(README)
 
 
+def test_every_number_of_a_score_stands_in_the_table(tmp_path, capsys):
+    rows = [
+        {"instruction": text, "generator_1": "a", "generator_2": "b", "len_1": 9, "len_2": length, "preference": liked}
+        for text, length, liked in [("one", 5, 1.0), ("two", 12, 2.0), ("three", 20, 1.5), ("four", 3, 2.0)]
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert main(["winrate", str(tmp_path / "annotations.json")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    shown = []
+    for row in rows_of(DOCS / "scores.md", "What is printed"):
+        first, *others = re.findall("`(.*?)`", row[0])
+        shown += [first, *(first + name if name.startswith("_") else name for name in others)]
+    assert sorted(shown) == sorted(printed)
+
+
 @pytest.mark.parametrize(("folder", "number"), [("paper", 85), ("small", 63)])
 def test_the_papers_experiments_are_as_many_as_is_said(folder, number):
     folders = sorted(path for path in (ROOT / "configs" / folder).iterdir() if path.is_dir())
