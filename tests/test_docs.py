@@ -14,17 +14,21 @@ import shlex
 import sys
 import tomllib
 import warnings
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 from kit.official import OFFICIAL, save_official_model
 from packaging.requirements import Requirement
+from trl import DPOConfig
 
+from epsdpo import EpsilonDPOConfig
 from epsdpo.__main__ import main
 from epsdpo.experiment import load_experiments
 from epsdpo.experiment.keys import section_keys, train_keys
 from epsdpo.experiment.sweep import parse_overrides
+from epsdpo.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, CHANGES = ROOT / "README.md", ROOT / "docs", ROOT / "CHANGELOG.md"
@@ -233,6 +237,57 @@ def test_data_of_ones_own_are_checked_as_the_readme_says(tmp_path, monkeypatch, 
     assert main(["check", "mine.yaml"]) == 0, capsys.readouterr().out
 
 
+# --------------------------------------------------------------------------------------------------- what tables say
+
+
+def rows_of(page: Path, heading: str) -> list[list[str]]:
+    """The rows of the first table below a heading, without its head."""
+    below = text_of(page).split(f"\n## {heading}\n", 1)[1]
+    lines = re.search(r"^\|.*\n\|[-|]+\n((?:\|.*\n)+)", below, re.MULTILINE)[1].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_trainers_own_keys_stand_in_its_table():
+    ours = {field.name: field for field in fields(EpsilonDPOConfig)}
+    shown = {row[0].strip("`"): row[1].strip("`") for row in rows_of(DOCS / "trainer.md", "Keys of its own")}
+    assert shown.keys() == ours.keys() - {field.name for field in fields(DPOConfig)}
+    in_words = {"epsilon": None, "TRL's": None}  # defaults that follow from elsewhere
+    for name, default in shown.items():
+        assert ours[name].default == (in_words[default] if default in in_words else ast.literal_eval(default)), name
+
+
+def test_every_method_stands_in_the_table():
+    shown = [
+        name
+        for row in rows_of(DOCS / "trainer.md", "Other methods, one record")
+        for name in re.findall("`(.*?)`", row[0])
+    ]
+    assert sorted(shown) == sorted(METHODS)
+    assert len(shown) == 21 and "twenty other methods" in text_of(README)
+
+
+def test_every_number_of_a_score_stands_in_the_table(tmp_path, capsys):
+    rows = [
+        {"instruction": text, "generator_1": "a", "generator_2": "b", "len_1": 9, "len_2": length, "preference": liked}
+        for text, length, liked in [("one", 5, 1.0), ("two", 12, 2.0), ("three", 20, 1.5), ("four", 3, 2.0)]
+    ]
+    (tmp_path / "annotations.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert main(["winrate", str(tmp_path / "annotations.json")]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    shown = []
+    for row in rows_of(DOCS / "scores.md", "What is printed"):
+        first, *others = re.findall("`(.*?)`", row[0])
+        shown += [first, *(first + name if name.startswith("_") else name for name in others)]
+    assert sorted(shown) == sorted(printed)
+
+
+@pytest.mark.parametrize(("folder", "number"), [("paper", 85), ("small", 63)])
+def test_the_papers_experiments_are_as_many_as_is_said(folder, number):
+    folders = sorted(path for path in (ROOT / "configs" / folder).iterdir() if path.is_dir())
+    assert number == sum(len(load_experiments(path)) for path in folders)
+    assert re.search(rf"\b{number}\b", text_of(DOCS / "configs.md"))
+
+
 # ----------------------------------------------------------------------------------------------------- links and names
 
 
@@ -289,7 +344,7 @@ def test_modules_and_files_have_the_names_that_are_given(page):
 
 
 def test_the_change_log_says_where_things_are_now():
-    rows = re.findall(r"^  \| `epsdpo.*\|(.*)\|$", text_of(CHANGES), re.MULTILINE)
+    rows = re.findall(r"^\| `epsdpo.*\|(.*)\|$", text_of(CHANGES), re.MULTILINE)
     assert len(rows) > 20
     for name in (name for row in rows for name in re.findall(r"`([\w.]+)`", row)):
         assert_is_ours(name)
