@@ -30,14 +30,11 @@ from epsdpo.evaluation.scores.numbers import (
 )
 from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import written_whole
-from epsdpo.models.start import MODEL_FOLDER
-from epsdpo.runs.layout import SUMMARY
+from epsdpo.runs.layout import ANNOTATIONS, MODEL_FOLDER, RESPONSES, SUMMARY
 from epsdpo.texts import writable
 
 logger = logging.getLogger(__name__)
 
-ANNOTATIONS = "annotations.json"
-RESPONSES = "responses.parquet"
 CALIBRATION = "calibration.parquet"
 
 

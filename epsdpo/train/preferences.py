@@ -26,14 +26,8 @@ from epsdpo.methods.other_configs import config_class
 from epsdpo.methods.resuming import CannotContinue
 from epsdpo.methods.trainer_of import trainer_class
 from epsdpo.models.local_models import require_local
-from epsdpo.models.start import (
-    MODEL_FOLDER,
-    after_sft,
-    load_tokenizer,
-    pin_revision,
-    reference_source,
-    require_data_fit,
-)
+from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, reference_source, require_data_fit
+from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.runs.watch import end_with_stdin
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
