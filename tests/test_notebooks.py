@@ -17,8 +17,9 @@ from epsdpo.data.prepared import load_prepared
 from epsdpo.evaluation.judges.gold import gold_score
 from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.methods.record import read_pairs, read_steps
-from epsdpo.report.collect import collect, links_table
+from epsdpo.report.collect import collect
 from epsdpo.report.head_to_head import head_to_head
+from epsdpo.report.shown import links_table
 from epsdpo.runs.layout import NOTEBOOKS
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"

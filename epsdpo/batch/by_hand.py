@@ -17,8 +17,8 @@ from IPython import get_ipython
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, claim_folder, load_experiment, save_experiment
 from epsdpo.experiment.paths import output_path, resolve_path
-from epsdpo.models.start import MODEL_FOLDER, pin_revision
-from epsdpo.runs.layout import experiment_of
+from epsdpo.models.start import pin_revision
+from epsdpo.runs.layout import MODEL_FOLDER, experiment_of
 
 FOLDER = Path("runs") / "notebooks"
 

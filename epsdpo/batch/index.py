@@ -6,8 +6,6 @@ never imports torch, since it is written again whenever a stage begins or ends.
 
 from __future__ import annotations
 
-import os
-import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from epsdpo.evaluation.benchmarks.results import benchmark_table
 from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in
-from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, read_manifest
+from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, link_to
+from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, commit_of, read_manifest
 from epsdpo.train.pace import as_time
 
 _TEMPLATE = """\
@@ -105,11 +103,11 @@ def write_index(run_dir: str | Path) -> Path:
         stages=len(statuses),
         finished=sum(status.state == "finished" for status in statuses),
         failed=[
-            {"name": status.name, "detail": status.detail, "link": _link(status.folder / LOG, run_dir)}
+            {"name": status.name, "detail": status.detail, "link": link_to(status.folder / LOG, run_dir)}
             for status in statuses
             if status.state == "failed"
         ],
-        report=_link(reports[0], run_dir) if reports else None,
+        report=link_to(reports[0], run_dir) if reports else None,
         benchmarks=benchmark_table(run_dir),
     )
     path = run_dir / INDEX
@@ -131,7 +129,6 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
     evaluated = "evaluate" not in changed and (folder / "evaluate" / MANIFEST).exists()
     evaluation = evaluated and read_object(folder / "evaluate" / SUMMARY) or {}
     judged = experiment.evaluate is None or experiment.evaluate.judge is not None
-    git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,
         "title": experiment.title,
@@ -148,12 +145,12 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
             {
                 "name": status.stage,
                 "state": status.state,
-                "link": _link(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
+                "link": link_to(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
             }
             for status in [*shared, *own]
         ],
         "time": as_time(sum(seconds)) if seconds else "–",
-        "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+        "commit": commit_of(read_manifest(folder / "train") or {}) or "–",
     }
 
 
@@ -190,7 +187,3 @@ def _not_judged(evaluation: dict[str, Any]) -> str:
     """How many comparisons are in no number, for an evaluation whose judge left some out."""
     failed = evaluation.get("n_failed", 0)
     return f"{failed} of {evaluation['n_total']} not judged" if failed else ""
-
-
-def _link(path: Path, run_dir: Path) -> str:
-    return urllib.parse.quote(os.path.relpath(path.resolve(), run_dir.resolve()))

@@ -38,11 +38,11 @@ from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.experiment.values import number_advice
 from epsdpo.methods.record import first_step, incompleteness
 from epsdpo.models.own_code import require_no_own_code
-from epsdpo.models.start import MODEL_FOLDER
 from epsdpo.paper.claims.settings import fixed_claims
 from epsdpo.runs.fingerprint import code_digests, key_parts, settings_of
 from epsdpo.runs.layout import (
     EXECUTED,
+    MODEL_FOLDER,
     NOTEBOOKS,
     PAGE,
     STAGES,

@@ -30,13 +30,10 @@ from epsdpo.evaluation.scores.numbers import (
 )
 from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import writable, written_whole
-from epsdpo.models.start import MODEL_FOLDER
-from epsdpo.runs.layout import SUMMARY
+from epsdpo.runs.layout import ANNOTATIONS, MODEL_FOLDER, RESPONSES, SUMMARY
 
 logger = logging.getLogger(__name__)
 
-ANNOTATIONS = "annotations.json"
-RESPONSES = "responses.parquet"
 CALIBRATION = "calibration.parquet"
 
 

@@ -17,13 +17,13 @@ from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
 from epsdpo.methods.vocabulary import require_known_tokens
 from epsdpo.models.hub import commit_of
 from epsdpo.models.local_models import NOT_HERE
+from epsdpo.runs.layout import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from epsdpo.data.prepared import PreparedData
 
-MODEL_FOLDER = "model"  # of a training's output
 
 # What decides what a model in a folder says, among what else may lie there.
 _DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")

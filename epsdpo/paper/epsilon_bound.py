@@ -43,10 +43,10 @@ from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_ari
 from epsdpo.methods.kernels import pair_steps, score_tokens
 from epsdpo.methods.loading import load_causal_lm
 from epsdpo.methods.record import DamagedRecord, read_steps
-from epsdpo.models.start import MODEL_FOLDER, after_sft, reference_source
+from epsdpo.models.start import after_sft, reference_source
 from epsdpo.paper.drawing_bound import epsilon_bounds
 from epsdpo.plots.csv_files import write_csv
-from epsdpo.runs.layout import experiment_of
+from epsdpo.runs.layout import MODEL_FOLDER, experiment_of
 from epsdpo.train.checkpoints import whole_checkpoints
 from epsdpo.train.preferences import trainer_arguments
 from epsdpo.trajectory.summary import DECISIONS

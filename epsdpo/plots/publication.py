@@ -10,14 +10,14 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from epsdpo.plots.style import LEGEND_LETTERS, legend_below, legend_layout
+from epsdpo.plots.style import legend_below, legend_height
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 3.25, 6.75  # inches, as in ICML's and ACL's two-column pages; NeurIPS' text is 5.5
 _LETTERS, _SMALL_LETTERS = 8.0, 7.0  # points
 _PANEL_SHAPE = 0.75  # height over width
 _SHRINKAGE = 0.6  # of letters, from the page to the print
 _LINES = 0.65  # how much thinner lines and markers are than on the page
-_LONG_NAME = 16  # letters; names beside bars that are longer leave no room in a single column
+_ROOM_FOR_NAMES = 0.3  # of a single column; longer names beside bars leave too little for the bars
 
 
 def fit_for_print(figure: Figure) -> None:
@@ -26,18 +26,10 @@ def fit_for_print(figure: Figure) -> None:
     The title goes, since the caption says it; titles of several panels stay, since they tell them apart. Legends move
     under the figure.
     """
-    grids = [axes.get_subplotspec().get_gridspec() for axes in figure.axes]
-    rows, columns = max(grid.nrows for grid in grids), max(grid.ncols for grid in grids)
-    names = [label.get_text() for axes in figure.axes for label in axes.get_yticklabels()]
-    wide = columns > 1 or max(map(len, names)) > _LONG_NAME
-    width = DOUBLE_COLUMN if wide else SINGLE_COLUMN
-    panels_height = rows * _PANEL_SHAPE * min(width / columns, SINGLE_COLUMN)
-    # Many bars need the height that they had, less what the letters beside them have shrunk by.
-    figure.set_size_inches(width, max(panels_height, _height_without_legends(figure) * _SHRINKAGE))
-
     figure.suptitle("")
     if len(figure.axes) == 1:
         figure.axes[0].set_title("")
+    height = figure.get_figheight() - sum(map(legend_height, figure.legends))
     entries = _take_legends(figure)
     for text in figure.findobj(Text):
         text.set_fontsize(_LETTERS if text.get_fontsize() >= 10.0 else _SMALL_LETTERS)
@@ -50,16 +42,17 @@ def fit_for_print(figure: Figure) -> None:
             collection.set_linewidth(collection.get_linewidth() * _LINES)
         for spine in axes.spines.values():
             spine.set_linewidth(0.6)
+
+    grids = [axes.get_subplotspec().get_gridspec() for axes in figure.axes]
+    rows, columns = max(grid.nrows for grid in grids), max(grid.ncols for grid in grids)
+    names = [label.get_window_extent().width for axes in figure.axes for label in axes.get_yticklabels()]
+    wide = columns > 1 or max(names) > _ROOM_FOR_NAMES * SINGLE_COLUMN * figure.dpi
+    width = DOUBLE_COLUMN if wide else SINGLE_COLUMN
+    panels_height = rows * _PANEL_SHAPE * min(width / columns, SINGLE_COLUMN)
+    # Many bars need the height that they had, less what the letters beside them have shrunk by.
+    figure.set_size_inches(width, max(panels_height, height * _SHRINKAGE))
     if entries:
         legend_below(figure, list(entries.values()), list(entries), fontsize=_SMALL_LETTERS)
-
-
-def _height_without_legends(figure: Figure) -> float:
-    """In inches, less what `legend_below` added."""
-    names = [[text.get_text() for text in legend.get_texts()] for legend in figure.legends]
-    return figure.get_figheight() - sum(
-        legend_layout(figure.get_figwidth(), labels, LEGEND_LETTERS).height for labels in names
-    )
 
 
 def _take_legends(figure: Figure) -> dict[str, Artist | Container]:

@@ -5,15 +5,14 @@ JupyterLab, headless, and whatever backend a user has set. How the lines of seve
 `epsdpo.plots.looks`' business, how a figure reaches the disk and the page that of `epsdpo.plots.saving`.
 """
 
-import math
-import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.text import Text
 
 # Every colour of every figure. A colour means one thing: a method, a decision, or how something came out. Colours of
 # one table can be told apart by readers who do not see red and green as others do.
@@ -37,9 +36,7 @@ CHOSEN, REJECTED = OUTCOME_COLOURS["good"], OUTCOME_COLOURS["bad"]
 
 LEGEND_LETTERS = 9.0  # points, of a legend under a figure
 
-_POINTS_PER_LETTER = 0.56  # width of a letter over the size of its font, on average and rounded up
-_KEY_POINTS = 42.0  # the line before a name in a legend, and the space after it
-_LINES_PER_ENTRY = 1.55  # height of an entry of a legend, in sizes of its font
+_BETWEEN_COLUMNS = 1.4  # of a legend, in sizes of its letters
 
 
 def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: int = 1) -> tuple[Figure, list[Axes]]:
@@ -52,30 +49,46 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
     return figure, panels
 
 
-class LegendLayout(NamedTuple):
-    """How names are set under a figure: broken into lines where need be, in so many columns, so many inches high."""
-
-    labels: list[str]
-    columns: int
-    height: float
-
-
-def legend_layout(width: float, labels: Sequence[str], fontsize: float) -> LegendLayout:
-    """The layout of a legend under a figure that is `width` inches wide."""
-    points, letter = width * 72, _POINTS_PER_LETTER * fontsize
-    labels = [textwrap.fill(label, int((points - _KEY_POINTS) / letter)) for label in labels]
-    longest = max(len(part) for label in labels for part in label.split("\n"))
-    columns = max(1, min(len(labels), int(points / (longest * letter + _KEY_POINTS))))
-    lines = math.ceil(len(labels) / columns) * max(label.count("\n") + 1 for label in labels)
-    return LegendLayout(labels, columns, (lines * _LINES_PER_ENTRY * fontsize + 6.0) / 72)
-
-
 def legend_below(
     figure: Figure, handles: Sequence[Artist | Container], labels: Sequence[str], fontsize: float = LEGEND_LETTERS
 ) -> None:
-    """One legend for the whole figure, under its panels; the figure grows by its height."""
-    names, columns, height = legend_layout(figure.get_figwidth(), labels, fontsize)
-    figure.set_figheight(figure.get_figheight() + height)
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=columns, frameon=False, fontsize=fontsize, columnspacing=1.4
-    )
+    """One legend for the whole figure, under its panels, in as many columns as it has room for; the figure grows by it.
+
+    A label that is longer than the figure is wide is broken into lines.
+    """
+    room = figure.get_figwidth() * figure.dpi
+    style = {"loc": "outside lower center", "frameon": False, "fontsize": fontsize, "columnspacing": _BETWEEN_COLUMNS}
+    legend = figure.legend(handles, labels, ncols=1, **style)
+    column = legend.get_window_extent().width
+    if column > room:
+        for text in legend.get_texts():
+            _break_lines(text, room - (column - max(each.get_window_extent().width for each in legend.get_texts())))
+    elif len(labels) > 1:
+        legend.remove()
+        between = _BETWEEN_COLUMNS * fontsize / 72 * figure.dpi
+        columns = min(len(labels), int((room + between) / (column + between)))
+        legend = figure.legend(handles, labels, ncols=columns, **style)
+    figure.set_figheight(figure.get_figheight() + legend_height(legend))
+
+
+def legend_height(legend: Legend) -> float:
+    """The height in inches that a legend takes under a figure, with the layout's padding."""
+    figure = legend.get_figure()
+    return legend.get_window_extent().height / figure.dpi + 2 * figure.get_layout_engine().get()["h_pad"]
+
+
+def _break_lines(text: Text, room: float) -> None:
+    """Break a text between its words so that no line is wider than `room`, in pixels."""
+    lines, words = [], text.get_text().split()
+    while words:
+        count = len(words)
+        while count > 1 and _width(text, " ".join(words[:count])) > room:
+            count -= 1
+        lines.append(" ".join(words[:count]))
+        words = words[count:]
+    text.set_text("\n".join(lines))
+
+
+def _width(text: Text, words: str) -> float:
+    text.set_text(words)
+    return text.get_window_extent().width

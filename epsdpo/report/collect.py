@@ -1,13 +1,6 @@
-"""The runs of a batch folder, joined: one row per experiment, with what it did and what it gained.
+"""The runs of a batch folder, joined from what their stages wrote: one row per experiment, and where each came from."""
 
-It reads what the stages wrote (`experiment.yaml`, the β record, `summary.json`, manifests) and makes tables; the
-notebook `05_report` shows them.
-"""
-
-import html
 import json
-import os
-import urllib.parse
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from epsdpo.evaluation.judges.counts import completeness
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
-from epsdpo.methods.record import incompleteness, read_steps
-from epsdpo.models.start import MODEL_FOLDER
-from epsdpo.report.head_to_head import head_to_head, with_win_rate
-from epsdpo.runs.layout import SUMMARY, experiment_of, experiments_in
-from epsdpo.runs.manifest import MANIFEST, STAGE_FILE, read_manifest
+from epsdpo.methods.record import read_steps
+from epsdpo.runs.layout import MODEL_FOLDER, SUMMARY, experiment_of, experiments_in
+from epsdpo.runs.manifest import MANIFEST, STAGE_FILE, commit_of, read_manifest
 from epsdpo.trajectory.summary import summarise
-
-STAGE_FOLDERS = ("train", "trajectory", "evaluate")
-NO_JUDGE = "no judge was asked for"
-PAGE = "notebook.html"
 
 
 @dataclass(frozen=True)
@@ -37,7 +23,7 @@ class Run:
         directory: its folder.
         experiment: its resolved config.
         steps: its β record, one row per optimiser step.
-        trajectory: `epsdpo.trajectory.summary.summarise` of it.
+        trajectory: `summarise` of it.
         evaluation: the numbers of its evaluate stage, or None if it has none.
     """
 
@@ -111,160 +97,6 @@ def results_table(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def overview(results: pd.DataFrame) -> pd.DataFrame:
-    """The settings and the β of each run, as text for people; "–" for what its method does not have."""
-    return pd.DataFrame(
-        {
-            "run": results["title"],
-            "method": results["method"],
-            "ε": results["epsilon"].map("{:g}".format, na_action="ignore").fillna("–"),
-            "criterion": results["criterion"].fillna("–"),
-            "steps": results["steps"],
-            "β at start": results["beta_initial"].map("{:.4g}".format),
-            "β at end": results["beta_final"].map("{:.4g}".format),
-            "mean step": results["mean_step"].map("{:+.3f}".format, na_action="ignore").fillna("–"),
-            "s per step": results["seconds_per_step"].map("{:.2f}".format),
-        }
-    ).set_index("run")
-
-
-def win_rates_and_kl(results: pd.DataFrame) -> pd.DataFrame:
-    """Of the runs that were judged, what the figure of win rate over KL shows."""
-    if "win_rate" not in results:
-        return results.iloc[:0]
-    return results.dropna(subset=["win_rate"]).filter(regex="^(title|win_rate.*|(reverse|forward)_kl_per_response.*)$")
-
-
-def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
-    """Win rates, divergences, gold reward and length of each evaluated run, with 95 % intervals, as text for people.
-
-    A dash stands for what was not measured: without a judge there is no win rate, off the world no gold reward.
-    """
-    results = results.dropna(subset=["reverse_kl_per_response"])
-
-    def measure(name: str, form: str) -> pd.Series:
-        columns = results.reindex(columns=[name, f"{name}_low", f"{name}_high"])
-        return columns.apply(
-            lambda row: "–" if row.isna().any() else "{:{f}} [{:{f}}, {:{f}}]".format(*row, f=form), axis=1
-        )
-
-    judged = results.reindex(columns=["judge", "n_scored", "n_total", "n_distinct"])
-    return pd.DataFrame(
-        {
-            "run": results["title"],
-            "win rate (%)": measure("win_rate", ".1f"),
-            "length-controlled (%)": measure("length_controlled_win_rate", ".1f"),
-            "KL(π‖π_ref) (nats)": measure("reverse_kl_per_response", ".2f"),
-            "KL(π_ref‖π) (nats)": measure("forward_kl_per_response", ".2f"),
-            "gold reward": measure("policy_gold", ".3f"),
-            "characters": results["policy_avg_length"],
-            "judged": [
-                NO_JUDGE
-                if pd.isna(judge) and pd.isna(scored)
-                else f"{0 if pd.isna(scored) else scored:.0f} of {total:.0f}"
-                + (f", {different:.0f} distinct" if different < total else "")
-                for judge, scored, total, different in judged.itertuples(index=False)
-            ],
-        }
-    ).set_index("run")
-
-
-def headline(runs: list[Run]) -> str:
-    """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so.
-
-    First come the runs of which not every comparison was judged, or not every step is recorded.
-    """
-    judged = with_win_rate(runs)
-    baseline = judged[0].experiment.title if judged else None
-    pairs = head_to_head(judged)
-    gains = pairs[pairs["baseline"] == baseline].set_index("title")
-    sentences = []
-    for run in runs:
-        title = run.experiment.title
-        first, last, low, high = (
-            f"{run.trajectory[f'beta_{what}']:.4g}" for what in ("initial", "final", "min", "max")
-        )
-        text = f"β stayed at {first}" if low == high else f"β went from {first} to {last}"
-        if low != high and first == last:
-            text += f" by way of {low} and {high}"
-        if run.evaluation is not None:
-            text += _evaluation_in_words(run.evaluation)
-        if title in gains.index:
-            gain = gains.loc[title]
-            certain = gain["low"] > 0 or gain["high"] < 0
-            text += (
-                f"; {gain['difference']:+.1f} points [{gain['low']:+.1f}, {gain['high']:+.1f}] to "
-                f"{gain['baseline']}{'' if certain else ', which may be chance'}"
-            )
-        sentences.append(f"<li><b>{html.escape(title)}</b>: {html.escape(text)}.</li>")
-    return f"{_incomplete(runs)}<ul>{''.join(sentences)}</ul>"
-
-
-def _evaluation_in_words(summary: dict[str, Any]) -> str:
-    text = f"; {NO_JUDGE}" if summary.get("judge", "") is None else ""
-    if "win_rate" in summary:
-        opponent = "its reference" if summary["against"] == "reference" else "the given responses"
-        text += (
-            f"; win rate over {opponent} {summary['win_rate']:.1f} % "
-            f"[{summary['win_rate_low']:.1f}, {summary['win_rate_high']:.1f}]"
-        )
-    return f"{text} at a divergence of {summary['reverse_kl_per_response']:.2f} nats per response"
-
-
-def _incomplete(runs: list[Run]) -> str:
-    """HTML: a paragraph for each run whose judge left comparisons out, or whose record has not all its steps."""
-    problems = []
-    for run in runs:
-        problems.append((run, incompleteness(run.directory / "train")))
-        if run.evaluation is not None and run.evaluation.get("n_failed"):
-            problems.append((run, completeness(run.evaluation)))
-    return "".join(
-        f"<p style='color: #D55E00'><b>{html.escape(run.experiment.title)}: {html.escape(problem)}</b></p>"
-        for run, problem in problems
-        if problem
-    )
-
-
-def links_table(runs: list[Run], page_dir: str | Path) -> str:
-    """HTML: each run's pages, as links that work from a page in `page_dir`, with the stages' times."""
-    rows = []
-    for run in runs:
-        cells = [f"<td>{html.escape(run.experiment.title)}</td>"]
-        for stage in STAGE_FOLDERS:
-            page, manifest = run.directory / stage / PAGE, read_manifest(run.directory / stage)
-            if manifest is None:
-                cells.append("<td>–</td>")
-                continue
-            link = html.escape(urllib.parse.quote(os.path.relpath(page.resolve(), Path(page_dir).resolve())))
-            cells.append(f'<td><a href="{link}">{stage}</a> ({manifest["seconds"]:.0f} s)</td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("run", *STAGE_FOLDERS))
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def shared_links(runs: list[Run], page_dir: str | Path) -> str:
-    """HTML: the pages of what runs were made from, such as prepared data, each with the runs that share it."""
-    users: dict[Path, list[str]] = {}
-    for run in runs:
-        parameters = (read_manifest(run.directory / "train") or {}).get("parameters", {})
-        for name in ("data_dir", "sft_dir"):
-            if parameters.get(name):
-                # A batch folder may have been moved as a whole since.
-                users.setdefault(run.directory.parent / Path(parameters[name]).name, []).append(run.experiment.title)
-    items = []
-    for folder, titles in users.items():
-        if (folder / PAGE).exists():
-            link = html.escape(os.path.relpath((folder / PAGE).resolve(), Path(page_dir).resolve()))
-            items.append(f'<li><a href="{link}">{html.escape(folder.name)}</a>: {html.escape(", ".join(titles))}</li>')
-    return f"<ul>{''.join(items)}</ul>"
-
-
-def no_win_rates(results: pd.DataFrame) -> str:
-    """Why no run of a table of results has a win rate, in a sentence."""
-    asked = "judge" in results and results["judge"].notna().any()
-    return "No run of this folder was judged." if asked or "judge" not in results else "No judge was asked for."
-
-
 def provenance(runs: list[Run]) -> pd.DataFrame:
     """What each run came from: git commit, seed, package versions, machine and time, read from its manifest."""
     return pd.DataFrame(
@@ -280,9 +112,9 @@ def origin_of(train_dir: Path) -> dict[str, str]:
     manifest = read_manifest(train_dir)
     if manifest is None:
         return {"commit": "not recorded: trained by hand"}
-    git, packages = manifest["git"], manifest["packages"]
+    packages = manifest["packages"]
     return {
-        "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+        "commit": commit_of(manifest) or "not in git",
         **{name: packages[name] for name in ("torch", "transformers", "trl")},
         "machine": ", ".join(manifest["gpus"]) or f"{manifest['cpus']} CPUs",
         "finished (UTC)": manifest["finished"][:16].replace("T", " "),

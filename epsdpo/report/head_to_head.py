@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.evaluate import ANNOTATIONS, RESPONSES
 from epsdpo.evaluation.scores.annotations import read_annotations
 from epsdpo.evaluation.scores.clusters import distinct
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.seeds import join_seeds
 from epsdpo.experiment import Experiment
+from epsdpo.runs.layout import ANNOTATIONS, RESPONSES
 
 _PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share", "prompts", "distinct"]
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import urllib.parse
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
@@ -51,8 +52,13 @@ STEPS = "steps.jsonl"
 # Of a run folder: every experiment in a row.
 INDEX = "index.html"
 
-# What the evaluate notebook writes there: its numbers.
+# What the evaluate notebook writes there: its numbers, all responses, and their judgements in AlpacaEval's format.
 SUMMARY = "summary.json"
+RESPONSES = "responses.parquet"
+ANNOTATIONS = "annotations.json"
+
+# In a training's folder, once it is finished: the weights.
+MODEL_FOLDER = "model"
 
 # Beside the experiments of a batch that tests claims: what benchmarks/step_cost.py measured.
 STEP_COST = Path("step_cost") / "mini.json"
@@ -76,6 +82,11 @@ def link_to_index(folder: Path) -> str:
         if (above / INDEX).exists() and (above / ".epsdpo").is_dir():  # a page of the runner's, not of somebody's site
             return os.path.relpath(above / INDEX, folder.resolve())
     return ""
+
+
+def link_to(path: Path, page_dir: str | Path) -> str:
+    """The relative link to a file from a page in `page_dir`, quoted as an address, not yet escaped for HTML."""
+    return urllib.parse.quote(os.path.relpath(path.resolve(), Path(page_dir).resolve()))
 
 
 def experiments_in(run_dir: Path) -> dict[str, Experiment]:

@@ -226,3 +226,9 @@ def _git_state(repository: Path) -> dict[str, Any] | None:
     if commit.returncode != 0:
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
+
+
+def commit_of(manifest: dict[str, Any]) -> str:
+    """The git commit that a stage ran in, shortened, and whether files were changed since; "" outside of git."""
+    git = manifest.get("git")
+    return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")

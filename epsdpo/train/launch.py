@@ -24,7 +24,7 @@ from accelerate.utils import DistributedType
 
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.paths import resolve_path
-from epsdpo.models.start import MODEL_FOLDER
+from epsdpo.runs.layout import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from epsdpo.train.live import LiveChart

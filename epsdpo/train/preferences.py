@@ -25,14 +25,8 @@ from epsdpo.methods.loading import never_running_code, read_config
 from epsdpo.methods.method_config import MethodConfig
 from epsdpo.methods.resuming import CannotContinue
 from epsdpo.models.local_models import require_local
-from epsdpo.models.start import (
-    MODEL_FOLDER,
-    after_sft,
-    load_tokenizer,
-    pin_revision,
-    reference_source,
-    require_data_fit,
-)
+from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, reference_source, require_data_fit
+from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.runs.watch import end_with_stdin
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state

@@ -91,6 +91,16 @@ def test_figures_for_print():
         assert all(7.0 <= size <= 8.0 for size in drawn.values()), name
 
 
+def test_a_name_longer_than_the_figure_is_wide_is_broken_between_its_words():
+    name = " ".join(f"learning_rate={number}e-7" for number in range(12))
+    figure = beta_trajectory(dict.fromkeys((name, "short"), STEPS), {name: "dpo", "short": "ipo"}, "the title")
+    for _ in range(2):  # on the page, and in print
+        assert_nothing_is_cropped(figure)
+        broken, short = (text.get_text() for text in figure.legends[0].get_texts())
+        assert "\n" in broken and " ".join(broken.split()) == name and short == "short"
+        fit_for_print(figure)
+
+
 def experiment(method, **train):
     train = {"beta": 0.1, "epsilon": 0.01, "learning_rate": 1.0e-6, **train}
     return Experiment.model_validate({"name": "run", "title": "run", "method": method, "train": train})

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from epsdpo.evaluation.scores.annotations import write_annotations
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, check_experiment, load_saved, save_experiment
 from epsdpo.methods.record import STEPS_FILE, BetaRecord
 from epsdpo.paper.claims.run_table import measure_runs
-from epsdpo.report.collect import collect, headline, overview, results_table
+from epsdpo.report.collect import collect, results_table
 from epsdpo.report.head_to_head import head_to_head, seeds_joined
+from epsdpo.report.shown import headline, overview
 from epsdpo.trajectory.side_by_side import find_runs
 
 
@@ -193,3 +196,10 @@ def test_a_record_that_was_begun_anew_is_marked_in_report_index_and_comparison(t
         measure_runs({folder.name: (folder, load_saved(folder / EXPERIMENT_FILE))}, print)
     (folder / "train" / STEPS_FILE).write_bytes(b"\0\n")
     assert "–" in write_index(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("module", ["epsdpo.batch.index", "epsdpo.report.collect", "epsdpo.report.shown"])
+def test_what_shows_finished_runs_loads_no_torch(module):
+    """The index is written again whenever a stage begins or ends, and a report depends on no trainer."""
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
