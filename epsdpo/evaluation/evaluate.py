@@ -18,7 +18,6 @@ from epsdpo.data.prompts import Prompts, read_prompts
 from epsdpo.evaluation.calibration import judge_again, read_published
 from epsdpo.evaluation.generate import answer_prompts
 from epsdpo.evaluation.judge import LazyJudge, check_given_responses, judge_responses
-from epsdpo.evaluation.judges.gold import follows_every_rule, gold_score
 from epsdpo.evaluation.scores.annotations import write_annotations
 from epsdpo.evaluation.scores.clusters import counted, distinct
 from epsdpo.evaluation.scores.numbers import (
@@ -33,6 +32,7 @@ from epsdpo.files import written_whole
 from epsdpo.models.start import MODEL_FOLDER
 from epsdpo.runs.layout import SUMMARY
 from epsdpo.texts import writable
+from epsdpo.world.language import follows_every_rule, gold_score
 
 logger = logging.getLogger(__name__)
 

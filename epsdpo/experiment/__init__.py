@@ -9,18 +9,17 @@ from epsdpo.experiment.saved import EXPERIMENT_FILE, claim_folder, experiment_te
 from epsdpo.experiment.schema import (
     ON_POLICY,
     WORLD,
-    CalibrateSection,
     ConfigError,
     DataSection,
-    EvaluateSection,
     Experiment,
     LoraSection,
     ModelSection,
-    ServerSection,
     WorldSection,
 )
 from epsdpo.experiment.sections.base import TEMPLATE_DATE
+from epsdpo.experiment.sections.evaluate import CalibrateSection, EvaluateSection
 from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection, RankerSection
+from epsdpo.experiment.sections.server import SamplingServerSection, ServerSection
 from epsdpo.experiment.sections.sft import SftSection
 from epsdpo.experiment.validate import check_experiment
 
@@ -39,6 +38,7 @@ __all__ = [
     "OnPolicySection",
     "PromptsSection",
     "RankerSection",
+    "SamplingServerSection",
     "ServerSection",
     "SftSection",
     "WorldSection",
