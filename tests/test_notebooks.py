@@ -14,13 +14,13 @@ from nbclient import NotebookClient
 from epsdpo.batch.runner import run_batch
 from epsdpo.batch.stage import run_stage
 from epsdpo.data.prepared import load_prepared
-from epsdpo.evaluation.judges.gold import gold_score
 from epsdpo.experiment import load_experiment, load_experiments
 from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.report.collect import collect
 from epsdpo.report.head_to_head import head_to_head
 from epsdpo.report.shown import links_table
 from epsdpo.runs.layout import NOTEBOOKS
+from epsdpo.world.language import gold_score
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo"
 RUNS = ("dpo", "epsilon_dpo_bf16")

@@ -21,12 +21,13 @@ from epsdpo.data.sources import DataError, read_file
 from epsdpo.evaluation.benchmarks.results import read_results, write_results
 from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.evaluate import write_json
+from epsdpo.evaluation.judges.ask import JUDGEMENTS
 from epsdpo.evaluation.judges.counts import annotations
-from epsdpo.evaluation.judges.store import JUDGEMENTS, JudgementStore
 from epsdpo.evaluation.scores.annotations import read_annotations, write_annotations
 from epsdpo.experiment import CalibrateSection, ConfigError, DataSection, PromptsSection, check_experiment
 from epsdpo.experiment.sweep import parse_overrides
 from epsdpo.files import is_writable, texts_in, writable
+from epsdpo.models.kept import Kept, append_lines
 from epsdpo.paper.claims.settings import read_claims
 from epsdpo.runs.manifest import read_stage_file, write_stage_file
 
@@ -89,9 +90,10 @@ def test_a_store_that_holds_halves_is_usable_again(tmp_path):
 
 
 def test_failures_are_logged_whatever_they_say(tmp_path):
-    with JudgementStore(tmp_path) as store:
-        store.add_failure({"key": "a", "detail": HALF})
-        assert store.add({"key": HALF, "preference": 1.5}) == {"key": WHOLE, "preference": 1.5}
+    append_lines(tmp_path / "failures.jsonl", [{"key": "a", "detail": HALF}])
+    with Kept(tmp_path / JUDGEMENTS, dict) as kept:
+        kept.add([{"key": HALF, "preference": 1.5}])
+        assert kept[WHOLE] == {"key": WHOLE, "preference": 1.5}
     assert (tmp_path / "failures.jsonl").read_text(encoding="utf-8").count(WHOLE) == 1
 
 

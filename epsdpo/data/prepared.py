@@ -1,8 +1,4 @@
-"""Prepared data: preference pairs checked, counted, tokenised once and written, and read back for every later stage.
-
-This module knows the prepared folder. Sources are read in `epsdpo.data.sources`, single rows judged and tokenised in
-`epsdpo.data.rows`, and whole splits counted and written in `epsdpo.data.split`.
-"""
+"""Prepared data: preference pairs checked, counted, tokenised once and written, and read back for every later stage."""
 
 import json
 from dataclasses import dataclass
@@ -19,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from epsdpo.data.rows import cut_prompt
 from epsdpo.data.sources import DataError, find_source, read_split
 from epsdpo.data.split import PARTS, SplitWriter, check_split, hold_out, quantiles
-from epsdpo.experiment import DataSection
+from epsdpo.experiment import ConfigError, DataSection
 from epsdpo.files import writable, written_whole
 from epsdpo.methods.chat_template import render_chat
 
@@ -32,9 +28,11 @@ __all__ = [
     "prepare",
     "refusals_table",
     "token_lengths",
+    "with_sampled_pairs",
 ]
 
-REPORT = "report.json"
+REPORT = "report.json"  # written last, here as where pairs are sampled
+PAIRS = "pairs.parquet"  # of a folder of sampled pairs
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,27 @@ class PreparedData:
     eval: datasets.Dataset | None
     prompts: datasets.Dataset | None
     report: dict[str, Any]
+
+
+def with_sampled_pairs(section: DataSection, pairs_dir: str | Path) -> DataSection:
+    """The `data` section as it goes on after sampling: its source is the pairs in `pairs_dir`.
+
+    Args:
+        pairs_dir: what sampling wrote; "" for a section with another source, which is
+            returned as it is.
+
+    Raises:
+        ConfigError: if the folder is missing or unfinished, or given for another source.
+    """
+    if section.on_policy is None:
+        if pairs_dir:
+            raise ConfigError(f"pairs_dir is {str(pairs_dir)!r}, but data.source is {section.source!r}. Leave it out")
+        return section
+    if not pairs_dir:
+        return section  # refused where sources are found, with the remedy
+    if not (Path(pairs_dir) / REPORT).is_file():
+        raise ConfigError(f"{pairs_dir} holds no {REPORT}: sampling has not ended there. Run the stage `sample` first")
+    return section.model_copy(update={"source": str(Path(pairs_dir) / PAIRS)})
 
 
 def prepare(

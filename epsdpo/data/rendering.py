@@ -8,7 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from epsdpo.data.sources import DataError
 from epsdpo.experiment import TEMPLATE_DATE
 from epsdpo.methods.beside import SETTINGS, SHOWN, Messages, Refused, left_out
 from epsdpo.methods.chat_template import TEMPLATE_REFUSES, render_chat
+from epsdpo.models.prompt import RenderedPrompt
 
 logger = logging.getLogger(__name__)
 
@@ -28,25 +29,6 @@ logger = logging.getLogger(__name__)
 _WORDS = "x7words7x"
 _TRAINING_ROWS = 256
 _SHOWN = 300
-
-
-@dataclass(frozen=True)
-class RenderedPrompt:
-    """A prompt as the model reads it.
-
-    Attributes:
-        messages: the conversation.
-        text: the conversation through the chat template, up to the header of the assistant's turn.
-        token_ids: of `text`.
-        bos: how many BOS the ids start with.
-        variables: what else the template was told: tools, documents and settings of the prompt's own.
-    """
-
-    messages: Messages
-    text: str
-    token_ids: list[int]
-    bos: int
-    variables: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from epsdpo.data.prompts import Prompts, read_prompts
 from epsdpo.evaluation.calibration import judge_again, read_published
 from epsdpo.evaluation.generate import answer_prompts
 from epsdpo.evaluation.judge import LazyJudge, check_given_responses, judge_responses
-from epsdpo.evaluation.judges.gold import follows_every_rule, gold_score
 from epsdpo.evaluation.scores.annotations import write_annotations
 from epsdpo.evaluation.scores.clusters import counted, distinct
 from epsdpo.evaluation.scores.numbers import (
@@ -31,6 +30,7 @@ from epsdpo.evaluation.scores.numbers import (
 from epsdpo.experiment import WORLD, Experiment
 from epsdpo.files import writable, written_whole
 from epsdpo.runs.layout import ANNOTATIONS, MODEL_FOLDER, RESPONSES, SUMMARY
+from epsdpo.world.language import follows_every_rule, gold_score
 
 logger = logging.getLogger(__name__)
 

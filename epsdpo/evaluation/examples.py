@@ -7,7 +7,7 @@ import html
 
 import pandas as pd
 
-from epsdpo.evaluation.judge import BY_ORDER
+from epsdpo.evaluation.judges.counts import BY_ORDER
 
 # Jupyter's own style for tables aligns to the right, under a more specific selector.
 _STYLE = (

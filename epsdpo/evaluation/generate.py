@@ -1,10 +1,5 @@
-"""What is judged and measured: both models' responses to the same prompts, and their divergence both ways.
+"""What is judged and measured: both models' responses to the same prompts, and their divergence both ways."""
 
-This module knows which model is asked through which engine. What responses are worth is left to the judge, and what all
-of it comes to in numbers to `epsdpo.evaluation`.
-"""
-
-import gc
 import logging
 import time
 from dataclasses import dataclass
@@ -12,19 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from epsdpo.data.prompts import Prompts
 from epsdpo.data.rendering import read_training_prompts, render_prompts
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.experiment import Experiment
-from epsdpo.methods.loading import load_causal_lm
-from epsdpo.models.kept import open_store
+from epsdpo.models.hub import model_identity
 from epsdpo.models.local import LocalEngine
-from epsdpo.models.respond import Engine, respond
+from epsdpo.models.respond import Engine, kept_responses, respond
 from epsdpo.models.response import Response
-from epsdpo.models.start import load_tokenizer, model_identity, reference_source
+from epsdpo.models.server import ServerEngine, served_by
+from epsdpo.models.start import load_tokenizer, reference_source
+from epsdpo.models.weights import load_answering_model
 
 logger = logging.getLogger(__name__)
 
@@ -80,16 +75,15 @@ def answer_prompts(
     reference_path, revision = reference_source(experiment.model, experiment.data)
     policy = _Side(POLICY, str(policy_dir), None, experiment.seed)
     reference = _Side(REFERENCE, reference_path, revision, experiment.seed + 1)
-    # Both are needed side by side for the divergence; other engines need the memory before.
+    # Both are needed side by side for the divergence; a server may need the memory before.
     local = settings.engine == "transformers"
     models = {side.name: _load(experiment, side) for side in (policy, reference)} if local else {}
     started = time.monotonic()
-    with open_store(answers_dir / GENERATED) as store:
+    with kept_responses(answers_dir / GENERATED) as kept:
         answers = {}
         for side in (policy, reference):
             engine = _engine(experiment, side, tokenizer, models.get(side.name))
-            answers[side.name] = respond(rendered, engine, store, side.name)
-            _free_gpu_memory()
+            answers[side.name] = respond(rendered, engine, kept, side.name)
     generated = time.monotonic()
     models = models or {side.name: _load(experiment, side) for side in (policy, reference)}
     logger.info("measuring KL(π‖π_ref) on the policy's responses and KL(π_ref‖π) on the reference's")
@@ -134,32 +128,13 @@ def _engine(
         **settings.model_dump(include={"temperature", "top_p", "max_new_tokens", "stop_token_ids"}),
         "seed": side.seed,
     }
-    if settings.engine == "vllm":
-        from epsdpo.models.vllm import VllmEngine
-
-        dtype = experiment.model.dtype
-        return VllmEngine(side.source, side.revision, dtype, tokenizer, settings, side.seed, made_by)
     if settings.engine == "server":
-        from epsdpo.models.server import ServerEngine
-
-        name = getattr(settings.server, side.name)
-        made_by |= {"server": settings.server.base_url, "name": name, "endpoint": settings.server.endpoint}
-        return ServerEngine(settings.server, name, tokenizer, settings, side.seed, made_by)
+        server = settings.server.of_reference() if side.name == REFERENCE else settings.server
+        name = getattr(server, side.name)
+        made_by |= served_by(server, name)
+        return ServerEngine(server, name, tokenizer, settings, side.seed, made_by)
     return LocalEngine(model, tokenizer, settings, side.seed, made_by)
 
 
 def _load(experiment: Experiment, side: _Side) -> PreTrainedModel:
-    model = load_causal_lm(
-        side.source,
-        revision=side.revision,
-        dtype=getattr(torch, experiment.model.dtype),
-        attn_implementation=experiment.model.attn_implementation,
-    )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def _free_gpu_memory() -> None:
-    """An engine in this process gives its memory back only once it is collected."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    return load_answering_model(experiment.model, side.source, side.revision)

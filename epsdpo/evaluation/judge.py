@@ -1,10 +1,5 @@
-"""What a judge says of the responses: which texts it compares, and its answers as columns and as annotations.
+"""What a judge says of the responses: which texts it compares, and its answers as columns and as annotations."""
 
-This module knows how responses become comparisons, and judgements the counts of `summary.json`. Asking is left to
-`epsdpo.evaluation.judges`, rates and intervals to `epsdpo.evaluation.scores.numbers`.
-"""
-
-import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +8,24 @@ import pandas as pd
 
 from epsdpo.data.prompts import Prompts
 from epsdpo.evaluation.judges.ask import judge_comparisons
+from epsdpo.evaluation.judges.causal_lm import CausalLMJudge
+from epsdpo.evaluation.judges.chat import ChatJudge
 from epsdpo.evaluation.judges.comparison import Comparison, Judge, Judgement
 from epsdpo.evaluation.judges.cost import cost_of
-from epsdpo.evaluation.judges.counts import annotations, summarise
-from epsdpo.evaluation.judges.gold import GOLD_JUDGE
-from epsdpo.evaluation.judges.load import load_judge
-from epsdpo.evaluation.judges.store import JudgementStore
+from epsdpo.evaluation.judges.counts import BY_ORDER, annotations, summarise
+from epsdpo.evaluation.judges.gold import GOLD_JUDGE, GoldJudge
+from epsdpo.evaluation.judges.pair_ranker import PairRankerJudge
+from epsdpo.evaluation.judges.reward import RewardModelJudge
 from epsdpo.evaluation.judges.template import load_template
 from epsdpo.experiment import EvaluateSection, Experiment
 from epsdpo.experiment.sections.judge import JudgeSection
 
-# The columns of the preferences by what was shown first; a judge that sees no order counts as the first.
-BY_ORDER = {False: "preference_opponent_first", True: "preference_policy_first"}
+_JUDGES = {
+    "chat": ChatJudge,
+    "causal_lm": CausalLMJudge,
+    "reward_model": RewardModelJudge,
+    "pair_ranker": PairRankerJudge,
+}
 
 
 def check_given_responses(prompts: Prompts, settings: EvaluateSection) -> None:
@@ -42,6 +43,19 @@ def check_given_responses(prompts: Prompts, settings: EvaluateSection) -> None:
             f"evaluate.against is 'given', but {len(without)} of {len(table)} prompts of {prompts.report['source']} "
             f"bring no response along, the first is {without.iloc[0]!r}. Use against: reference, or other prompts"
         )
+
+
+def load_judge(settings: JudgeSection, label_temperature: float) -> Judge:
+    """The judge that a config names, with its model loaded where it runs here.
+
+    Args:
+        label_temperature: of the embedded world, for the gold judge.
+
+    Raises:
+        ConfigError: if its key is missing or its model cannot be loaded.
+        ValueError, OSError: if its template cannot be used.
+    """
+    return GoldJudge(label_temperature) if settings.kind == "gold" else _JUDGES[settings.kind](settings)
 
 
 class LazyJudge:
@@ -72,8 +86,7 @@ class LazyJudge:
         if self._judge is None:
             self._judge = load_judge(self.settings, self._temperature)
         free = self.settings.kind == "gold"
-        with contextlib.nullcontext() if free else JudgementStore(self._answers_dir) as store:
-            return judge_comparisons(comparisons, self._judge, store)
+        return judge_comparisons(comparisons, self._judge, None if free else self._answers_dir)
 
     @property
     def name(self) -> str:

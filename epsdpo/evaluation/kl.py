@@ -1,8 +1,7 @@
 """How far two models are apart along given responses: KL(p‖q), summed over tokens, exact over the vocabulary.
 
 Reverse KL(π‖π_ref) is that of policy and reference on the policy's responses, forward KL(π_ref‖π) that of reference and
-policy on the reference's. This module knows how to run both models over given token ids. The mathematics is
-`epsdpo.methods.kernels.token_kl`; sampling and intervals are left to others.
+policy on the reference's.
 """
 
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PreTrainedModel
 
 from epsdpo.methods.heads import head_of, require_same_arithmetic
 from epsdpo.methods.kernels import token_kl
+from epsdpo.models.batches import padded
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,10 @@ def sequence_kl(
 
 def _response_states(model: PreTrainedModel, batch: list[tuple[list[int], list[int]]]) -> torch.Tensor:
     """Last hidden states (tokens, hidden) at the positions that predict response tokens, sequence after sequence."""
-    width = max(len(prompt) + len(response) for prompt, response in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)
-    attention = torch.zeros_like(ids)
+    ids, attention = padded([prompt + response for prompt, response in batch], pad=0, side="right")
     predicts_response = torch.zeros_like(ids, dtype=torch.bool)
     for row, (prompt, response) in enumerate(batch):
-        length = len(prompt) + len(response)
-        ids[row, :length] = torch.tensor(prompt + response)
-        attention[row, :length] = 1
-        predicts_response[row, len(prompt) - 1 : length - 1] = True
+        predicts_response[row, len(prompt) - 1 : len(prompt) + len(response) - 1] = True
     states = model.base_model(
         input_ids=ids.to(model.device), attention_mask=attention.to(model.device), use_cache=False
     ).last_hidden_state

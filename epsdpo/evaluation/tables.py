@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.judge import BY_ORDER
-from epsdpo.evaluation.judges.counts import completeness
+from epsdpo.evaluation.judges.counts import BY_ORDER, completeness
 from epsdpo.evaluation.scores.clusters import distinct
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.numbers import LENGTH_ONLY

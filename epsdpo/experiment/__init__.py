@@ -6,11 +6,13 @@ trl are loaded only where the `train` section, whose keys are theirs, is checked
 
 from epsdpo.experiment.load import load_experiment, load_experiments, load_variant
 from epsdpo.experiment.saved import EXPERIMENT_FILE, claim_folder, experiment_text, load_saved, save_experiment
-from epsdpo.experiment.schema import CalibrateSection, EvaluateSection, Experiment, ServerSection
+from epsdpo.experiment.schema import Experiment
 from epsdpo.experiment.sections.base import TEMPLATE_DATE, WORLD
 from epsdpo.experiment.sections.data import ON_POLICY, DataSection, WorldSection
+from epsdpo.experiment.sections.evaluate import CalibrateSection, EvaluateSection
 from epsdpo.experiment.sections.model import LoraSection, ModelSection, SftSection
 from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection, RankerSection
+from epsdpo.experiment.sections.server import SamplingServerSection, ServerSection
 from epsdpo.experiment.validate import check_experiment
 from epsdpo.methods.errors import ConfigError
 
@@ -29,6 +31,7 @@ __all__ = [
     "OnPolicySection",
     "PromptsSection",
     "RankerSection",
+    "SamplingServerSection",
     "ServerSection",
     "SftSection",
     "WorldSection",

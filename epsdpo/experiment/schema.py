@@ -11,11 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from epsdpo.experiment.sections.base import WORLD, PositiveInt, Section
+from epsdpo.experiment.sections.base import WORLD, Section
 from epsdpo.experiment.sections.data import DataSection
-from epsdpo.experiment.sections.judge import JudgeSection, check_address
+from epsdpo.experiment.sections.evaluate import EvaluateSection
 from epsdpo.experiment.sections.model import ModelSection
-from epsdpo.experiment.sections.on_policy import PromptsSection
 from epsdpo.methods.catalogue import CATALOGUE, CRITERION_DEFAULTS, METHODS, NO_METHODS, SHARED_PASS, only_under
 
 # Defaults of the `train` section that are not left to the trainer: without the first the batch, and with it the result,
@@ -41,123 +40,6 @@ STATED_ELSEWHERE = {
 
 # Keys of `train` that decide what becomes of an earlier part of the run, and not what it comes to.
 ABOUT_EARLIER_PARTS = ("fresh_record",)
-
-
-class ServerSection(Section):
-    """An OpenAI-compatible server that answers for policy and reference."""
-
-    base_url: str = Field(description="Where its API begins, e.g. http://localhost:8000/v1. [K]")
-    policy: str = Field(description="Name by which the server knows the policy. [K]")
-    reference: str = Field(description="Name by which the server knows the reference. [K]")
-    endpoint: Literal["completions", "chat"] = Field(
-        "completions",
-        description="'completions' sends the prompt's token ids, so that it is read as in training; 'chat' sends "
-        "messages, which the server renders itself. [K]",
-    )
-    api_key_env: str | None = Field(None, description="Environment variable that holds the key; null sends none. [K]")
-    timeout: Annotated[float, Field(gt=0)] = Field(600.0, description="Seconds until an answer must be complete. [K]")
-    attempts: PositiveInt = Field(6, description="How often a prompt is sent before it counts as failed. [K]")
-    backoff: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Seconds before the second attempt, doubled before each further one; Retry-After wins. [K]"
-    )
-
-    @model_validator(mode="after")
-    def _address_is_one(self) -> ServerSection:
-        check_address(self.base_url)
-        return self
-
-
-class CalibrateSection(Section):
-    """Published judgements that `judge` repeats, so that its numbers can be read beside the published ones."""
-
-    annotations: str = Field(
-        description="File of judgements: AlpacaEval's annotations.json, plain or gzipped, or its reduced form. [K]"
-    )
-    outputs: str | None = Field(
-        None, description="File with the judged model's outputs; null where the annotations hold them. [K]"
-    )
-    reference_outputs: str | None = Field(
-        None, description="File with the reference's outputs; null where the annotations hold them. [K]"
-    )
-    max_prompts: PositiveInt | None = Field(
-        None, description="Judge only so many, drawn at random by the seed; null judges all. [K]"
-    )
-
-
-class EvaluateSection(Section):
-    """How policy and reference answer prompts, and how the answers are compared."""
-
-    prompts: PromptsSection = Field(default_factory=PromptsSection, description="Which prompts are answered. [K]")
-    engine: Literal["transformers", "vllm", "server"] = Field(
-        "transformers",
-        description="What decodes: transformers in this process, vLLM in this process (pip install 'epsdpo[vllm]'), or "
-        "the `server`. [K]",
-    )
-    server: ServerSection | None = Field(None, description="The server of `engine: server`. [K]")
-    temperature: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="Sampling temperature; 0 is greedy. [P: section 4.1]"
-    )
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling mass; 1 is all. [K]")
-    max_new_tokens: PositiveInt = Field(64, description="Longest response, in tokens. [K; P: 1024 in section 4.1]")
-    stop_token_ids: list[int] = Field(
-        default_factory=list,
-        description="Tokens that end a response, beside those of the model's generation_config and the tokenizer's "
-        "EOS. [K]",
-    )
-    batch_size: PositiveInt = Field(64, description="Prompts answered at once. [K]")
-    judge: JudgeSection | None = Field(
-        default_factory=JudgeSection,
-        description="Who compares the responses; null compares none, and measures lengths and KL alone. [K]",
-    )
-    against: Literal["reference", "given"] = Field(
-        "reference",
-        description="What the policy's responses are compared with: 'reference' is the model that training started "
-        "from, 'given' the response that each prompt brings along: AlpacaEval's of GPT-4 Turbo, Anthropic-HH's chosen "
-        "one. [K; P: 'given']",
-    )
-    calibrate_with: CalibrateSection | None = Field(
-        None, description="Published judgements beside which the judge is put; null leaves that out. [K]"
-    )
-    checkpoints: bool = Field(
-        False,
-        description="Measure every kept checkpoint as well, each against the same reference: how win rate and KL move "
-        "within training. [P: Figure 3]",
-    )
-    bootstrap_samples: PositiveInt = Field(2000, description="Resamples of the prompts behind each interval. [K]")
-
-    @model_validator(mode="after")
-    def _server_is_used(self) -> EvaluateSection:
-        if (self.engine == "server") != (self.server is not None):
-            raise ValueError(
-                f"engine is {self.engine!r} and `server` is {'set' if self.server else 'missing'}: engine 'server' "
-                "needs a `server` section with base_url, policy and reference, and no other engine uses one"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _checkpoints_can_be_asked(self) -> EvaluateSection:
-        if self.checkpoints and self.engine == "server":
-            raise ValueError(
-                "checkpoints is true, but engine is 'server': a server answers for the models it was started with, and "
-                "not for each checkpoint. Use engine 'transformers' or 'vllm', or set checkpoints: false"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _judge_knows_the_prompts(self) -> EvaluateSection:
-        if self.judge is not None and self.judge.kind == "gold" and self.prompts.source != WORLD:
-            raise ValueError(
-                f"judge.kind is 'gold', but prompts.source is {self.prompts.source!r}: the gold judge knows the "
-                "world's instructions only. Name another judge, or set judge: null to measure without one"
-            )
-        if self.against == "given" and self.prompts.source == WORLD:
-            raise ValueError("against is 'given', but the world's prompts bring no responses along. Use 'reference'")
-        if self.calibrate_with is not None and (self.judge is None or self.judge.kind == "gold"):
-            raise ValueError(
-                "calibrate_with repeats published judgements, which needs a judge that reads them: set judge.kind to "
-                "another than 'gold', or remove calibrate_with"
-            )
-        return self
 
 
 class Experiment(Section):

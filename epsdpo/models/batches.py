@@ -1,13 +1,11 @@
-"""Conversations as token ids for judges that run here, and batches of them.
-
-This module knows chat templates and padding. What a conversation says is left to the judges.
-"""
+"""Conversations as token ids for models that run here, and batches of them."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from jinja2.exceptions import TemplateError
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from epsdpo.experiment import TEMPLATE_DATE
@@ -50,11 +48,9 @@ def batches(lengths: list[int], batch_size: int) -> Iterator[list[int]]:
 
 def padded(sequences: list[list[int]], pad: int, side: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and attention mask, both (sequences, longest), filled up on the "left" or the "right"."""
-    width = max(map(len, sequences))
-    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        place = slice(width - len(sequence), width) if side == "left" else slice(0, len(sequence))
-        ids[row, place] = torch.tensor(sequence)
-        mask[row, place] = 1
-    return ids, mask
+    ids = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    mask = [torch.ones_like(sequence) for sequence in ids]
+    return (
+        pad_sequence(ids, batch_first=True, padding_value=pad, padding_side=side),
+        pad_sequence(mask, batch_first=True, padding_side=side),
+    )

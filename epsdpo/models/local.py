@@ -1,7 +1,6 @@
 """Responses of a causal language model in this process, to prompts of token ids.
 
-This module knows how to decode in batches so that a response depends on its prompt and the seed, not on the company it
-is sampled in. What the prompts ask, and what was answered before, is left to others.
+It decodes in batches so that a response depends on its prompt and the seed, not on the company it is sampled in.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,22 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from epsdpo.data.rendering import RenderedPrompt
+from epsdpo.models.batches import padded
+from epsdpo.models.prompt import RenderedPrompt
 from epsdpo.models.response import Decoding, Response, own_generator
 
 
 class LocalEngine:
-    """A loaded model as an engine for `epsdpo.models.respond`."""
+    """A loaded model as an engine that answers prompts.
+
+    Temperature 0 is greedy. Otherwise every prompt has its own stream of random numbers, made from the seed and the
+    prompt's token ids. So the same prompts in another order get identical answers, and a prompt asked twice gets one
+    answer twice. Other prompts in the list, or another batch size, change an answer only where padding changes the
+    rounding of its logits enough to tip a draw.
+
+    The end tokens are those of the settings, the tokenizer's and those of the model's `generation_config`, whose
+    sampling and repetition settings are not used.
+    """
 
     def __init__(
         self,
@@ -35,57 +44,32 @@ class LocalEngine:
         made_by: dict[str, Any],
     ):
         self.made_by = made_by
-        self._model, self._tokenizer, self._settings, self._seed = model, tokenizer, settings, seed
+        self._model, self._tokenizer, self._settings, self._seed = model.eval(), tokenizer, settings, seed
 
     def answers(self, prompts: Sequence[RenderedPrompt], missing: Sequence[bool]) -> Iterator[dict[int, Response]]:
-        """Batch by batch. The batches are those of all prompts, so that after a restart not even rounding differs."""
+        """Batch by batch. The batches are those of all prompts, so that after a restart not even rounding differs.
+
+        Raises:
+            ValueError: before any work, if a prompt is empty or leaves no room in the model's context.
+        """
         prompt_ids = [prompt.token_ids for prompt in prompts]
-        return _answered_batches(self._model, self._tokenizer, prompt_ids, missing, self._settings, self._seed)
+        _check_prompts(self._model, prompt_ids, self._settings.max_new_tokens)
+        config = _generation_config(self._model, self._tokenizer, self._settings)
+        # Ties in length are ordered by content, which makes the batches independent of the order of the prompts.
+        order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), prompt_ids[index]))
+        for start in range(0, len(order), self._settings.batch_size):
+            members = order[start : start + self._settings.batch_size]
+            if any(missing[index] for index in members):
+                batch = [prompt_ids[index] for index in members]
+                generated = _generate_batch(self._model, batch, config, self._settings, self._seed)
+                yield {
+                    index: _response(token_ids, self._tokenizer, config.eos_token_id)
+                    for index, token_ids in zip(members, generated, strict=True)
+                }
 
 
-def generate_responses(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[list[int]],
-    settings: Decoding,
-    seed: int,
-) -> list[Response]:
-    """Answer each prompt once, in the order given.
-
-    Temperature 0 is greedy. Otherwise every prompt has its own stream of random numbers, made from the seed and the
-    prompt's token ids. So the same prompts in another order get identical answers, and a prompt asked twice gets one
-    answer twice. Other prompts in the list, or another batch size, change an answer only where padding changes the
-    rounding of its logits enough to tip a draw.
-
-    The end tokens are those of the settings, the tokenizer's and those of the model's `generation_config`, whose
-    sampling and repetition settings are not used.
-
-    Args:
-        model: a causal language model; it is put into evaluation mode.
-        tokenizer: decodes the responses; its EOS ends them too.
-        prompt_ids: token ids of each prompt, generation prompt included.
-        settings: temperature, top_p, max_new_tokens, stop_token_ids and batch_size.
-        seed: of the sampling.
-
-    Raises:
-        ValueError: before any work, if a prompt is empty or leaves no room in the model's context.
-    """
-    missing = [True] * len(prompt_ids)
-    answered: dict[int, Response] = {}
-    for batch in _answered_batches(model, tokenizer, prompt_ids, missing, settings, seed):
-        answered |= batch
-    return [answered[index] for index in range(len(prompt_ids))]
-
-
-def end_tokens(
-    generation_config: GenerationConfig, tokenizer: PreTrainedTokenizerBase, settings: Decoding
-) -> list[int]:
-    """The tokens that end a response: the settings', the model's and the tokenizer's.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    ends = generation_config.eos_token_id
+def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Decoding) -> list[int]:
+    ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id, *settings.stop_token_ids}
     ends = sorted(end for end in ends if end is not None)
     if not ends:
@@ -94,30 +78,6 @@ def end_tokens(
             "stop_token_ids"
         )
     return ends
-
-
-def _answered_batches(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompt_ids: list[list[int]],
-    missing: Sequence[bool],
-    settings: Decoding,
-    seed: int,
-) -> Iterator[dict[int, Response]]:
-    """Responses by index, for each batch in which one is missing."""
-    _check_prompts(model, prompt_ids, settings.max_new_tokens)
-    model.eval()
-    config = _generation_config(model, tokenizer, settings)
-    # Ties in length are ordered by content, which makes the batches independent of the order of the prompts.
-    order = sorted(range(len(prompt_ids)), key=lambda index: (len(prompt_ids[index]), prompt_ids[index]))
-    for start in range(0, len(order), settings.batch_size):
-        members = order[start : start + settings.batch_size]
-        if any(missing[index] for index in members):
-            generated = _generate_batch(model, [prompt_ids[index] for index in members], config, settings, seed)
-            yield {
-                index: _response(token_ids, tokenizer, config.eos_token_id)
-                for index, token_ids in zip(members, generated, strict=True)
-            }
 
 
 def _check_prompts(model: PreTrainedModel, prompt_ids: list[list[int]], max_new_tokens: int) -> None:
@@ -136,7 +96,7 @@ def _generation_config(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Decoding
 ) -> GenerationConfig:
     """Greedy decoding, in which `_DrawFromOwnStream` leaves a single token to choose where sampling is wanted."""
-    ends = end_tokens(model.generation_config, tokenizer, settings)
+    ends = _end_tokens(model, tokenizer, settings)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
     # What is left unset would be taken from the model's own generation_config.
     return GenerationConfig(
@@ -161,12 +121,8 @@ def _generate_batch(
     seed: int,
 ) -> list[list[int]]:
     """What follows each prompt, cut to `max_new_tokens`, with whatever padding `generate` put behind the end token."""
-    width = max(len(ids) for ids in prompt_ids)
-    ids = torch.full((len(prompt_ids), width), config.pad_token_id)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompt_ids):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+    ids, mask = padded(prompt_ids, config.pad_token_id, side="left")
+    width = ids.shape[1]
     processors = LogitsProcessorList()
     if settings.temperature > 0.0:
         processors.append(TemperatureLogitsWarper(settings.temperature))

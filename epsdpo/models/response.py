@@ -1,4 +1,4 @@
-"""What a response is, whoever gave it, and the randomness that belongs to a prompt.
+"""What comes of a question, whoever was asked: a response or a failure; and the randomness that belongs to a prompt.
 
 Apart from the engines, so that asking a server needs no torch.
 """
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+
+_SHOWN = 300
 
 
 class Decoding(Protocol):
@@ -35,8 +37,28 @@ class Response:
     finished: bool
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer.
+
+    Attributes:
+        reason: a few words, the same for failures of one kind.
+        detail: what exactly came back.
+        transient: whether asking again soon may help.
+        status: with which a server refused, where one did.
+    """
+
+    reason: str
+    detail: str = ""
+    transient: bool = False
+    status: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail[:_SHOWN]}" if self.detail else self.reason
+
+
 class GenerationError(RuntimeError):
-    """Prompts that could not be answered. What was answered is in the store; the same call asks for the rest."""
+    """Prompts that could not be answered. What was answered is kept; the same call asks for the rest."""
 
 
 def own_generator(prompt_ids: list[int], seed: int) -> np.random.Generator:

@@ -1,7 +1,6 @@
 """What a server answered, read so that no answer can do harm: as text, as JSON, or as a problem in words.
 
-This module knows packed, oversized and malformed bodies, and numbers and nesting that Python cannot take. What an
-answer means is left to the clients, `epsdpo.evaluation.judges.chat` and `epsdpo.models.server`.
+Bodies may be packed, oversized or malformed, and hold numbers and nesting that Python cannot take.
 """
 
 import json
@@ -11,7 +10,6 @@ from typing import Any
 import httpx
 
 from epsdpo.models.api_key import ApiKey
-from epsdpo.models.http import retry_after_seconds
 
 LARGEST_BYTES = 8 * 2**20  # of a body after unpacking; a completion with log-probabilities has some thousand
 DEEPEST = 64  # lists and objects within each other; a completion has about ten
@@ -99,13 +97,29 @@ class ServerAnswer:
         except ValueError as error:
             raise BadAnswer("answer is not JSON", f"{error}: {self.text()}") from error
 
-    def retry_after(self) -> float | None:
-        """Seconds that the server asks to wait before another request, None if it does not say."""
-        return retry_after_seconds(self._headers.get("Retry-After"))
+    def retry_after(self) -> str | None:
+        """What the server says of when to ask again, None if it does not."""
+        return self._headers.get("Retry-After")
 
     def redirection(self) -> str:
         """Where an answer points that is a redirection, which no client follows: the key would go there."""
         return self._key.hide(self._headers.get("Location", "another address"))[:200]
+
+
+def tokens_counted(body: dict[str, Any]) -> dict[str, int]:
+    """`prompt_tokens` and `completion_tokens` of a completion, as far as the server states them as counts."""
+    usage = body.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return {
+        name: counts[name]
+        for name in ("prompt_tokens", "completion_tokens")
+        if type(counts.get(name)) is int and counts[name] >= 0
+    }
+
+
+def shortened(value: Any) -> str:
+    """What came back, for people."""
+    return (value if isinstance(value, str) else repr(value))[:_SHOWN]
 
 
 def _integer(digits: str) -> int | float:

@@ -1,4 +1,4 @@
-"""Which weights and tokenizer an experiment starts from, and which weights a folder or hub model is.
+"""Which weights and tokenizer an experiment starts from.
 
 It knows the embedded world, local folders and pinned hub models. Training and evaluation both ask here, so that the
 reference of one is the reference of the other.
@@ -6,9 +6,8 @@ reference of one is the reference of the other.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
 from epsdpo.experiment.paths import looks_local, resolve_path
@@ -21,13 +20,6 @@ from epsdpo.runs.layout import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from epsdpo.data.prepared import PreparedData
-
-
-# What decides what a model in a folder says, among what else may lie there.
-_DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
-_NOT_DECISIVE = ("training_args.bin", "trainer_state.json")
 
 
 def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
@@ -62,8 +54,11 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
     return tokenizer
 
 
-def require_data_fit(experiment: Experiment, data: PreparedData) -> None:
+def require_data_fit(experiment: Experiment, data: Any) -> None:
     """Refuse prepared data with tokens that the starting model has no embedding for, as after a change of tokenizer.
+
+    Args:
+        data: its splits are `train` and `eval`, which may be None.
 
     Raises:
         ConfigError: naming the token and the remedy.
@@ -147,26 +142,3 @@ def pin_revision(model: ModelSection) -> ModelSection:
             "commit, or the path of a local copy"
         ) from error
     return model.model_copy(update={"revision": commit})
-
-
-def model_identity(source: str, revision: str | None) -> dict[str, str]:
-    """What tells a model from every other, wherever it lies: a digest of a folder's files, or a hub id with its commit.
-
-    It reads a folder whole: about a second per GB.
-
-    Raises:
-        OSError: if neither the hub nor its cache has the model.
-    """
-    folder = Path(source)
-    if folder.is_dir():
-        digest = hashlib.sha256()
-        for file in sorted(folder.iterdir()):
-            if file.name.endswith(_DECISIVE_SUFFIXES) and file.name not in _NOT_DECISIVE:
-                with file.open("rb") as content:
-                    digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
-        return {"model": "local", "digest": digest.hexdigest()}
-    from huggingface_hub import hf_hub_download
-
-    # The cache keeps files in a folder per commit, and answers offline too.
-    commit = Path(hf_hub_download(source, "config.json", revision=revision)).parent.name
-    return {"model": source, "revision": commit}

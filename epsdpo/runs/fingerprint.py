@@ -18,6 +18,7 @@ from typing import Any
 
 from epsdpo.experiment import Experiment
 from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
+from epsdpo.experiment.sections.server import ACCESS
 
 PACKAGE = Path(__file__).resolve().parents[1]
 KEY_LENGTH = 16  # hexadecimal digits
@@ -47,19 +48,8 @@ _FIGURES_ARE_NO_RESULT = ("sample", "prepare", "sft", "train")
 # They decide how soon and at what price an answer comes, and not what it says.
 _NEVER_DECISIVE_KEYS = {
     "evaluate": ("batch_size",),
-    "server": ("base_url", "api_key_env", "timeout", "attempts", "backoff"),
-    "judge": (
-        "base_url",
-        "api_key_env",
-        "concurrency",
-        "timeout_seconds",
-        "max_retries",
-        "backoff_seconds",
-        "max_wait_seconds",
-        "input_price",
-        "output_price",
-        "batch_size",
-    ),
+    "server": (*ACCESS, "reference_url"),
+    "judge": (*ACCESS, "input_price", "output_price", "batch_size"),
 }
 
 
@@ -67,6 +57,9 @@ def settings_of(stage: str, experiment: Experiment) -> dict[str, Any]:
     """The part of an experiment that decides what comes out of its `stage`; the rest can change without it."""
     values = experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)})
     data, model = values["data"], values["model"]
+    if server := (data["on_policy"] or {}).get("server"):
+        decisive = {key: value for key, value in server.items() if key not in _NEVER_DECISIVE_KEYS["server"]}
+        data["on_policy"]["server"] = decisive
     tokenizer = {name: model[name] for name in ("name_or_path", "revision", "chat_template")}
     start = {**tokenizer, "dtype": model["dtype"], "attn_implementation": model["attn_implementation"]}
     if stage == "sample":

@@ -240,6 +240,20 @@ def gold_reward(instruction: Instruction, response: str) -> float:
     return sum(rules.values()) / len(rules) - min(penalty, LARGEST_PENALTY)
 
 
+def gold_score(instruction: str, response: str) -> float:
+    """The gold reward of a response to an instruction, both as texts.
+
+    Raises:
+        ValueError: if the instruction is not one of the embedded world.
+    """
+    return gold_reward(parse_instruction(instruction), response)
+
+
+def follows_every_rule(instruction: str, response: str) -> bool:
+    """Whether a response does all that the instruction asks for, however many words it takes."""
+    return all(followed_rules(parse_instruction(instruction), response).values())
+
+
 def right_answer(instruction: Instruction, generator: random.Random) -> str:
     """A response of gold reward 1; where several exist, `generator` chooses."""
     asked = demand(instruction)

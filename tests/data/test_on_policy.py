@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from kit import tiny_stages
+from kit.chat_server import ChatServer, send
 from kit.waiting import wait_until
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from epsdpo.data.on_policy.folder import with_sampled_pairs
 from epsdpo.data.on_policy.pairs import best_and_worst, make_pairs
 from epsdpo.data.on_policy.sample import GENERATED, SCORES, sample_pairs
-from epsdpo.data.prepared import DataError, prepare
-from epsdpo.evaluation.judges.gold import gold_score
+from epsdpo.data.prepared import DataError, prepare, with_sampled_pairs
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.models.start import load_tokenizer
+from epsdpo.world.language import gold_score
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,28 @@ def test_a_killed_run_goes_on_and_comes_to_the_same_pairs(values, tmp_path):
     assert after.startswith(before) and after == (tmp_path / "undisturbed" / GENERATED).read_bytes()
 
 
+def test_a_server_answers_for_the_model(values, tmp_path):
+    """It says a word for each seed; the token ids are the tokenizer's, and each is ended by EOS."""
+    words = ["one", "two", "three", "four", "five"]
+
+    def choose(body, before):
+        choice = {"text": words[body["seed"] % len(words)], "finish_reason": "stop"}
+        return send(json.dumps({"choices": [choice], "usage": {"prompt_tokens": len(body["prompt"])}}))
+
+    with ChatServer(choose) as server:
+        address = {"base_url": server.url, "model": "base"}
+        on_policy = {**values["data"]["on_policy"], "engine": "server", "server": address}
+        result = sample_pairs(
+            tiny_stages.experiment_of({**values, "data": {**values["data"], "on_policy": on_policy}}), tmp_path
+        )
+    assert len(server.bodies) == 6 * 3 and len({tuple(body["prompt"]) for body in server.bodies}) == 6
+    assert {body["model"] for body in server.bodies} == {"base"}
+    assert len({body["seed"] for body in server.bodies}) == 6 * 3
+    assert set(result.responses["response"]) <= set(words) and result.responses["finished"].all()
+    made_by = json.loads((tmp_path / GENERATED).read_text(encoding="utf-8").splitlines()[0])["made_by"]
+    assert (made_by["server"], made_by["name"], made_by["engine"]) == (server.url, "base", "server")
+
+
 def test_scores_that_are_there_are_not_asked_for_again(sampled, values, tmp_path):
     result, folder = sampled
     again = tiny_stages.copy_without(folder, tmp_path / "again", "report.json", "*.parquet")
@@ -178,6 +200,8 @@ def test_a_prompt_longer_than_the_limit_is_not_asked(values, tmp_path):
         ({"on_policy": None}, "`on_policy` is missing"),
         ({"on_policy": {"ranker": {"model": "world"}, "prompts": {"source": "p.jsonl"}}}, "Name a reward model"),
         ({"on_policy": {"prompts": {"source": "p.jsonl"}}}, r"data.on_policy.ranker is missing"),
+        ({"on_policy": {"ranker": {"model": "world"}, "engine": "vllm"}}, "start `vllm serve MODEL` and use engine: s"),
+        ({"on_policy": {"ranker": {"model": "world"}, "engine": "server"}}, "`server` is missing.* base_url and model"),
     ],
 )
 def test_sections_that_make_no_sense_are_refused(values, change, problem):

@@ -16,7 +16,7 @@ from epsdpo.evaluation.benchmarks.measure import measure_run
 from epsdpo.evaluation.benchmarks.results import benchmark_table, percent, read_results, write_results
 from epsdpo.evaluation.benchmarks.tasks import TABLE_8, Task, headline_score, tasks_named
 from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
-from epsdpo.models.start import model_identity
+from epsdpo.models.hub import model_identity
 from epsdpo.runs.fingerprint import key_of
 from epsdpo.runs.layout import finished_analyses
 

@@ -8,7 +8,7 @@ import pytest
 from kit.judged import judged
 from scipy import stats
 
-from epsdpo.evaluation.judges.calibrate import calibrate
+from epsdpo.evaluation.calibration import calibrate
 from epsdpo.evaluation.scores.clusters import (
     clusters_of,
     conversation_of,

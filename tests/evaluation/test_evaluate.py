@@ -21,13 +21,12 @@ from transformers import (
 from epsdpo.evaluation.evaluate import evaluate, write_json
 from epsdpo.evaluation.examples import examples, side_by_side
 from epsdpo.evaluation.judges.answers import second_wins_by_rewards
-from epsdpo.evaluation.judges.gold import follows_every_rule, gold_score
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.evaluation.tables import by_task, headline
 from epsdpo.experiment import PromptsSection, WorldSection, check_experiment
 from epsdpo.methods import kernels
 from epsdpo.plots import evaluation as evaluation_figures
-from epsdpo.world.language import TASKS, build_tokenizer, render, sample_instructions
+from epsdpo.world.language import TASKS, build_tokenizer, follows_every_rule, gold_score, render, sample_instructions
 
 TINY = {
     "hidden_size": 32,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from epsdpo.evaluation.calibration import calibrate
 from epsdpo.evaluation.judges.answers import (
     SMALLEST_MASS,
     second_wins_by_logprobs,
@@ -19,14 +20,14 @@ from epsdpo.evaluation.judges.answers import (
     still_an_answer,
 )
 from epsdpo.evaluation.judges.ask import judge_comparisons
-from epsdpo.evaluation.judges.calibrate import calibrate
-from epsdpo.evaluation.judges.comparison import Answer, Comparison, Failure, Judgement, Presentation, is_switched
+from epsdpo.evaluation.judges.comparison import Answer, Comparison, Judgement, Presentation, is_switched
 from epsdpo.evaluation.judges.cost import cost_of, estimate, estimate_text
 from epsdpo.evaluation.judges.counts import annotations, completeness, summarise
 from epsdpo.evaluation.judges.gold import GoldJudge
 from epsdpo.evaluation.judges.template import load_template, parse_template
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.models.http import backoff_seconds, retry_after_seconds
+from epsdpo.models.response import Failure
 from epsdpo.world.language import render, sample_instructions
 
 PUBLISHED = Path(__file__).parents[1] / "data" / "alpaca_eval_judge.json.gz"
@@ -227,7 +228,7 @@ def test_waits():
 def test_gold_judge_in_the_shape_of_the_others():
     instruction = render(sample_instructions(1, 0, "prompts")[0])
     items = [Comparison("count up from 1 to 3", "1 2", "1 2 3"), Comparison(instruction, "same", "same")]
-    judgements = judge_comparisons(items, GoldJudge(0.25), store=None)
+    judgements = judge_comparisons(items, GoldJudge(0.25))
     rewards = judgements[0].records[False]["answer"]["rewards"]
     assert judgements[0].preference == pytest.approx(1.0 + second_wins_by_rewards(*rewards, 0.25)) and rewards[1] == 1.0
     assert judgements[1].preference == 1.5
@@ -239,13 +240,13 @@ def test_gold_judge_in_the_shape_of_the_others():
 class SilentJudge(GoldJudge):
     """Loses every second presentation."""
 
-    def answer(self, presentations, deliver):
-        super().answer(presentations[::2], lambda number, outcome: deliver(2 * number, outcome))
+    def answers(self, presentations, missing):
+        yield from list(super().answers(presentations, missing))[::2]
 
 
 def test_what_a_judge_loses_is_counted():
     items = [Comparison("count up from 1 to 3", "1 2", f"1 2 3 {row}") for row in range(4)]
-    summary = summarise(judge_comparisons(items, SilentJudge(0.25), store=None))
+    summary = summarise(judge_comparisons(items, SilentJudge(0.25)))
     assert (summary["n_total"], summary["n_scored"], summary["failures"]) == (4, 2, {"never answered": 2})
     assert "INCOMPLETE: 2 of 4" in completeness(summary)
 
@@ -253,14 +254,13 @@ def test_what_a_judge_loses_is_counted():
 class OverflowingJudge(GoldJudge):
     """One of half precision whose rewards have no difference: ∞ - ∞."""
 
-    def answer(self, presentations, deliver):
-        for number, _ in enumerate(presentations):
-            deliver(number, Answer(math.nan, {"rewards": [math.inf, math.inf]}))
+    def answers(self, presentations, missing):
+        yield {number: Answer(math.nan, {"rewards": [math.inf, math.inf]}) for number in range(len(presentations))}
 
 
 def test_a_number_that_is_none_is_a_failure():
     items = [Comparison("count up from 1 to 3", "1 2", "1 2 3")]
-    summary = summarise(judge_comparisons(items, OverflowingJudge(0.25), store=None))
+    summary = summarise(judge_comparisons(items, OverflowingJudge(0.25)))
     assert (summary["n_scored"], summary["failures"]) == (0, {"not a finite number": 1})
     assert completeness(summary).endswith("Use dtype: float32.")
 

@@ -20,15 +20,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from epsdpo.evaluation.calibration import calibrate
+from epsdpo.evaluation.judge import load_judge
 from epsdpo.evaluation.judges.answers import IMPROBABLE, NEITHER
 from epsdpo.evaluation.judges.ask import content_key, judge_comparisons
-from epsdpo.evaluation.judges.calibrate import calibrate
 from epsdpo.evaluation.judges.chat import ChatJudge
-from epsdpo.evaluation.judges.comparison import Comparison, JudgeError, Presentation
+from epsdpo.evaluation.judges.comparison import Comparison, Presentation
 from epsdpo.evaluation.judges.counts import summarise
-from epsdpo.evaluation.judges.load import load_judge
-from epsdpo.evaluation.judges.pair_ranker import FIRST, SECOND, SOURCE, PairRankerJudge, PairRankerModel
-from epsdpo.evaluation.judges.store import JudgementStore
+from epsdpo.evaluation.judges.pair_ranker import FIRST, SECOND, SOURCE, PairRankerModel
+from epsdpo.experiment import ConfigError
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.models.batches import render
 
@@ -84,12 +84,10 @@ def test_judge_here_and_behind_a_server_agree(causal_lm, tokenizer, tmp_path):
     """The same model, read in padded batches here and one by one there, in both orders."""
     folder, model = causal_lm
     items = COMPARISONS[::2]
-    here = judge_comparisons(
-        items, load_judge(section("causal_lm", folder, order="both", top_logprobs=20), 1.0), store=None
-    )
-    with ChatServer(model_replies(model, tokenizer)) as server, JudgementStore(tmp_path) as store:
+    here = judge_comparisons(items, load_judge(section("causal_lm", folder, order="both", top_logprobs=20), 1.0))
+    with ChatServer(model_replies(model, tokenizer)) as server:
         settings = JudgeSection(kind="chat", model="tiny", base_url=server.url, order="both", top_logprobs=20)
-        there = judge_comparisons(items, ChatJudge(settings), store)
+        there = judge_comparisons(items, ChatJudge(settings), tmp_path)
         assert len(server.bodies) == 2 * len(set(items))
     too_long = [item.failure is not None and "context" in item.failure.reason for item in here]
     assert 0 < sum(too_long) < 10  # the server has no limit of its own
@@ -112,16 +110,16 @@ def test_judge_here_and_behind_a_server_agree(causal_lm, tokenizer, tmp_path):
 
 def test_text_of_a_served_model_is_no_answer(causal_lm, tokenizer, tmp_path):
     folder, model = causal_lm
-    with ChatServer(model_replies(model, tokenizer)) as server, JudgementStore(tmp_path) as store:
+    with ChatServer(model_replies(model, tokenizer)) as server:
         settings = JudgeSection(kind="chat", model="tiny", base_url=server.url, mode="text", max_tokens=6)
-        judgements = judge_comparisons(COMPARISONS[:5], ChatJudge(settings), store)
+        judgements = judge_comparisons(COMPARISONS[:5], ChatJudge(settings), tmp_path)
     assert {item.failure.reason for item in judgements} == {"answer is no identifier"}
 
 
 def test_what_does_not_fit_fails(causal_lm):
     folder, _ = causal_lm
     items = [Comparison("q", "short", "long " * 1200), COMPARISONS[-1]]
-    judgements = judge_comparisons(items, load_judge(section("causal_lm", folder, top_logprobs=20), 1.0), store=None)
+    judgements = judge_comparisons(items, load_judge(section("causal_lm", folder, top_logprobs=20), 1.0))
     assert judgements[0].failure.reason == "longer than the judge's context"
     assert "the model reads 1000" in judgements[0].failure.detail
     assert judgements[1].failure is None or "context" not in judgements[1].failure.reason
@@ -169,7 +167,7 @@ def reward_model(tmp_path_factory, tokenizer):
 def test_rewards_are_those_of_each_text_alone(reward_model, tokenizer):
     """Bradley-Terry: 1 + σ(difference of rewards), each from a forward of its own, without padding."""
     folder, model = reward_model
-    judgements = judge_comparisons(COMPARISONS[::3], load_judge(section("reward_model", folder), 1.0), store=None)
+    judgements = judge_comparisons(COMPARISONS[::3], load_judge(section("reward_model", folder), 1.0))
 
     def reward(instruction, output):
         ids = tokenizer(f"user: {instruction}\nassistant: {output}\n", return_tensors="pt", add_special_tokens=False)
@@ -194,9 +192,7 @@ def test_reward_model_without_a_chat_template_reads_a_pair(reward_model, tmp_pat
     _, model = reward_model
     plain = AutoTokenizer.from_pretrained(OFFICIAL / "tok")
     folder = save(tmp_path / "plain", model, plain)
-    (judgement,) = judge_comparisons(
-        [Comparison("q", "one", "two")], load_judge(section("reward_model", folder), 1.0), None
-    )
+    (judgement,) = judge_comparisons([Comparison("q", "one", "two")], load_judge(section("reward_model", folder), 1.0))
     with torch.no_grad():
         rewards = [model(plain("q", text, return_tensors="pt")["input_ids"]).logits.item() for text in ("one", "two")]
     assert judgement.records[False]["answer"]["rewards"] == pytest.approx(rewards, abs=1e-3)
@@ -205,14 +201,14 @@ def test_reward_model_without_a_chat_template_reads_a_pair(reward_model, tmp_pat
 def test_a_model_that_would_judge_by_random_numbers_is_refused(causal_lm, reward_model, tokenizer, tmp_path):
     folder, _ = causal_lm
     with pytest.raises(
-        JudgeError, match=r"has no score\.weight, so as AutoModelForSequenceClassification it would judge"
+        ConfigError, match=r"has no score\.weight, so as AutoModelForSequenceClassification it would judge"
     ):
         load_judge(section("reward_model", folder), 1.0)
     config = LlamaConfig(vocab_size=len(tokenizer), num_labels=3, **SIZES)
     three = save(tmp_path / "three", LlamaForSequenceClassification(config), tokenizer)
-    with pytest.raises(JudgeError, match="has 3 labels"):
+    with pytest.raises(ConfigError, match="has 3 labels"):
         load_judge(section("reward_model", three), 1.0)
-    with pytest.raises(JudgeError, match="cannot load"):
+    with pytest.raises(ConfigError, match="cannot load"):
         (tmp_path / "empty").mkdir()
         load_judge(section("causal_lm", str(tmp_path / "empty")), 1.0)
 
@@ -257,7 +253,7 @@ COLOURS = [
 def test_pair_ranker_reads_the_published_form(ranker):
     """[CLS] source … [SEP] [CLS] candidate1 … [SEP] [CLS] candidate2 … [SEP], and a head on pairs of marker states."""
     folder, model, tokenizer = ranker
-    judgements = judge_comparisons(COLOURS, load_judge(section("pair_ranker", folder, order="both"), 1.0), store=None)
+    judgements = judge_comparisons(COLOURS, load_judge(section("pair_ranker", folder, order="both"), 1.0))
 
     def log_odds_first(instruction, first, second):
         ids = [
@@ -294,7 +290,7 @@ def test_pair_ranker_cuts_by_the_published_budget_and_says_so(ranker):
     instruction, long = " ".join(["which"] * 1222), " ".join(["red"] * 500)
     fitting = Comparison(instruction.removesuffix(" which"), " ".join(["red"] * 409), "blue")
     items = [Comparison(instruction, long, "blue"), fitting, Comparison("best", long, "blue")]
-    judgements = judge_comparisons([*items, Comparison("best", SECOND, "red")], judge, store=None)
+    judgements = judge_comparisons([*items, Comparison("best", SECOND, "red")], judge)
     cut = [[record["answer"]["cut"] for record in item.records.values()] for item in judgements]
     assert cut == [[True, True], [False, False], [False, False], []]
     assert judgements[0].preference == pytest.approx(judgements[1].preference, abs=1e-6)
@@ -302,9 +298,10 @@ def test_pair_ranker_cuts_by_the_published_budget_and_says_so(ranker):
     assert summarise(judgements)["n_cut"] == 2
 
 
-def test_a_model_that_is_no_pair_ranker_is_refused(ranker, causal_lm):
-    folder, model, _ = ranker
-    with pytest.raises(JudgeError, match="its config has no drop_out, n_tasks"):
+def test_a_model_that_is_no_pair_ranker_is_refused(ranker, causal_lm, tmp_path):
+    _, model, _ = ranker
+    with pytest.raises(ConfigError, match="its config has no drop_out, n_tasks"):
         load_judge(section("pair_ranker", causal_lm[0]), 1.0)
-    with pytest.raises(JudgeError, match="PairRM-hf"):
-        PairRankerJudge(model, AutoTokenizer.from_pretrained(OFFICIAL / "tok"), "w", section("pair_ranker", folder))
+    wrong = save(tmp_path / "wrong", model, AutoTokenizer.from_pretrained(OFFICIAL / "tok"))
+    with pytest.raises(ConfigError, match="PairRM-hf"):
+        load_judge(section("pair_ranker", wrong), 1.0)

@@ -5,10 +5,9 @@ import math
 
 import pytest
 
-from epsdpo.evaluation.judges.ask import judge_comparisons
+from epsdpo.evaluation.judges.ask import JUDGEMENTS, judge_comparisons
 from epsdpo.evaluation.judges.chat import ChatJudge
 from epsdpo.evaluation.judges.comparison import Comparison
-from epsdpo.evaluation.judges.store import JUDGEMENTS, JudgementStore
 from epsdpo.experiment.sections.judge import JudgeSection
 from kit.chat_server import completion, outputs
 
@@ -48,8 +47,7 @@ def settings_for(server, **changes):
 
 
 def judge_all(items, server, folder, **changes):
-    with JudgementStore(folder) as store:
-        return judge_comparisons(items, ChatJudge(settings_for(server, **changes)), store)
+    return judge_comparisons(items, ChatJudge(settings_for(server, **changes)), folder)
 
 
 def lines(folder, name=JUDGEMENTS):

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from epsdpo.experiment import EvaluateSection
-from epsdpo.models.local import generate_responses
-from kit.tiny_generation import rendered, tiny_model
+from kit.tiny_generation import generate_responses, rendered, tiny_model
 
 
 class Loopback:

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from epsdpo.data.rendering import RenderedPrompt
 from epsdpo.experiment import EvaluateSection
-from epsdpo.models.kept import open_store
 from epsdpo.models.local import LocalEngine
-from epsdpo.models.respond import respond
+from epsdpo.models.prompt import RenderedPrompt
+from epsdpo.models.respond import kept_responses, respond
+from epsdpo.models.response import Response
 from epsdpo.world.language import build_tokenizer, render, sample_instructions
 
 SETTINGS = EvaluateSection(temperature=1.0, max_new_tokens=24, batch_size=3)
@@ -49,8 +49,17 @@ def local_engine(tokenizer, settings=SETTINGS) -> LocalEngine:
     return LocalEngine(tiny_model(tokenizer), tokenizer, settings, SEED, {"model": "tiny", "seed": SEED})
 
 
+def generate_responses(model, tokenizer, prompt_ids, settings, seed: int) -> list[Response]:
+    """One response to each prompt of token ids, in their order, by a `LocalEngine`."""
+    prompts = [RenderedPrompt([], "", ids, 0) for ids in prompt_ids]
+    answered = {}
+    for batch in LocalEngine(model, tokenizer, settings, seed, {}).answers(prompts, [True] * len(prompts)):
+        answered |= batch
+    return [answered[index] for index in range(len(prompts))]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     words = build_tokenizer()
-    with open_store(Path(sys.argv[1])) as store:
-        respond(world_prompts(words, int(sys.argv[2])), local_engine(words), store, "tiny")
+    with kept_responses(Path(sys.argv[1])) as kept:
+        respond(world_prompts(words, int(sys.argv[2])), local_engine(words), kept, "tiny")

@@ -24,8 +24,8 @@ from epsdpo.data.on_policy.sample import sample_pairs
 from epsdpo.data.prepared import DataError, load_prepared, prepare
 from epsdpo.data.sources import find_source, read_split
 from epsdpo.evaluation.evaluate import evaluate
-from epsdpo.evaluation.judges.comparison import Comparison, JudgeError, Presentation
-from epsdpo.evaluation.judges.load import load_judge
+from epsdpo.evaluation.judge import load_judge
+from epsdpo.evaluation.judges.comparison import Comparison, Presentation
 from epsdpo.experiment import (
     ConfigError,
     DataSection,
@@ -243,7 +243,7 @@ def test_a_template_that_draws_at_random_is_refused(values, tmp_path, tokenizer,
         prepare(section, tokenizer, tmp_path / "data", max_length=None)
     finding = check_rendering(read_split(find_source(section), section, "train", 2), tokenizer)
     assert finding.level == "error" and "draws at random" in finding.text
-    with pytest.raises(JudgeError, match="draws at random"):
+    with pytest.raises(ConfigError, match="draws at random"):
         RewardModelRanker(RankerSection(model=reward_model(tmp_path / "reward", tokenizer), dtype="float32"))
 
 

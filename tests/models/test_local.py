@@ -5,10 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from kit.tiny_generation import tiny_model
+from kit.tiny_generation import generate_responses, tiny_model
 
 from epsdpo.experiment import EvaluateSection
-from epsdpo.models.local import generate_responses
 from epsdpo.world.language import build_tokenizer
 
 GREEDY = EvaluateSection(temperature=0.0, max_new_tokens=12, batch_size=3)

@@ -19,9 +19,8 @@ from kit.official import OFFICIAL
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
 from epsdpo.__main__ import main
 from epsdpo.data.prepared import load_prepared
-from epsdpo.evaluation.judges.comparison import JudgeError
-from epsdpo.evaluation.judges.load import load_judge
-from epsdpo.experiment import check_experiment, save_experiment
+from epsdpo.evaluation.judge import load_judge
+from epsdpo.experiment import ConfigError, check_experiment, save_experiment
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.loading import read_tokenizer
@@ -204,7 +203,7 @@ def test_trained_models_of_a_folder_that_came_from_elsewhere(hostile, capsys, tm
 
 @pytest.mark.parametrize("kind", ["causal_lm", "reward_model"])
 def test_judges(hostile, kind):
-    with pytest.raises(JudgeError, match=r"evaluate\.judge\.model: .*hostile .* never run"):
+    with pytest.raises(ConfigError, match=r"evaluate\.judge\.model: .*hostile .* never run"):
         load_judge(JudgeSection(kind=kind, model=hostile()), 1.0)
 
 

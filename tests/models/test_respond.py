@@ -14,10 +14,9 @@ from kit import tiny_generation as tiny
 from kit.waiting import wait_until
 
 from epsdpo.experiment import EvaluateSection
-from epsdpo.models.kept import open_store, response_key
-from epsdpo.models.respond import respond
+from epsdpo.models.hub import model_identity
+from epsdpo.models.respond import kept_responses, respond, response_key
 from epsdpo.models.response import GenerationError, Response
-from epsdpo.models.start import model_identity
 from epsdpo.world.language import build_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
@@ -55,15 +54,15 @@ def test_a_killed_run_goes_on_to_the_responses_of_one_that_was_not(tokenizer, tm
     wait_until(lambda: lines(path) >= 6 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and 6 <= lines(path) < count
-    kept = lines(path) - 1
+    whole_lines = lines(path) - 1
     path.write_bytes(path.read_bytes()[:-9])
 
     prompts, engine = tiny.world_prompts(tokenizer, count), tiny.local_engine(tokenizer)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with open_store(path) as store, open_store(tmp_path / "whole.jsonl") as whole:
-        assert len(store.responses) == kept
-        resumed = respond(prompts, engine, store, "tiny")
+    with kept_responses(path) as kept, kept_responses(tmp_path / "whole.jsonl") as whole:
+        assert lines(path) == whole_lines
+        resumed = respond(prompts, engine, kept, "tiny")
         assert resumed == respond(prompts, engine, whole, "tiny")
     torch.set_num_threads(threads)
     assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -73,33 +72,33 @@ def test_a_killed_run_goes_on_to_the_responses_of_one_that_was_not(tokenizer, tm
 def test_what_is_stored_is_not_asked_again(tokenizer, tmp_path, caplog):
     caplog.set_level(logging.INFO, logger="epsdpo")
     prompts = tiny.world_prompts(tokenizer, 8)
-    with open_store(tmp_path / "store.jsonl") as store:
-        respond(prompts[:5], Counting(model="a"), store, "policy")
-    with open_store(tmp_path / "store.jsonl") as store:
+    with kept_responses(tmp_path / "store.jsonl") as kept:
+        respond(prompts[:5], Counting(model="a"), kept, "policy")
+    with kept_responses(tmp_path / "store.jsonl") as kept:
         engine = Counting(model="a")
-        responses = respond(prompts[::-1], engine, store, "policy")
+        responses = respond(prompts[::-1], engine, kept, "policy")
         assert engine.asked == [0, 1, 2]  # the last three of the eight, in the order of this call
         assert [response.text for response in responses] == [prompt.text for prompt in prompts[::-1]]
         other = Counting(model="b")
-        respond(prompts, other, store, "reference")
+        respond(prompts, other, kept, "reference")
         assert len(other.asked) == 8
-    assert "policy: 5 of 8 prompts are answered already" in caplog.text
-    assert "policy: answered 3 of 3 prompts, about 0 s left" in caplog.text
+    assert "policy: 5 of 8 are answered already" in caplog.text
+    assert "policy: asked 3 of 3, about 0 s left" in caplog.text
 
 
 def test_a_prompt_that_occurs_twice_is_asked_once(tokenizer, tmp_path):
     one, two = tiny.world_prompts(tokenizer, 2)
-    with open_store(tmp_path / "store.jsonl") as store:
+    with kept_responses(tmp_path / "store.jsonl") as kept:
         engine = Counting()
-        responses = respond([one, two, one, one], engine, store, "policy")
+        responses = respond([one, two, one, one], engine, kept, "policy")
         assert len(engine.asked) == 2 and responses[0] == responses[2] == responses[3] != responses[1]
     assert lines(tmp_path / "store.jsonl") == 2
 
 
 def test_a_line_says_what_was_asked_of_whom(tokenizer, tmp_path):
     (prompt,) = tiny.world_prompts(tokenizer, 1)
-    with open_store(tmp_path / "store.jsonl") as store:
-        (response,) = respond([prompt], Counting(model="a", temperature=0.9), store, "policy")
+    with kept_responses(tmp_path / "store.jsonl") as kept:
+        (response,) = respond([prompt], Counting(model="a", temperature=0.9), kept, "policy")
     record = json.loads((tmp_path / "store.jsonl").read_text(encoding="utf-8"))
     assert record == {
         "key": response_key({"temperature": 0.9, "model": "a"}, prompt.token_ids),
@@ -126,30 +125,33 @@ def test_an_engine_that_leaves_prompts_out_is_noticed(tokenizer, tmp_path):
         def answers(self, prompts, missing):
             yield next(super().answers(prompts, missing))
 
-    with open_store(tmp_path / "store.jsonl") as store, pytest.raises(GenerationError, match="3 of 5 prompts have no"):
-        respond(tiny.world_prompts(tokenizer, 5), Forgetful(), store, "policy")
+    with (
+        kept_responses(tmp_path / "store.jsonl") as kept,
+        pytest.raises(GenerationError, match="3 of 5 prompts have no"),
+    ):
+        respond(tiny.world_prompts(tokenizer, 5), Forgetful(), kept, "policy")
     assert lines(tmp_path / "store.jsonl") == 2
 
 
 def test_two_writers_at_once_are_refused(tmp_path):
     with (
-        open_store(tmp_path / "store.jsonl"),
-        pytest.raises(ValueError, match="another process writes responses"),
-        open_store(tmp_path / "store.jsonl"),
+        kept_responses(tmp_path / "store.jsonl"),
+        pytest.raises(ValueError, match="another process writes to it"),
+        kept_responses(tmp_path / "store.jsonl"),
     ):
         pass
 
 
 def test_a_line_that_was_changed_is_refused_with_its_number(tokenizer, tmp_path):
     path = tmp_path / "store.jsonl"
-    with open_store(path) as store:
-        respond(tiny.world_prompts(tokenizer, 3), Counting(model="a"), store, "policy")
+    with kept_responses(path) as kept:
+        respond(tiny.world_prompts(tokenizer, 3), Counting(model="a"), kept, "policy")
     whole = path.read_text(encoding="utf-8")
     for old, new, line in (('"model": "a"', '"model": "b"', 1), ('"key"', "key", 1), ('"finished": true}\n{', "{", 1)):
         path.write_text(whole.replace(old, new, 1), encoding="utf-8")
         with (
-            pytest.raises(ValueError, match=rf"store.jsonl, line {line}: not a response .* Remove the line"),
-            open_store(path),
+            pytest.raises(ValueError, match=rf"store.jsonl, line {line}: not an answer .* Remove the line"),
+            kept_responses(path),
         ):
             pass
 
@@ -157,12 +159,12 @@ def test_a_line_that_was_changed_is_refused_with_its_number(tokenizer, tmp_path)
 def test_stop_tokens_of_the_settings_end_a_response(tokenizer, tmp_path):
     prompts = tiny.world_prompts(tokenizer, 6)
     greedy = EvaluateSection(temperature=0.0, max_new_tokens=12, batch_size=3)
-    with open_store(tmp_path / "a.jsonl") as store:
-        first = respond(prompts, tiny.local_engine(tokenizer, greedy), store, "tiny")
+    with kept_responses(tmp_path / "a.jsonl") as kept:
+        first = respond(prompts, tiny.local_engine(tokenizer, greedy), kept, "tiny")
     stop = first[0].token_ids[4]
     stopping = greedy.model_copy(update={"stop_token_ids": [stop]})
-    with open_store(tmp_path / "b.jsonl") as store:
-        second = respond(prompts, tiny.local_engine(tokenizer, stopping), store, "tiny")
+    with kept_responses(tmp_path / "b.jsonl") as kept:
+        second = respond(prompts, tiny.local_engine(tokenizer, stopping), kept, "tiny")
     for before, after in zip(first, second, strict=True):
         end = before.token_ids.index(stop) + 1 if stop in before.token_ids else len(before.token_ids)
         assert after.token_ids == before.token_ids[:end]
@@ -180,12 +182,3 @@ def test_a_model_is_told_by_its_files_wherever_they_lie(tokenizer, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_identity(str(tmp_path / "c"), None) != same
-
-
-def test_vllm_that_is_not_installed_is_named_with_the_remedy(tokenizer):
-    if "vllm" in sys.modules:
-        pytest.skip("vLLM is installed")
-    from epsdpo.models.vllm import VllmEngine
-
-    with pytest.raises(ImportError, match=r"pip install 'epsdpo\[vllm\]' .* engine: transformers"):
-        VllmEngine("nowhere", None, "float32", tokenizer, tiny.SETTINGS, 0, {})

@@ -7,8 +7,7 @@ from kit import tiny_generation as tiny
 from kit.loopback import Loopback, cut, drip, send, serving
 
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
-from epsdpo.models.kept import open_store
-from epsdpo.models.respond import respond
+from epsdpo.models.respond import kept_responses, respond
 from epsdpo.models.response import GenerationError
 from epsdpo.models.server import ServerEngine
 from epsdpo.world.language import build_tokenizer
@@ -35,8 +34,8 @@ def said(responses):
 @pytest.fixture(scope="module")
 def expected(tokenizer, prompts, tmp_path_factory):
     engine = tiny.local_engine(tokenizer, EvaluateSection(**GREEDY))
-    with open_store(tmp_path_factory.mktemp("local") / "store.jsonl") as store:
-        return said(respond(prompts, engine, store, "tiny"))
+    with kept_responses(tmp_path_factory.mktemp("local") / "store.jsonl") as kept:
+        return said(respond(prompts, engine, kept, "tiny"))
 
 
 @pytest.fixture
@@ -52,12 +51,12 @@ def ask(tokenizer, prompts, loopback, tmp_path, monkeypatch):
     def ask(**changes):
         with serving(loopback) as url:
             names = {"base_url": url, "policy": "tiny", "reference": "other"}
-            quick = {"timeout": 20.0, "attempts": 3, "backoff": 0.01, "api_key_env": KEY_VARIABLE}
+            quick = {"timeout_seconds": 20.0, "max_retries": 2, "backoff_seconds": 0.01, "api_key_env": KEY_VARIABLE}
             server = ServerSection(**{**names, **quick, **changes})
             settings = EvaluateSection(engine="server", server=server, **GREEDY)
             engine = ServerEngine(server, server.policy, tokenizer, settings, 0, {"model": "served"})
-            with open_store(tmp_path / "store.jsonl") as store:
-                responses = respond(prompts, engine, store, "policy")
+            with kept_responses(tmp_path / "store.jsonl") as kept:
+                responses = respond(prompts, engine, kept, "policy")
         for response in responses:
             end = [tokenizer.eos_token_id] if response.finished else []
             assert response.token_ids == tokenizer(response.text, add_special_tokens=False)["input_ids"] + end
@@ -107,7 +106,7 @@ def test_failures_that_pass_are_outlived(ask, loopback, expected, failure):
 def test_an_answer_that_drips_for_ever_is_given_up(ask, loopback, prompts, expected):
     slow = prompts[3].token_ids
     loopback.misbehave = lambda handler, prompt, before: prompt == slow and before == 0 and drip(handler, 30.0)
-    assert ask(timeout=1.0) == expected
+    assert ask(timeout_seconds=1.0) == expected
 
 
 def test_half_of_an_emoji_is_kept_as_what_a_file_can_hold(ask, loopback, prompts):
@@ -120,7 +119,7 @@ def test_half_of_an_emoji_is_kept_as_what_a_file_can_hold(ask, loopback, prompts
 def test_prompts_that_keep_failing_are_not_stored_and_asked_again(ask, loopback, prompts, expected):
     bad = [prompts[2].token_ids, prompts[7].token_ids]
     loopback.misbehave = lambda handler, prompt, before: prompt in bad and send(handler, 503, b"not today")
-    with pytest.raises(GenerationError, match="2 of 10 prompts failed in each of 3 attempts, .*503: not today"):
+    with pytest.raises(GenerationError, match="2 of 10 prompts have no response, .*503: not today"):
         ask()
     stored = [json.loads(line)["prompt_ids"] for line in ask.store.read_text(encoding="utf-8").splitlines()]
     assert len(stored) == 8 and not [ids for ids in bad if ids in stored]
@@ -134,8 +133,8 @@ def test_prompts_that_keep_failing_are_not_stored_and_asked_again(ask, loopback,
 @pytest.mark.parametrize("status", [400, 401, 404])
 def test_failures_that_will_not_pass_end_it_at_once(ask, loopback, status):
     loopback.misbehave = lambda handler, *_: send(handler, status, f"no such thing, {KEY}".encode())
-    with pytest.raises(GenerationError, match=rf"refuses the request for model 'tiny' with status {status}") as error:
-        ask(backoff=30.0)
+    with pytest.raises(GenerationError, match=rf"refuses the request for model 'tiny' with HTTP {status}") as error:
+        ask(backoff_seconds=30.0)
     assert KEY not in str(error.value)
     assert max(loopback.asked.values()) == 1
 
@@ -168,5 +167,20 @@ def test_engine_and_server_section_belong_together():
     with pytest.raises(ValueError, match="engine is 'server' and `server` is missing"):
         EvaluateSection(engine="server")
     server = ServerSection(base_url="http://localhost/v1", policy="a", reference="b")
-    with pytest.raises(ValueError, match="engine is 'vllm' and `server` is set"):
-        EvaluateSection(engine="vllm", server=server)
+    with pytest.raises(ValueError, match="engine is 'transformers' and `server` is set"):
+        EvaluateSection(server=server)
+
+
+def test_the_reference_may_have_a_server_of_its_own():
+    server = ServerSection(base_url="http://one/v1", policy="a", reference="b", reference_url="http://two/v1")
+    assert (server.base_url, server.of_reference().base_url) == ("http://one/v1", "http://two/v1")
+    with pytest.raises(ValueError, match="reference_url: 'two/v1' is no http or https address"):
+        ServerSection(base_url="http://one/v1", policy="a", reference="b", reference_url="two/v1")
+
+
+def test_what_is_gone_is_refused_with_what_takes_its_place():
+    with pytest.raises(ValueError, match="start `vllm serve MODEL` and use engine: server"):
+        EvaluateSection(engine="vllm")
+    former = {"timeout": 9.0, "attempts": 3, "backoff": 2.0}
+    with pytest.raises(ValueError, match="timeout is called timeout_seconds; attempts .*one less; backoff is called"):
+        ServerSection(base_url="http://localhost/v1", policy="a", reference="b", **former)

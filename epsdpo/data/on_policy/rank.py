@@ -1,23 +1,20 @@
-"""What scores responses: a reward model, or the embedded world's gold reward.
+"""What scores responses, a reward model or the embedded world's gold reward, and the scores that are kept.
 
-This module knows how a conversation becomes a score. Keeping scores is left to `epsdpo.data.on_policy.scores`, what
-they decide to `epsdpo.data.on_policy.pairs`.
+scores.jsonl   {"key": "7d…", "score": 1.25}   null for what cannot be scored
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import torch
-from transformers import AutoModelForSequenceClassification
-
 from epsdpo.data.rows import Messages
-from epsdpo.evaluation.judges.gold import gold_score
-from epsdpo.experiment import WORLD, ConfigError, RankerSection
-from epsdpo.models.batches import batches, padded, render, told
-from epsdpo.models.weights import context_of, load_judge_model
-
-_SECTION = "data.on_policy.ranker"
+from epsdpo.experiment import WORLD, RankerSection
+from epsdpo.models.kept import Kept, ask_missing
+from epsdpo.models.reward_model import RewardModel
+from epsdpo.world.language import gold_score
 
 
 class Answered(NamedTuple):
@@ -45,7 +42,7 @@ def load_ranker(section: RankerSection) -> Ranker:
     """The ranker that a config names.
 
     Raises:
-        JudgeError, ConfigError: if it cannot be loaded, or is no reward model.
+        ConfigError: if it cannot be loaded, or is no reward model.
     """
     return GoldRanker() if section.model == WORLD else RewardModelRanker(section)
 
@@ -65,52 +62,39 @@ class GoldRanker:
 
 
 class RewardModelRanker:
-    """A sequence classifier with one label, whose logit is the score."""
+    """The reward of the whole conversation."""
 
     def __init__(self, section: RankerSection):
-        self._model, self._tokenizer, weights = load_judge_model(AutoModelForSequenceClassification, section, _SECTION)
-        if self._model.config.num_labels != 1:
-            raise ConfigError(
-                f"{_SECTION}.model: {section.model!r} has {self._model.config.num_labels} labels; a reward model "
-                "has one"
-            )
-        self.made_by = {
-            "ranker": "reward_model",
-            "weights": weights,
-            "dtype": section.dtype,
-            **told(self._tokenizer),
-        }
-        self._batch_size = section.batch_size
-        # The classifier finds the last token of each row of a batch by what is not padding.
-        pad = self._tokenizer.pad_token_id
-        self._pad = self._tokenizer.eos_token_id if pad is None else pad
-        self._model.config.get_text_config().pad_token_id = self._pad
+        self._model = RewardModel(section, "data.on_policy.ranker")
+        self.made_by = {"ranker": "reward_model", **self._model.made_by}
 
-    @torch.inference_mode()
     def scores(self, answered: Sequence[Answered], missing: Sequence[bool]) -> Iterator[dict[int, float | None]]:
-        """Batch by batch; see `Ranker`. What does not fit into the model's context has no score.
+        """Batch by batch; see `Ranker`. What does not fit into the model's context has no score."""
+        for found in self._model.rewards([[self._model.encode(*item)] for item in answered], missing):
+            rewards = {number: math.nan if own is None else own[0] for number, own in found.items()}
+            yield {number: reward if math.isfinite(reward) else None for number, reward in rewards.items()}
 
-        The batches are those of all responses, so that after a restart not even rounding differs.
-        """
-        encoded = [self._encode(item) for item in answered]
-        context = context_of(self._model)
-        for members in batches([len(ids) for ids in encoded], self._batch_size):
-            if not any(missing[number] for number in members):
-                continue
-            fitting = [number for number in members if context is None or len(encoded[number]) <= context]
-            found: dict[int, float | None] = dict.fromkeys(members)
-            if fitting:
-                ids, mask = padded([encoded[number] for number in fitting], self._pad, side="right")
-                device = self._model.device
-                logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-                values = logits.double().view(-1).tolist()
-                found |= {n: s if math.isfinite(s) else None for n, s in zip(fitting, values, strict=True)}
-            yield found
 
-    def _encode(self, item: Answered) -> list[int]:
-        """The exchange by the model's chat template; one without a template reads prompt and response as a pair."""
-        if self._tokenizer.chat_template is None:
-            prompt = "\n\n".join(message.get("content", "") for message in item.messages)
-            return self._tokenizer(prompt, item.response)["input_ids"]
-        messages = [*item.messages, {"role": "assistant", "content": item.response}]
-        return render(self._tokenizer, messages, answer_next=False)
+def score_responses(answered: Sequence[Answered], ranker: Ranker, path: Path) -> list[float | None]:
+    """The score of each response, in their order, from the file at `path` or asked for and put there.
+
+    A response that occurs twice is scored once.
+    """
+    keys = [_key(ranker.made_by, item) for item in answered]
+    with Kept(path, _read) as kept:
+        ask_missing(dict(zip(keys, answered, strict=True)), kept, ranker.scores, _record, "scores of responses")
+        return [kept[key]["score"] for key in keys]
+
+
+def _key(made_by: dict[str, Any], item: Answered) -> str:
+    return hashlib.sha256(json.dumps([made_by, *item], sort_keys=True).encode("ascii")).hexdigest()
+
+
+def _record(key: str, item: Answered, score: float | None) -> dict[str, Any]:
+    return {"key": key, "score": score}
+
+
+def _read(record: dict[str, Any]) -> dict[str, Any]:
+    if type(record["score"]) not in (int, float, type(None)):
+        raise ValueError("its score is no number")
+    return record

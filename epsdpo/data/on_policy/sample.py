@@ -1,7 +1,6 @@
 """One run of sampling: prompts → responses → scores → pairs, with everything counted on the way.
 
-It knows the folder that comes of it and goes on where a killed run stopped. Decoding is left to `epsdpo.models`,
-scoring to `epsdpo.data.on_policy.rank`, choosing to `epsdpo.data.on_policy.pairs`.
+It goes on where a killed run stopped.
 """
 
 import gc
@@ -15,24 +14,26 @@ import pandas as pd
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from epsdpo.data.on_policy.folder import PAIRS, REPORT
 from epsdpo.data.on_policy.pairs import REFUSED, make_pairs
-from epsdpo.data.on_policy.rank import Answered, load_ranker
-from epsdpo.data.on_policy.scores import score_responses
+from epsdpo.data.on_policy.rank import Answered, load_ranker, score_responses
+from epsdpo.data.prepared import PAIRS, REPORT
 from epsdpo.data.prompts import prompts_of, read_prompts
-from epsdpo.data.rendering import RenderedPrompt, render_untrained
+from epsdpo.data.rendering import render_untrained
 from epsdpo.data.rows import CONVERSATIONAL, check_tokenizer
 from epsdpo.data.sources import DataError
 from epsdpo.experiment import WORLD, ConfigError, Experiment
 from epsdpo.files import writable, written_whole
 from epsdpo.methods.beside import SHOWN
-from epsdpo.methods.loading import load_causal_lm
-from epsdpo.models.kept import ResponseStore, open_store
+from epsdpo.models.hub import model_identity
+from epsdpo.models.kept import Kept
 from epsdpo.models.local import LocalEngine
 from epsdpo.models.local_models import require_local
-from epsdpo.models.respond import Engine, respond
+from epsdpo.models.prompt import RenderedPrompt
+from epsdpo.models.respond import Engine, kept_responses, respond
 from epsdpo.models.response import Response
-from epsdpo.models.start import load_tokenizer, model_identity, reference_source
+from epsdpo.models.server import ServerEngine, served_by
+from epsdpo.models.start import load_tokenizer, reference_source
+from epsdpo.models.weights import load_answering_model
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class SampledPairs:
     """What a sampled folder holds.
 
     Attributes:
-        pairs: see `epsdpo.data.on_policy.pairs.make_pairs`.
+        pairs: see `make_pairs`.
         responses: every response: prompt_id, number (from 0), response, tokens, finished, score (NaN for none).
         report: report.json.
     """
@@ -66,9 +67,8 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
             with another seed.
 
     Raises:
-        ConfigError: if the section is missing, or the ranker is no reward model.
+        ConfigError: if the section is missing, or the ranker cannot be loaded or is no reward model.
         DataError: if there are no prompts to ask, or no prompt comes to a pair.
-        JudgeError: if the ranker cannot be loaded.
     """
     section = experiment.data.on_policy
     if section is None:
@@ -83,8 +83,8 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / REPORT).unlink(missing_ok=True)
 
-    with open_store(output_dir / GENERATED) as store:
-        rounds = _ask(experiment, tokenizer, rendered, store)
+    with kept_responses(output_dir / GENERATED) as kept:
+        rounds = _ask(experiment, tokenizer, rendered, kept)
         _free_gpu_memory()  # the ranker may need it
         answered = [
             Answered(messages, response.text)
@@ -167,12 +167,12 @@ def _world_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
 
 def _ask(
-    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, prompts: list[RenderedPrompt], store: ResponseStore
+    experiment: Experiment, tokenizer: PreTrainedTokenizerBase, prompts: list[RenderedPrompt], kept: Kept
 ) -> list[list[Response]]:
     """`responses_per_prompt` rounds of one response to each prompt."""
     engines = _engines(experiment, tokenizer)
     return [
-        respond(prompts, engine, store, f"response {number} of {len(engines)}")
+        respond(prompts, engine, kept, f"response {number} of {len(engines)}")
         for number, engine in enumerate(engines, start=1)
     ]
 
@@ -181,26 +181,21 @@ def _engines(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list
     """One engine for each response to a prompt. Those in this process share the model."""
     section = experiment.data.on_policy
     source, revision = reference_source(experiment.model, experiment.data)
-    dtype = experiment.model.dtype
     made_by = {
         **model_identity(source, revision),
         "engine": section.engine,
-        "dtype": dtype,
+        "dtype": experiment.model.dtype,
         **section.model_dump(include={"temperature", "top_p", "max_new_tokens", "stop_token_ids"}),
     }
     seeds = range(section.seed, section.seed + section.responses_per_prompt)
-    if section.engine == "vllm":
-        from epsdpo.models.vllm import VllmEngine
-
+    if section.engine == "server":
+        server, place = section.server, "data.on_policy.server"
+        made_by |= served_by(server, server.model)
         return [
-            VllmEngine(source, revision, dtype, tokenizer, section, seed, {**made_by, "seed": seed}) for seed in seeds
+            ServerEngine(server, server.model, tokenizer, section, seed, {**made_by, "seed": seed}, place)
+            for seed in seeds
         ]
-    model = load_causal_lm(
-        source,
-        revision=revision,
-        dtype=getattr(torch, dtype),
-        attn_implementation=experiment.model.attn_implementation,
-    ).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load_answering_model(experiment.model, source, revision)
     return [LocalEngine(model, tokenizer, section, seed, {**made_by, "seed": seed}) for seed in seeds]
 
 

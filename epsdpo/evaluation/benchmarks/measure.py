@@ -22,8 +22,9 @@ from epsdpo.evaluation.benchmarks.harness import Job
 from epsdpo.evaluation.benchmarks.results import POLICY, REFERENCE, percent, read_results, training_of, write_results
 from epsdpo.evaluation.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
+from epsdpo.models.hub import model_identity
 from epsdpo.models.own_code import require_no_own_code
-from epsdpo.models.start import model_identity, reference_source
+from epsdpo.models.start import reference_source
 from epsdpo.runs.fingerprint import key_of
 from epsdpo.runs.layout import BENCHMARKS, experiments_in, finished_analyses
 from epsdpo.runs.manifest import read_manifest

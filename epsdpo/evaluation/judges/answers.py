@@ -1,8 +1,7 @@
 """What a judge's answer means: log-probabilities, text or rewards in, P(the second output is better) or a failure out.
 
-This module knows AlpacaEval's rule for log-probabilities, a strict one for text, Bradley and Terry's for rewards, and
-the form of a chat completion. Nothing here guesses: what is not clearly an answer is a failure that keeps what came
-back, and `remedies_for` says what may be done about it.
+AlpacaEval's rule for log-probabilities, a strict one for text, Bradley and Terry's for rewards. Nothing here guesses:
+what is not clearly an answer is a failure that keeps what came back, and `remedies_for` says what may be done about it.
 """
 
 import math
@@ -10,7 +9,9 @@ import re
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from epsdpo.evaluation.judges.comparison import Answer, Failure
+from epsdpo.evaluation.judges.comparison import Answer
+from epsdpo.models.response import Failure
+from epsdpo.models.server_answer import shortened, tokens_counted
 
 FIRST, SECOND = "m", "M"
 Mode = Literal["logprobs", "text"]
@@ -19,7 +20,6 @@ Mode = Literal["logprobs", "text"]
 _SPACES = " \t\r\n\u2581\u0120"
 _DECORATION = " \t\r\n\"'`*()[]."
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-_DETAIL_CHARACTERS = 2000
 
 # With less on both identifiers together, the likelier answer is no identifier, and text mode would read a failure. What
 # little the identifiers have then says nothing of the comparison: a judge that thinks first has e^-16 on them. In 298
@@ -70,11 +70,11 @@ def read_logprobs(top: list[tuple[str, float]]) -> tuple[float, dict[str, Any]] 
     """P(M) / (P(m) + P(M)) and the evidence for it, or why there is none."""
     # A little above 0 is rounding; NaN fails the comparison as well.
     if not all(isinstance(token, str) and logprob <= 1.0e-3 for token, logprob in top):
-        return Failure("impossible log-probabilities", _shortened(top))
+        return Failure("impossible log-probabilities", shortened(top))
     second_wins = second_wins_by_logprobs(top)
     if second_wins is None:
         present = any(token.strip(_SPACES) in (FIRST, SECOND) for token, _ in top)
-        return Failure(IMPROBABLE if present else NEITHER, _shortened(top))
+        return Failure(IMPROBABLE if present else NEITHER, shortened(top))
     # JSON has no infinity: such a token says nothing more than one that is not there.
     return second_wins, {"top_logprobs": [[token, logprob] for token, logprob in top if logprob > -math.inf]}
 
@@ -121,28 +121,17 @@ def read_completion(body: Any, mode: Mode) -> Answer | Failure:
         served = body.get("model") if isinstance(body.get("model"), str) else None
         found = _by_logprobs(choice) if mode == "logprobs" else _by_text(choice)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
-        return Failure("not a chat completion", _shortened(body), transient=True)
+        return Failure("not a chat completion", shortened(body), transient=True)
     if isinstance(found, Failure):
         return found
     second_wins, evidence = found
     return Answer(second_wins, evidence, usage, served)
 
 
-def tokens_counted(body: dict[str, Any]) -> dict[str, int]:
-    """`prompt_tokens` and `completion_tokens` of a completion, as far as the server states them as counts."""
-    usage = body.get("usage")
-    counts = usage if isinstance(usage, dict) else {}
-    return {
-        name: counts[name]
-        for name in ("prompt_tokens", "completion_tokens")
-        if type(counts.get(name)) is int and counts[name] >= 0
-    }
-
-
 def _by_logprobs(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failure:
     logprobs = choice.get("logprobs")
     if not logprobs or not logprobs.get("content"):
-        return Failure(NO_LOGPROBS, _shortened(choice))
+        return Failure(NO_LOGPROBS, shortened(choice))
     first = logprobs["content"][0]["top_logprobs"]
     return read_logprobs([(entry["token"], float(entry["logprob"])) for entry in first])
 
@@ -150,14 +139,10 @@ def _by_logprobs(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failu
 def _by_text(choice: dict[str, Any]) -> tuple[float, dict[str, Any]] | Failure:
     text = choice["message"]["content"]
     if choice.get("finish_reason") == "length":  # before all else: thoughts that were cut leave some servers no text
-        return Failure(CUT, _shortened(choice if text is None else text))
+        return Failure(CUT, shortened(choice if text is None else text))
     if not isinstance(text, str):
-        return Failure(NO_TEXT, _shortened(choice))
+        return Failure(NO_TEXT, shortened(choice))
     second_wins = second_wins_by_text(text)
     if second_wins is None:
-        return Failure(NO_IDENTIFIER, _shortened(text))
+        return Failure(NO_IDENTIFIER, shortened(text))
     return second_wins, {"text": text}
-
-
-def _shortened(value: Any) -> str:
-    return (value if isinstance(value, str) else repr(value))[:_DETAIL_CHARACTERS]

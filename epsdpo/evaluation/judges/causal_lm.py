@@ -1,31 +1,33 @@
-"""A causal language model as judge, run here: same prompt and same rule as behind a server, without the server.
+"""A causal language model as judge, run here: same prompt and same rule as behind a server, without the server."""
 
-This module knows how to get the log-probabilities of the answer's first token. The prompt is
-`epsdpo.evaluation.judges.template`'s, what the log-probabilities mean `epsdpo.evaluation.judges.answers`'.
-"""
-
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from epsdpo.evaluation.judges.answers import read_logprobs
-from epsdpo.evaluation.judges.comparison import Answer, Deliver, Failure, Presentation
+from epsdpo.evaluation.judges.comparison import Answer, Presentation
 from epsdpo.evaluation.judges.template import load_template
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.models.batches import batches, padded, render, told
-from epsdpo.models.weights import context_of
+from epsdpo.models.response import Failure
+from epsdpo.models.weights import context_of, load_scoring_model
 
 
 class CausalLMJudge:
     """Reads m and M off the model's distribution, of which only the `top_logprobs` likeliest tokens count."""
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: str, settings: JudgeSection
-    ):
-        """`weights` names model and tokenizer uniquely; see `weights_name`."""
-        self.name, self.order = settings.model, settings.order
-        self._model, self._tokenizer, self._weights, self._settings = model, tokenizer, weights, settings
+    def __init__(self, settings: JudgeSection):
+        """
+        Raises:
+            ConfigError: if the model cannot be loaded.
+            ValueError, OSError: if the template cannot be used.
+        """
+        self.name, self.order, self._settings = settings.model, settings.order, settings
+        self._model, self._tokenizer, self._weights = load_scoring_model(
+            AutoModelForCausalLM, settings, "evaluate.judge"
+        )
         self._template = load_template(settings.template)
 
     def request(self, presentation: Presentation) -> dict[str, Any]:
@@ -40,20 +42,27 @@ class CausalLMJudge:
         }
 
     @torch.inference_mode()
-    def answer(self, presentations: list[Presentation], deliver: Deliver) -> None:
-        """Read all, in batches; see `Judge`. What does not fit into the model's context fails and is not cut."""
+    def answers(
+        self, presentations: Sequence[Presentation], missing: Sequence[bool]
+    ) -> Iterator[dict[int, Answer | Failure]]:
+        """Batch by batch; see `Judge`. What does not fit into the model's context fails and is not cut."""
         prompts = [render(self._tokenizer, self._template.fill(item), answer_next=True) for item in presentations]
         context = context_of(self._model)
         for members in batches([len(ids) for ids in prompts], self._settings.batch_size):
-            fitting = [number for number in members if context is None or len(prompts[number]) <= context]
-            for number in set(members) - set(fitting):
-                detail = f"{len(prompts[number])} tokens, the model reads {context}"
-                deliver(number, Failure("longer than the judge's context", detail))
-            if not fitting:
+            if not any(missing[number] for number in members):
                 continue
-            for number, top in zip(fitting, self._top_logprobs([prompts[row] for row in fitting]), strict=True):
-                found = read_logprobs(top)
-                deliver(number, found if isinstance(found, Failure) else Answer(*found))
+            fitting = [number for number in members if context is None or len(prompts[number]) <= context]
+            answers: dict[int, Answer | Failure] = {
+                number: Failure(
+                    "longer than the judge's context", f"{len(prompts[number])} tokens, the model reads {context}"
+                )
+                for number in set(members) - set(fitting)
+            }
+            if fitting:
+                for number, top in zip(fitting, self._top_logprobs([prompts[row] for row in fitting]), strict=True):
+                    found = read_logprobs(top)
+                    answers[number] = found if isinstance(found, Failure) else Answer(*found)
+            yield answers
 
     def _top_logprobs(self, prompts: list[list[int]]) -> list[list[tuple[str, float]]]:
         """The likeliest tokens after each prompt with their log-probabilities, the likeliest first."""

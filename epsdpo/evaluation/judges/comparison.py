@@ -1,19 +1,17 @@
-"""A comparison, the order in which a judge sees it, and what comes back.
-
-This module knows AlpacaEval's protocol for orders and preferences. How a judge is asked is left to the judges, how
-their answers are kept to `epsdpo.evaluation.judges.store`.
-"""
+"""A comparison, the order in which a judge sees it, and what comes back: AlpacaEval's protocol."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+
+from epsdpo.models.response import Failure
 
 Order = Literal["seeded", "both", "none"]
 
 
 class JudgeError(RuntimeError):
-    """The judge cannot be asked at all, or what it said cannot be kept. The message names the place and the remedy."""
+    """The judge cannot be asked at all. The message names the place and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,6 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """Why a presentation has no answer.
-
-    Attributes:
-        reason: a few words, the same for failures of one kind.
-        detail: what exactly came back.
-        transient: whether asking again soon may help.
-    """
-
-    reason: str
-    detail: str = ""
-    transient: bool = False
-
-
-@dataclass(frozen=True)
 class Judgement:
     """What came of one comparison.
 
@@ -95,9 +78,6 @@ class Judgement:
     preference: float | None
     records: dict[bool, dict[str, Any]]
     failure: Failure | None = None
-
-
-Deliver = Callable[[int, Answer | Failure], None]
 
 
 class Judge(Protocol):
@@ -114,12 +94,15 @@ class Judge(Protocol):
     def request(self, presentation: Presentation) -> dict[str, Any]:
         """All that the answer depends on, as JSON: the same request is asked once."""
 
-    def answer(self, presentations: list[Presentation], deliver: Deliver) -> None:
-        """Ask about all, and call `deliver` with each one's number as soon as its answer or failure is there.
+    def answers(
+        self, presentations: Sequence[Presentation], missing: Sequence[bool]
+    ) -> Iterator[dict[int, Answer | Failure]]:
+        """Answers about all `missing` presentations, by index, a few at a time; it may also answer some that are not.
 
         Raises:
-            JudgeError: if there is no point in asking on. What was delivered stands.
+            JudgeError: if there is no point in asking on. What was answered stands.
         """
+        ...
 
 
 def is_switched(instruction: str) -> bool:

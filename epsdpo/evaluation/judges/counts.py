@@ -1,7 +1,4 @@
-"""What judgements come to besides a win rate: whether all were made, and how much the judge minds the order.
-
-This module counts and exports. Rates and their intervals are left to `epsdpo.evaluation.scores.winrate`.
-"""
+"""What judgements come to besides a win rate: whether all were made, and how much the judge minds the order."""
 
 from collections import Counter
 from typing import Any
@@ -9,6 +6,9 @@ from typing import Any
 from epsdpo.evaluation.judges.answers import remedies_for
 from epsdpo.evaluation.judges.comparison import Comparison, Judgement
 from epsdpo.evaluation.judges.cost import tokens_used
+
+# The columns of preferences by what was shown first; a judge that sees no order counts as the first.
+BY_ORDER = {False: "preference_opponent_first", True: "preference_policy_first"}
 
 
 def summarise(judgements: list[Judgement]) -> dict[str, Any]:

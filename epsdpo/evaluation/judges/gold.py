@@ -1,13 +1,11 @@
-"""The embedded world's own reward as judge, in the shape of the others.
+"""The embedded world's own reward as judge, in the shape of the others."""
 
-This module knows what the reward says of a response and of two. The rules behind it are `epsdpo.world.language`'s.
-"""
-
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from epsdpo.evaluation.judges.answers import second_wins_by_rewards
-from epsdpo.evaluation.judges.comparison import Answer, Deliver, Presentation
-from epsdpo.world.language import followed_rules, gold_reward, parse_instruction
+from epsdpo.evaluation.judges.comparison import Answer, Presentation
+from epsdpo.world.language import gold_score
 
 GOLD_JUDGE = "gold"
 
@@ -31,26 +29,12 @@ class GoldJudge:
             "outputs": [presentation.first, presentation.second],
         }
 
-    def answer(self, presentations: list[Presentation], deliver: Deliver) -> None:
-        """Score all; see `Judge`.
+    def answers(self, presentations: Sequence[Presentation], missing: Sequence[bool]) -> Iterator[dict[int, Answer]]:
+        """One by one; see `Judge`.
 
         Raises:
             ValueError: if an instruction is not one of the embedded world.
         """
         for number, item in enumerate(presentations):
             rewards = [gold_score(item.comparison.instruction, output) for output in (item.first, item.second)]
-            deliver(number, Answer(second_wins_by_rewards(*rewards, self._temperature), {"rewards": rewards}))
-
-
-def gold_score(instruction: str, response: str) -> float:
-    """The gold reward of a response to an instruction, both as texts.
-
-    Raises:
-        ValueError: if the instruction is not one of the embedded world.
-    """
-    return gold_reward(parse_instruction(instruction), response)
-
-
-def follows_every_rule(instruction: str, response: str) -> bool:
-    """Whether a response does all that the instruction asks for, however many words it takes."""
-    return all(followed_rules(parse_instruction(instruction), response).values())
+            yield {number: Answer(second_wins_by_rewards(*rewards, self._temperature), {"rewards": rewards})}

@@ -1,19 +1,23 @@
 """PairRM as judge: a DeBERTa that reads the instruction and both outputs at once.
 
-This module knows the published form of `llm-blender/PairRM-hf` (Jiang et al., arXiv 2306.02561): a safetensors
-checkpoint with `pretrained_model.*` and `head_layer.*`, three marker tokens, and a budget of tokens for each part. The
-original `llm-blender/PairRM` holds the same weights in a form of its own, which is not read here.
+It reads the published form of `llm-blender/PairRM-hf` (Jiang et al., arXiv 2306.02561): a safetensors checkpoint with
+`pretrained_model.*` and `head_layer.*`, three marker tokens, and a budget of tokens for each part. The original
+`llm-blender/PairRM` holds the same weights in a form of its own, which is not read here.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DebertaV2Config, DebertaV2Model, DebertaV2PreTrainedModel
 
-from epsdpo.evaluation.judges.comparison import Answer, Deliver, Failure, JudgeError, Presentation
+from epsdpo.evaluation.judges.comparison import Answer, Presentation
+from epsdpo.experiment import ConfigError
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.models.batches import batches, padded
+from epsdpo.models.response import Failure
+from epsdpo.models.weights import load_scoring_model
 
 SOURCE, FIRST, SECOND = "<|source|>", "<|candidate1|>", "<|candidate2|>"
 _OF_CONFIG = ("drop_out", "n_tasks", "source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
@@ -53,25 +57,22 @@ class PairRankerModel(DebertaV2PreTrainedModel):
 class PairRankerJudge:
     """P(the first output is better) = σ(log-odds). Parts beyond the published budget are cut, and counted."""
 
-    def __init__(
-        self, model: PairRankerModel, tokenizer: PreTrainedTokenizerBase, weights: str, settings: JudgeSection
-    ):
-        """`weights` names model and tokenizer uniquely; see `weights_name`.
-
-        Raises:
-            JudgeError: if the tokenizer does not have the three markers where the model's config says.
+    def __init__(self, settings: JudgeSection):
         """
-        config = model.config
-        expected = [config.source_prefix_id, config.cand1_prefix_id, config.cand2_prefix_id]
-        found = tokenizer.convert_tokens_to_ids([SOURCE, FIRST, SECOND])
-        if found != expected:
-            raise JudgeError(
+        Raises:
+            ConfigError: if the model cannot be loaded, or the tokenizer does not have the three markers where the
+                model's config says.
+        """
+        self.name, self.order, self._settings = settings.model, settings.order, settings
+        self._model, self._tokenizer, self._weights = load_scoring_model(PairRankerModel, settings, "evaluate.judge")
+        config = self._model.config
+        self._markers = [config.source_prefix_id, config.cand1_prefix_id, config.cand2_prefix_id]
+        found = self._tokenizer.convert_tokens_to_ids([SOURCE, FIRST, SECOND])
+        if found != self._markers:
+            raise ConfigError(
                 f"evaluate.judge.model: the tokenizer of {settings.model!r} has {SOURCE}, {FIRST}, {SECOND} at "
-                f"{found}, its config at {expected}. A pair ranker is a checkpoint like llm-blender/PairRM-hf"
+                f"{found}, its config at {self._markers}. A pair ranker is a checkpoint like llm-blender/PairRM-hf"
             )
-        self.name, self.order = settings.model, settings.order
-        self._model, self._tokenizer, self._weights, self._settings = model, tokenizer, weights, settings
-        self._markers = expected
 
     def request(self, presentation: Presentation) -> dict[str, Any]:
         """The texts in their order, and what ranks them."""
@@ -84,21 +85,28 @@ class PairRankerJudge:
         }
 
     @torch.inference_mode()
-    def answer(self, presentations: list[Presentation], deliver: Deliver) -> None:
-        """Rank all, in batches; see `Judge`. A text that holds one of the markers fails: it would stand for a part."""
+    def answers(
+        self, presentations: Sequence[Presentation], missing: Sequence[bool]
+    ) -> Iterator[dict[int, Answer | Failure]]:
+        """Batch by batch; see `Judge`. A text that holds one of the markers fails: it would stand for a part."""
         encoded = [self._encode(item) for item in presentations]
         device = self._model.device
         for members in batches([len(ids) for ids, _ in encoded], self._settings.batch_size):
-            readable = [number for number in members if self._has_each_marker_once(encoded[number][0])]
-            for number in set(members) - set(readable):
-                deliver(number, Failure("text holds a marker of the pair ranker"))
-            if not readable:
+            if not any(missing[number] for number in members):
                 continue
-            ids, mask = padded([encoded[number][0] for number in readable], self._tokenizer.pad_token_id, side="right")
-            log_odds = self._model(ids.to(device), mask.to(device)).double()
-            losses = torch.sigmoid(-log_odds).tolist()
-            for number, value, second_wins in zip(readable, log_odds.tolist(), losses, strict=True):
-                deliver(number, Answer(second_wins, {"log_odds_first": value, "cut": encoded[number][1]}))
+            readable = [number for number in members if self._has_each_marker_once(encoded[number][0])]
+            answers: dict[int, Answer | Failure] = {
+                number: Failure("text holds a marker of the pair ranker") for number in set(members) - set(readable)
+            }
+            if readable:
+                sequences = [encoded[number][0] for number in readable]
+                ids, mask = padded(sequences, self._tokenizer.pad_token_id, side="right")
+                log_odds = self._model(ids.to(device), mask.to(device)).double()
+                losses = torch.sigmoid(-log_odds).tolist()
+                for number, value, second_wins in zip(readable, log_odds.tolist(), losses, strict=True):
+                    evidence = {"log_odds_first": value, "cut": encoded[number][1]}
+                    answers[number] = Answer(second_wins, evidence)
+            yield answers
 
     def _encode(self, presentation: Presentation) -> tuple[list[int], bool]:
         """Instruction, first and second output, each behind its marker, and whether any was cut."""

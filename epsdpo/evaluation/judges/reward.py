@@ -1,18 +1,13 @@
-"""A reward model as judge: a sequence classifier with one label scores each output by itself.
+"""A reward model as judge: two rewards become a preference by the Bradley-Terry model under which such are trained."""
 
-This module knows how two rewards become a preference, by the Bradley-Terry model under which such models are trained.
-"""
-
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from epsdpo.evaluation.judges.answers import second_wins_by_rewards
-from epsdpo.evaluation.judges.comparison import Answer, Deliver, Failure, JudgeError, Presentation
+from epsdpo.evaluation.judges.comparison import Answer, Presentation
 from epsdpo.experiment.sections.judge import JudgeSection
-from epsdpo.models.batches import batches, padded, render, told
-from epsdpo.models.weights import context_of
+from epsdpo.models.response import Failure
+from epsdpo.models.reward_model import RewardModel
 
 
 class RewardModelJudge:
@@ -20,59 +15,37 @@ class RewardModelJudge:
 
     order = "none"
 
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: str, settings: JudgeSection
-    ):
-        """`weights` names model and tokenizer uniquely; see `weights_name`.
-
-        Raises:
-            JudgeError: if the classifier has more than one label.
+    def __init__(self, settings: JudgeSection):
         """
-        if model.config.num_labels != 1:
-            raise JudgeError(
-                f"evaluate.judge.model: {settings.model!r} has {model.config.num_labels} labels; a reward model has one"
-            )
+        Raises:
+            ConfigError: if the model cannot be loaded, or has more than one label.
+        """
         self.name = settings.model
-        self._model, self._tokenizer, self._weights, self._settings = model, tokenizer, weights, settings
-        # The classifier finds the last token of each row of a batch by what is not padding.
-        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        model.config.get_text_config().pad_token_id = self._pad
+        self._model = RewardModel(settings, "evaluate.judge")
 
     def request(self, presentation: Presentation) -> dict[str, Any]:
         """The texts and what scores them."""
         return {
             "judge": "reward_model",
-            "weights": self._weights,
-            "dtype": self._settings.dtype,
-            **told(self._tokenizer),
+            **self._model.made_by,
             "instruction": presentation.comparison.instruction,
             "outputs": [presentation.first, presentation.second],
         }
 
-    @torch.inference_mode()
-    def answer(self, presentations: list[Presentation], deliver: Deliver) -> None:
-        """Score all, in batches of whole comparisons; see `Judge`. What does not fit into the context fails."""
+    def answers(
+        self, presentations: Sequence[Presentation], missing: Sequence[bool]
+    ) -> Iterator[dict[int, Answer | Failure]]:
+        """Scores, in batches of whole comparisons; see `Judge`. What does not fit into the context fails."""
         encoded = [[self._encode(item, output) for output in (item.first, item.second)] for item in presentations]
-        longest = [max(map(len, pair)) for pair in encoded]
-        context = context_of(self._model)
-        for members in batches(longest, self._settings.batch_size):
-            fitting = [number for number in members if context is None or longest[number] <= context]
-            for number in set(members) - set(fitting):
-                detail = f"{longest[number]} tokens, the model reads {context}"
-                deliver(number, Failure("longer than the judge's context", detail))
-            if not fitting:
-                continue
-            ids, mask = padded([ids for number in fitting for ids in encoded[number]], self._pad, side="right")
-            device = self._model.device
-            rewards = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
-            for number, pair in zip(fitting, rewards.double().view(-1, 2).tolist(), strict=True):
-                second_wins = second_wins_by_rewards(*pair, temperature=1.0)
-                deliver(number, Answer(second_wins, {"rewards": pair}))
+        for found in self._model.rewards(encoded, missing):
+            answers: dict[int, Answer | Failure] = {}
+            for number, pair in found.items():
+                if pair is None:
+                    detail = f"{max(map(len, encoded[number]))} tokens, the model reads {self._model.context}"
+                    answers[number] = Failure("longer than the judge's context", detail)
+                else:
+                    answers[number] = Answer(second_wins_by_rewards(*pair, temperature=1.0), {"rewards": pair})
+            yield answers
 
     def _encode(self, presentation: Presentation, output: str) -> list[int]:
-        """The exchange by the model's chat template; one without a template reads question and answer as a pair."""
-        instruction = presentation.comparison.instruction
-        if self._tokenizer.chat_template is None:
-            return self._tokenizer(instruction, output)["input_ids"]
-        messages = [{"role": "user", "content": instruction}, {"role": "assistant", "content": output}]
-        return render(self._tokenizer, messages, answer_next=False)
+        return self._model.encode([{"role": "user", "content": presentation.comparison.instruction}], output)

@@ -1,7 +1,5 @@
 """The `evaluate.judge` section of a config: which judge, and how it is asked.
 
-This module only says what a config may hold. Building the judge is left to `epsdpo.evaluation.judges.load`.
-
 Each description ends with the source of what it says: [P] the paper, [R] the released configuration of AlpacaEval's
 judge, which the paper used, [K] this kit.
 """
@@ -9,29 +7,16 @@ judge, which the paper used, [K] this kit.
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-PositiveInt = Annotated[int, Field(gt=0)]
+from epsdpo.experiment.sections.base import PositiveInt
+from epsdpo.experiment.sections.server import ACCESS, Access
+
 Price = Annotated[float, Field(ge=0)]
 
 _OF_READERS = ("order", "template", "top_logprobs")
-_OF_CHAT = (
-    "base_url",
-    "api_key_env",
-    "mode",
-    "temperature",
-    "max_tokens",
-    "extra_body",
-    "concurrency",
-    "timeout_seconds",
-    "max_retries",
-    "backoff_seconds",
-    "max_wait_seconds",
-    "input_price",
-    "output_price",
-)
+_OF_CHAT = (*ACCESS, "mode", "temperature", "max_tokens", "extra_body", "input_price", "output_price")
 _OF_LOCAL = ("revision", "dtype", "batch_size")
 _USED_BY = {
     "gold": (),
@@ -42,11 +27,8 @@ _USED_BY = {
 }
 
 
-class JudgeSection(BaseModel):
+class JudgeSection(Access):
     """Who compares the outputs, and how it is asked."""
-
-    # A mistaken address may hold a password, so that mistakes are reported without their values.
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
     kind: Literal["gold", "chat", "causal_lm", "reward_model", "pair_ranker"] = Field(
         "gold",
@@ -58,12 +40,6 @@ class JudgeSection(BaseModel):
         None, description="The judge: its name on the server, or a hub id or local folder. [K; R: gpt-4-1106-preview]"
     )
     revision: str | None = Field(None, description="Commit of a hub model; null asks for the newest. [K]")
-    base_url: str | None = Field(
-        None, description="Address of a chat server up to and with /v1, e.g. http://localhost:8000/v1. [K]"
-    )
-    api_key_env: str | None = Field(
-        None, description="Environment variable that holds the server's key; null sends none. [K]"
-    )
     mode: Literal["logprobs", "text"] = Field(
         "logprobs",
         description="Preference from log-probabilities of the answer's first token, or 1 or 2 from its text. "
@@ -95,19 +71,6 @@ class JudgeSection(BaseModel):
         description="Fields that a server wants in each request; null takes one out, as in {max_tokens: null, "
         "max_completion_tokens: 16}. [K]",
     )
-    concurrency: PositiveInt = Field(8, description="Requests under way at once. [K]")
-    timeout_seconds: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="Longest time for one request, from its start to the last byte of the answer. [K]"
-    )
-    max_retries: Annotated[int, Field(ge=0)] = Field(
-        6, description="How often a request is repeated after a rate limit, a server error or a lost connection. [K]"
-    )
-    backoff_seconds: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="Mean wait before the first repetition; it doubles with each, and is drawn at random. [K]"
-    )
-    max_wait_seconds: Annotated[float, Field(gt=0)] = Field(
-        120.0, description="Longest wait before a repetition; where Retry-After asks for more, the request fails. [K]"
-    )
     input_price: Price | None = Field(
         None, description="Price of a million prompt tokens, in any currency; null leaves costs out. [K]"
     )
@@ -134,27 +97,6 @@ class JudgeSection(BaseModel):
             raise ValueError(f"model: a judge of kind {self.kind!r} needs one")
         if (self.input_price is None) != (self.output_price is None):
             raise ValueError("input_price and output_price: give both, or neither")
-        if self.kind == "chat":
-            if self.base_url is None:
-                raise ValueError("base_url: a judge of kind 'chat' needs one, e.g. http://localhost:8000/v1")
-            check_address(self.base_url)
+        if self.kind == "chat" and self.base_url is None:
+            raise ValueError("base_url: a judge of kind 'chat' needs one, e.g. http://localhost:8000/v1")
         return self
-
-
-def check_address(base_url: str) -> None:
-    """Refuse what is no address of a server, and one with a secret in it: a config is copied into every run folder.
-
-    Raises:
-        ValueError: with the remedy.
-    """
-    try:
-        address = urlsplit(base_url)
-        _ = address.port  # which is read only now
-        usable = base_url.isascii() and base_url.isprintable() and " " not in base_url
-    except ValueError:
-        raise ValueError("base_url: is no http or https address") from None
-    if "@" in address.netloc or address.query:
-        # The value itself is left out of the message: it may hold a key.
-        raise ValueError("base_url: takes no user, password or query. Put the key into the variable of api_key_env")
-    if address.scheme not in ("http", "https") or not address.hostname or not usable:
-        raise ValueError(f"base_url: {base_url!r} is no http or https address")

@@ -1,8 +1,5 @@
 """The sections that say which prompts are answered, and how a model's own answers become preference pairs.
 
-They only say what a config may hold. Sampling and ranking are left to `epsdpo.data.on_policy`, reading prompts to
-`epsdpo.data.prompts`.
-
 The paper built its Qwen2.5 pairs by SimPO's process (Table 3) and states none of its settings; defaults are those of
 the script that SimPO published, marked [K; SimPO].
 """
@@ -11,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from epsdpo.experiment.sections.base import WORLD, PositiveInt, Section, Seed
+from epsdpo.experiment.sections.server import SamplingServerSection, check_engine, check_server
 
 
 class PromptsSection(Section):
@@ -65,9 +63,12 @@ class OnPolicySection(Section):
     responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
         5, description="Responses to each prompt, of which best and worst become chosen and rejected. [K; SimPO]"
     )
-    engine: Literal["transformers", "vllm"] = Field(
-        "transformers", description="What decodes: transformers, or vLLM (pip install 'epsdpo[vllm]'). [K; SimPO: vLLM]"
+    engine: Annotated[Literal["transformers", "server"], BeforeValidator(check_engine)] = Field(
+        "transformers",
+        description="What decodes: transformers in this process, or the `server`, such as `vllm serve` starts one. "
+        "[K; SimPO: vLLM]",
     )
+    server: SamplingServerSection | None = Field(None, description="The server of `engine: server`. [K]")
     temperature: Annotated[float, Field(gt=0)] = Field(0.8, description="Sampling temperature. [K; SimPO]")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(0.95, description="Nucleus sampling mass; 1 is all. [K; SimPO]")
     max_new_tokens: PositiveInt = Field(4096, description="Longest response, in tokens. [K; SimPO]")
@@ -82,6 +83,11 @@ class OnPolicySection(Section):
         description="Seed of the first response to each prompt; the next ones count up. It is apart from the "
         "experiment's, so that runs with several seeds share their pairs. [K; SimPO: 13, 21, 42, 79, 100]",
     )
+
+    @model_validator(mode="after")
+    def _server_is_used(self) -> OnPolicySection:
+        check_server(self.engine, self.server, "base_url and model")
+        return self
 
     @model_validator(mode="after")
     def _ranker_knows_the_prompts(self) -> OnPolicySection:
