@@ -127,6 +127,24 @@ def test_the_citation_is_of_the_paper_and_of_this_version():
     assert len(paper["authors"]) == 6
 
 
+def test_no_source_is_ignored_and_every_room_is_a_package(tmp_path):
+    """Git must not overlook a room that is called like a folder of results, nor an installation one without a face."""
+    files = [path for folder in ("epsdpo", "tests", "docs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    kept = [str(path.relative_to(ROOT)) for path in files if "__pycache__" not in path.parts]
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+    subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
+    ignored = subprocess.run(
+        ["git", "check-ignore", "--no-index", "--stdin"],
+        cwd=tmp_path,
+        input="\n".join(kept),
+        capture_output=True,
+        text=True,
+    )
+    assert (ignored.returncode, ignored.stdout) == (1, "")
+    rooms = {path.parent for path in files if path.suffix == ".py" and path.is_relative_to(ROOT / "epsdpo")}
+    assert not [room for room in rooms if not (room / "__init__.py").exists()]
+
+
 STAND_IN = """#!/bin/sh
 # Answers for python and for the python of the environment it "makes"; fails where a file named `broken` says so.
 case "$*" in
