@@ -10,7 +10,6 @@ business, the algorithm `epsdpo.methods.trainer`'s, how much memory a run needs 
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from epsdpo.data.prepared import REPORT, PreparedData, load_prepared, prepare
-from epsdpo.experiment import ConfigError, Experiment, claim_folder, load_experiment
+from epsdpo.experiment import ConfigError, Experiment, claim_folder
 from epsdpo.experiment.validate import no_held_out_pairs
 from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.loading import never_running_code, read_config
@@ -27,16 +26,13 @@ from epsdpo.methods.resuming import CannotContinue
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, reference_source, require_data_fit
 from epsdpo.runs.layout import MODEL_FOLDER
-from epsdpo.runs.watch import end_with_stdin
+from epsdpo.train import command
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
-from epsdpo.train.checkpoints import last_whole_checkpoint as last_whole_checkpoint
 from epsdpo.train.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.train.progress_lines import ProgressLines
 
 logger = logging.getLogger(__name__)
-
-REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
 
 
 def train(
@@ -156,11 +152,20 @@ def _moment(trainer: Trainer | None) -> str:
     return f"in optimiser step {trainer.state.global_step + 1} of {trainer.state.max_steps}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m epsdpo.train`, which returns its exit code.
+def _prepared_and_trained(experiment: Experiment, options: argparse.Namespace) -> Path:
+    require_local(experiment)
+    run_dir = Path(options.output or Path("runs") / experiment.name)
+    data_dir = Path(options.data or run_dir / "data")
+    with process_state(experiment).main_process_first():
+        if not options.data and not (data_dir / REPORT).exists():
+            tokenizer = load_tokenizer(experiment.model, experiment.data)
+            prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
+        data = load_prepared(data_dir)
+    return train(experiment, data, options.train_dir or run_dir / "train", sft_dir=options.sft_dir)
 
-    0: trained. 2: the config was refused. 3: memory ran out. 4: standard input closed, as `--end-with-stdin` asks for.
-    """
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`python -m epsdpo.train`, which returns its exit code; see `command.run`."""
     parser = argparse.ArgumentParser(
         prog="python -m epsdpo.train", description="Prepare data and train one experiment."
     )
@@ -171,36 +176,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--sft-dir", metavar="DIR", default="", help="what epsdpo.train.sft wrote, for a config with model.sft"
     )
     parser.add_argument("--train-dir", metavar="DIR", help="training's own folder (default: <run folder>/train)")
-    parser.add_argument(
-        "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
-    )
-    options = parser.parse_args(arguments)
-    if options.end_with_stdin:
-        end_with_stdin()
-    try:
-        experiment = load_experiment(options.config)
-        require_local(experiment)
-        processes = process_state(experiment)
-        level = logging.INFO if processes.is_main_process else logging.WARNING
-        logging.basicConfig(level=level, format="%(message)s")
-        run_dir = Path(options.output or Path("runs") / experiment.name)
-        data_dir = Path(options.data or run_dir / "data")
-        with processes.main_process_first():
-            if not options.data and not (data_dir / REPORT).exists():
-                tokenizer = load_tokenizer(experiment.model, experiment.data)
-                prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
-            data = load_prepared(data_dir)
-        model_dir = train(experiment, data, options.train_dir or run_dir / "train", sft_dir=options.sft_dir)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    except OutOfMemory as error:
-        print(error, file=sys.stderr)
-        return OUT_OF_MEMORY
-    if processes.is_main_process:
-        print(f"Trained model: {model_dir}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return command.run(parser, arguments, _prepared_and_trained, "Trained model")

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl import SFTConfig, SFTTrainer
 
 from epsdpo.data.prepared import PreparedData, load_prepared
-from epsdpo.experiment import ConfigError, Experiment, SftSection, load_experiment
+from epsdpo.experiment import ConfigError, Experiment, SftSection
 from epsdpo.files import written_whole
 from epsdpo.methods.loading import never_running_code
 from epsdpo.methods.method_config import ON_A_CPU, ResumingConfig, has_accelerator
@@ -34,7 +34,7 @@ from epsdpo.models.local_models import require_local
 from epsdpo.models.start import load_tokenizer, pin_revision, reference_source, require_data_fit
 from epsdpo.runs.fingerprint import differences, key_parts, settings_of
 from epsdpo.runs.layout import MODEL_FOLDER
-from epsdpo.runs.watch import end_with_stdin
+from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
 from epsdpo.train.progress_lines import LossLines
@@ -42,7 +42,6 @@ from epsdpo.train.progress_lines import LossLines
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "settings.json"
-REFUSED = 2  # exit code
 
 _IGNORED = -100  # torch's label of what has no part in the loss
 
@@ -231,28 +230,16 @@ class _LossRecord(TrainerCallback):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`python -m epsdpo.train.sft`, which returns its exit code: 0 fine-tuned, 2 the config was refused."""
+    """`python -m epsdpo.train.sft`, which returns its exit code; see `command.run`."""
     parser = argparse.ArgumentParser(prog="python -m epsdpo.train.sft", description="Fine-tune on chosen responses.")
     parser.add_argument("--config", required=True, help="YAML config of an experiment with a section model.sft")
     parser.add_argument("--data", metavar="DIR", required=True, help="its prepared data")
     parser.add_argument("--train-dir", metavar="DIR", required=True, help="where the SFT model is to be")
-    parser.add_argument(
-        "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
-    )
-    options = parser.parse_args(arguments)
-    if options.end_with_stdin:
-        end_with_stdin()
-    try:
-        experiment = load_experiment(options.config)
-        processes = process_state(experiment)
-        logging.basicConfig(level=logging.INFO if processes.is_main_process else logging.WARNING, format="%(message)s")
-        model_dir = finetune(experiment, load_prepared(options.data), options.train_dir)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return REFUSED
-    if processes.is_main_process:
-        print(f"SFT model: {model_dir}")
-    return 0
+
+    def work(experiment: Experiment, options: argparse.Namespace) -> Path:
+        return finetune(experiment, load_prepared(options.data), options.train_dir)
+
+    return command.run(parser, arguments, work, "SFT model")
 
 
 if __name__ == "__main__":

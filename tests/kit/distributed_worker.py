@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTCon
 
 from epsdpo import EpsilonDPOTrainer
 from epsdpo.methods.catalogue import config_class, trainer_class
-from epsdpo.train.preferences import last_whole_checkpoint
+from epsdpo.train.checkpoints import last_whole_checkpoint
 from kit.official import OFFICIAL, tokenised_pairs
 
 RESUMED, MODELS = "-resumed", "models"

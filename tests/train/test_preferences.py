@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from epsdpo.experiment import load_experiment
 from epsdpo.methods.record import read_pairs, read_steps
-from epsdpo.train.preferences import last_whole_checkpoint
+from epsdpo.train.checkpoints import last_whole_checkpoint
 
 REPOSITORY = Path(__file__).parents[2]
 
