@@ -1,8 +1,6 @@
 """Evaluation of one run: both models answer the prompts, the judge compares, and the numbers are written.
 
-This module knows the order of the work and the files it leaves. How responses come about and how far the models are
-apart is left to `answers`, how responses compare to `judged`, what all of it comes to to `numbers`; what a notebook
-shows of it to `tables` and `epsdpo.plots`.
+The order of the work, and the files that it leaves.
 """
 
 import json
@@ -44,8 +42,8 @@ class Evaluation:
     Attributes:
         directory: holds responses.parquet and summary.json, with a judge annotations.json, with published judgements
             calibration.parquet.
-        responses: one row per prompt: the columns of `epsdpo.evaluation.generate`; on the embedded world, for `policy_`
-            and `reference_` each, gold and correct; with a judge those of `epsdpo.evaluation.judge`.
+        responses: one row per prompt: the columns of both models' answers; on the embedded world, for `policy_`
+            and `reference_` each, gold and correct; with a judge those of its comparisons.
         summary: the numbers of the table, flat; each interval is a pair of keys `<measure>_low`, `<measure>_high`.
             `judge` is None where there is none: then there are no preferences and no win rates.
         calibration: instruction, official and judged preference of each published comparison; None without any.

@@ -1,6 +1,6 @@
 """Responses worth reading: the clearest wins and losses, and those on which judgements disagree, side by side in HTML.
 
-This module chooses rows and writes them for people. All text in them is a model's or a stranger's, and is escaped.
+All text in them is a model's or a stranger's, and is escaped.
 """
 
 import html

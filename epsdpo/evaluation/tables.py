@@ -1,8 +1,4 @@
-"""What a notebook shows of an evaluation beside its figures: the headline, tasks, positions and lengths in tables.
-
-This module knows how numbers become tables for people. It makes no measurement of its own that
-`epsdpo.evaluation.scores.winrate` does not offer. Responses side by side are `epsdpo.evaluation.examples`'.
-"""
+"""What a notebook shows of an evaluation beside its figures: the headline, tasks, positions and lengths in tables."""
 
 import html
 from typing import Any
@@ -120,7 +116,7 @@ def headline(summary: dict[str, Any]) -> pd.DataFrame:
 
 
 def win_rate_table(summary: dict[str, Any]) -> pd.DataFrame:
-    """Raw and, where there is one, length-controlled win rate for `epsdpo.plots`: columns label, win_rate, low, high
+    """Raw and, where there is one, length-controlled win rate for a figure: columns label, win_rate, low, high
     (percent)."""
     measures = {"win_rate": "raw", "length_controlled_win_rate": f"length-controlled\n({summary['length_control']})"}
     return pd.DataFrame(
@@ -147,7 +143,7 @@ def by_task(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame:
 
 
 def by_position(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFrame | None:
-    """The policy's win rate (percent) by which response the judge saw first, for `epsdpo.plots`.
+    """The policy's win rate (percent) by which response the judge saw first, for a figure.
 
     A judge without a preference for a position has the same rate twice. Where it saw each pair in both orders, both
     rows are about the same prompts; where in one, about different ones, and their distance is partly chance.

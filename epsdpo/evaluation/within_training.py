@@ -1,8 +1,4 @@
-"""How win rate and divergences move within training (Figure 3): kept checkpoints, evaluated as the final model.
-
-This module knows which checkpoints can be measured and where their evaluations lie. Measuring one is left to `run`,
-drawing to `epsdpo.plots.evaluation`.
-"""
+"""How win rate and divergences move within training (Figure 3): kept checkpoints, evaluated as the final model."""
 
 import logging
 from pathlib import Path

@@ -10,7 +10,7 @@ _LOWER_LIMIT = "lower limit: some pairs hold up to the largest ε tried"
 
 
 def epsilon_bounds(bounds: pd.DataFrame, title: str) -> Figure:
-    """Mean upper bound of ε against the optimiser step, from `epsilon_bound.mean_bounds`, with 95 % intervals.
+    """Mean upper bound of ε against the optimiser step, from `mean_bounds`, with 95 % intervals.
 
     Hollow points are lower limits.
     """

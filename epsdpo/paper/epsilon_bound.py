@@ -12,8 +12,6 @@ which pairs it took, what it did with those that are tied at small ε, and how i
 ones where there are any, spread evenly over them; tied pairs have no bound; and a pair that holds throughout counts
 with the largest ε, so that a mean is a lower limit wherever `share_at_largest` is above 0, and says so. Every bound is
 kept, for other ways to count.
-
-This module knows what a run left behind and how decisions become bounds. The mathematics is `epsdpo.methods.kernels`'.
 """
 
 import argparse
@@ -69,7 +67,7 @@ def decisions_at(
     epsilons: Sequence[float],
     criterion_dtype: torch.dtype,
 ) -> np.ndarray:
-    """The decision of each pair at each ε, (epsilons, pairs) int64, as `kernels.pair_steps` has it.
+    """The decision of each pair at each ε, (epsilons, pairs) int64, as `pair_steps` has it.
 
     Args:
         policy, reference: both after `expose_hidden_states`; each runs once.

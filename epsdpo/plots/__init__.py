@@ -1,5 +1,4 @@
-"""Figures: drawing only. Each module draws what one stage measured; `style` says how everything looks, `runs` how runs
-of several methods are told apart, and `saving` how a figure is kept and shown."""
+"""How figures look, are told apart, kept and shown, and what each stage draws. Drawing only: no number is made here."""
 
 from epsdpo.plots.saving import save, show
 

@@ -1,7 +1,4 @@
-"""How prepared data are shown: the figure of token lengths, and one pair as the model reads it.
-
-Drawing and markup only; the numbers come from `epsdpo.data.prepared`.
-"""
+"""How prepared data are shown: the figure of token lengths, and one pair as the model reads it."""
 
 import html
 from typing import Any
@@ -23,7 +20,7 @@ def length_histogram(lengths: pd.DataFrame) -> Figure:
     """Histograms of token counts: a row of panels per split, prompts on the left and both completions on the right.
 
     Args:
-        lengths: tidy frame of `epsdpo.data.prepared.token_lengths`, with the columns split, part and tokens.
+        lengths: of `token_lengths`; columns split, part and tokens.
     """
     splits = list(dict.fromkeys(lengths["split"]))
     figure, panels = new_figure(9.0, 0.8 + 2.6 * len(splits), rows=len(splits), columns=2)

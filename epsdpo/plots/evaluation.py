@@ -1,7 +1,4 @@
-"""Figures of an evaluation: drawing only, no number is made here that is not a count of bars.
-
-What is a policy's own is drawn in `colour`, that of its run in every figure, from `epsdpo.plots.looks`.
-"""
+"""Figures of an evaluation. What is a policy's own is drawn in `colour`, that of its run in every figure."""
 
 import numpy as np
 import pandas as pd

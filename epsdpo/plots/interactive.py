@@ -39,8 +39,8 @@ def beta_step_by_step(content: dict[str, Any], look: Look) -> str:
     """HTML of the figure.
 
     Args:
-        content: from `epsdpo.trajectory.moved_pairs.step_by_step`.
-        look: of the run's line, from `plots.runs.run_looks`.
+        content: from `step_by_step`.
+        look: of the run's line, from `run_looks`.
     """
     style = {"colour": look.colour, "decisions": DECISION_COLOURS, "labels": DECISION_LABELS}
     return (

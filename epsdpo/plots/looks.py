@@ -1,7 +1,7 @@
 """How the runs of a figure are told apart: one colour, line and marker per method, in every figure of this kit.
 
-It knows methods by their families, such as "ε-DPO with its criterion in bfloat16". Runs of one family share its colour,
-in shades, and differ in line and marker, so that no run is mistaken for another method's.
+Methods go by their families, such as "ε-DPO with its criterion in bfloat16". Runs of one family share its colour, in
+shades, and differ in line and marker, so that no run is mistaken for another method's.
 """
 
 from collections import Counter

@@ -1,8 +1,6 @@
-"""A figure made fit for print: the width of a column, small letters, no title. It changes how a figure is set, not what
-it shows.
+"""A figure made fit for print: the width of a column, small letters, no title.
 
-The drawing functions make figures for the page; this takes any of them as it is, so that each figure of a notebook has
-a print version without knowing of it.
+How it is set changes, and not what it shows. Figures are drawn for the page; any of them can be set for print.
 """
 
 from matplotlib.artist import Artist

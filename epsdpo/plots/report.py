@@ -16,7 +16,7 @@ def win_rate_against_kl(table: pd.DataFrame, families: Mapping[str, str], title:
     Args:
         table: columns title, win_rate (percent), reverse_kl_per_response and forward_kl_per_response (nats), the last
             three with their `_low` and `_high`.
-        families: title of a run -> its family, from `plots.runs.family_of`.
+        families: title of a run -> its family, from `family_of`.
         title: what to see.
     """
     figure, panels = new_figure(columns=2)

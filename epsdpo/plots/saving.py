@@ -1,7 +1,4 @@
-"""How a figure reaches the disk and the page: PNG, PDF, its numbers as CSV, its caption as text; and its print version.
-
-It knows files and formats. What a figure shows, and what its caption says, is given by whoever draws it.
-"""
+"""How a figure reaches the disk and the page: PNG, PDF, its numbers as CSV, its caption as text."""
 
 import html
 import io
@@ -26,7 +23,7 @@ def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, pub
 
     Args:
         caption: what to see, in a sentence or two; plain text.
-        publication: fit for print, see `epsdpo.plots.publication`, with the PNG at 300 dpi.
+        publication: set for print, with the PNG at 300 dpi.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

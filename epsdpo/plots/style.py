@@ -1,8 +1,7 @@
 """How every figure looks: colours, sizes, legends.
 
-No number is made here. Figures are matplotlib objects without pyplot's global state, so they look the same in
-JupyterLab, headless, and whatever backend a user has set. How the lines of several runs are told apart is
-`epsdpo.plots.looks`' business, how a figure reaches the disk and the page that of `epsdpo.plots.saving`.
+Figures are matplotlib objects without pyplot's global state, so they look the same in JupyterLab, headless, and
+whatever backend a user has set.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from matplotlib.text import Text
 
 # Every colour of every figure. A colour means one thing: a method, a decision, or how something came out. Colours of
 # one table can be told apart by readers who do not see red and green as others do.
-METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with greys; see `epsdpo.plots.looks`
+METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with greys
     "dpo": "#555555",
     "epsilon_dpo bfloat16": "#0072B2",
     "epsilon_dpo float32": "#D55E00",

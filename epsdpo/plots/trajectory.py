@@ -28,8 +28,8 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
     A row of a log is the mean over its steps, and stands at their middle.
 
     Args:
-        runs: title of a run -> its steps, from `read_steps` or `trl_logs.read_log`.
-        families: title of a run -> its family, from `plots.runs.family_of`.
+        runs: title of a run -> its steps, from `read_steps` or `read_log`.
+        families: title of a run -> its family, from `family_of`.
         title: what to see.
     """
     figure, (axes,) = new_figure()
@@ -44,7 +44,7 @@ def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str
 
 
 def relative_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
-    """β over that of the run's configuration against the share of the run, from `trajectory.relative_steps`.
+    """β over that of the run's configuration against the share of the run, from `relative_steps`.
 
     As `beta_trajectory`; runs of which nobody knows the configuration's β are named and not drawn.
     """
@@ -150,7 +150,7 @@ def _fit_scale(axes: Axes, levels: Sequence[float]) -> bool:
 
 
 def decision_fractions(fractions: pd.DataFrame, title: str) -> Figure:
-    """Shares of the decisions over training, from `trajectory.decision_fractions`, with 95 % intervals."""
+    """Shares of the decisions over training, with 95 % intervals."""
     figure, (axes,) = new_figure()
     _draw_shares(axes, fractions, "step")
     axes.set_xlabel("optimiser step")
@@ -163,7 +163,7 @@ def decisions_by(tables: dict[str, pd.DataFrame], title: str) -> Figure:
     """Shares of the decisions against quantities of the pair, one panel each, with 95 % intervals.
 
     Args:
-        tables: label of a quantity, with its unit -> its table from `trajectory.decisions_by`.
+        tables: label of a quantity, with its unit -> its table from the summary's `decisions_by`.
         title: what to see.
     """
     figure, panels = new_figure(width=10.5, height=3.6, columns=len(tables))

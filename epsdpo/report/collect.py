@@ -43,7 +43,7 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
         FileNotFoundError: if no experiment of the folder was trained.
     """
     batch_dir = Path(batch_dir)
-    # One experiment's own folder, as `epsdpo.train.preferences` leaves it, is a batch of one.
+    # One experiment's own folder, as a training by hand leaves it, is a batch of one.
     alone = (batch_dir / "train" / EXPERIMENT_FILE).exists()
     experiments = {batch_dir.name: experiment_of(batch_dir / "train")} if alone else experiments_in(batch_dir)
     titles = Counter(experiment.title for experiment in experiments.values())

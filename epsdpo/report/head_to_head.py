@@ -1,8 +1,4 @@
-"""Evaluated runs beside each other: one less another prompt by prompt, and runs that differ in their seed joined.
-
-This module knows which runs of a folder may be compared. Collecting and showing them is left to
-`epsdpo.report.collect`, the statistics to `epsdpo.evaluation`.
-"""
+"""Evaluated runs beside each other: one less another prompt by prompt, and runs that differ in their seed joined."""
 
 import itertools
 import json
@@ -24,7 +20,7 @@ _PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share
 
 
 class EvaluatedRun(Protocol):
-    """A run of `epsdpo.report.collect`: its folder, its experiment, and the numbers of its evaluation."""
+    """A collected run: its folder, its experiment, and the numbers of its evaluation."""
 
     directory: Path
     experiment: Experiment

@@ -1,7 +1,6 @@
 """Which pairs moved β at each optimiser step, few and short enough for one interactive figure.
 
-It reads the β record and the texts of the prepared data, and makes the content of `epsdpo.plots.interactive`, bounded
-in size however long the run was.
+Bounded in size however long the run was, from the β record and the texts of the prepared data.
 """
 
 import json

@@ -1,8 +1,4 @@
-"""Runs of any origin side by side: training folders of this kit, whole batches, and TRL's logs from elsewhere.
-
-It finds what lies behind a list of paths. Reading belongs to `epsdpo.methods.record` and `epsdpo.trajectory.trl_logs`,
-drawing to `epsdpo.plots`.
-"""
+"""Runs of any origin side by side: training folders of this kit, whole batches, and TRL's logs from elsewhere."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,8 +22,8 @@ class ComparedRun:
 
     Attributes:
         title: unique in the comparison.
-        family: of `plots.runs.FAMILIES`; of a log alone nobody knows the method.
-        steps: the columns of `record.read_steps` and `trajectory.WINDOW_COLUMNS`, a row per logged step.
+        family: as figures tell runs apart; of a log alone nobody knows the method.
+        steps: the columns of `read_steps` and `WINDOW_COLUMNS`, a row per logged step.
         source: where the steps were read, from the path that was given.
         left_out: in words, which rows of a log, or of a record that was begun anew, are not among them.
     """
@@ -58,7 +54,7 @@ def find_runs(
         paths: of training folders, experiment folders, batch folders, TRL output or checkpoint folders, or log files.
         titles: one for each run that is found; none for the runs' own titles, or the names of their files or folders.
         betas: one for each run that is found, the β of its configuration, for logs that do not say it (see
-            `trl_logs.read_log`); None where a run says it.
+            `read_log`); None where a run says it.
 
     Raises:
         ConfigError: if nothing can be read at a path; if titles or β's are too few or too many, or titles occur twice;

@@ -1,8 +1,7 @@
 """What a β record says: summaries, and which pairs were relaxed or tightened.
 
-It reads `epsdpo.methods.record` and makes tables with intervals; `epsdpo.plots` draws them. "Relaxed" pairs chose β⁻
-(KL penalty lowered, step +1), "tightened" ones β⁺ (raised, step -1), "tied" ones kept β. Methods that compare nothing
-with a reference have neither decisions nor pairs in their record.
+"Relaxed" pairs chose β⁻ (KL penalty lowered, step +1), "tightened" ones β⁺ (raised, step -1), "tied" ones kept β.
+Methods that compare nothing with a reference have neither decisions nor pairs in their record.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Logs of training runs made without this kit, read as the steps of a β record.
 
-What TRL and trackers logged is known here: `trainer_state.json` of a run or a checkpoint, and tables of logged rows as
+TRL and trackers leave `trainer_state.json` of a run or a checkpoint, and tables of logged rows as
 CSV, JSON or JSONL, such as exports of Weights & Biases. Columns may stand under `train/`, or behind a run's name as in
 "my-run - train/kl/beta". The released ε-DPO code logs `kl/beta`, β before the update, and the shares of β⁻ and β⁺ as
 `kl/p_epsilon_steps` and `kl/n_epsilon_steps`.
@@ -55,7 +55,7 @@ class TrlLog:
     """One log.
 
     Attributes:
-        steps: the columns of `record.read_steps` and of `trajectory.WINDOW_COLUMNS`, a row per logged one in order; NaN
+        steps: the columns of `read_steps` and of `WINDOW_COLUMNS`, a row per logged one in order; NaN
             for what was not logged. All values are means over the optimiser steps from `first_step` to `last_step`;
             `step` and `epoch` are at their middle. `beta_after` is β after `last_step`, where the next row shows it.
             The first row after a resume may be a mean over fewer steps than that: what was not logged before the kill

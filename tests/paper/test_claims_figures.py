@@ -12,7 +12,7 @@ from epsdpo.experiment import ConfigError
 from epsdpo.methods.record import read_pairs
 from epsdpo.paper.claims import drawing, drawing_within
 from epsdpo.paper.claims import figure_tables as tables
-from epsdpo.paper.claims.drawing_verdicts import verdicts
+from epsdpo.paper.claims.drawing_verdicts import all_verdicts
 from epsdpo.paper.claims.run_table import finished_runs
 from epsdpo.plots import save
 from epsdpo.trajectory.summary import decision_fractions
@@ -302,6 +302,6 @@ def test_an_interval_of_two_worlds_does_not_set_the_scale_of_the_margins():
 def test_verdicts_are_labelled_by_the_words_of_the_table():
     says = "ε-DPO has a higher length-controlled win rate than TR-DPO that replaces its reference, in words."
     ends = {"effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.0, "below": None, "unit": "points", "why": ""}
-    figure = verdicts(pd.DataFrame([{"name": "beats_tr", "says": says, "verdict": "holds", **ends}]), "title")
+    figure = all_verdicts(pd.DataFrame([{"name": "beats_tr", "says": says, "verdict": "holds", **ends}]), "title")
     (label,) = figure.axes[0].get_yticklabels()
     assert " ".join(label.get_text().split()) == says and is_whole(figure)

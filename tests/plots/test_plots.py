@@ -239,7 +239,7 @@ FIGURES = {
         lambda draw: draw(SHARES.assign(group="DPO", beta=SHARES["step"], **OVER_WORLDS)),
         {DECISION},
     ),
-    "paper.claims.drawing_verdicts.verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
+    "paper.claims.drawing_verdicts.all_verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
     "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "evaluation.gold_differences": (lambda draw: draw(RESPONSES), {OUTCOME}),

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import lm_eval
-import local_benchmarks as local
 import pytest
+from kit import local_benchmarks as local
 
 from epsdpo.evaluation.benchmarks.tasks import TABLE_8
 

@@ -1,8 +1,9 @@
 """Ask one model the tasks of lm-evaluation-harness, as a process of its own: `python -m ….benchmarks.harness JOB`.
 
-So a crash, or memory that runs out, costs one model and not the others. Each finished task is a JSON object on a line
-of standard output; all that the libraries print goes to standard error. Who asks, and what becomes of the answers, is
-the business of `measure`.
+So a crash, or memory that runs out, costs one model and not the others. JOB is JSON: experiment_file (the resolved
+config, which says which tokenizer and precision the model has), source and revision (where its weights are), tasks,
+limit (only the first questions of each, or null) and include_path (folder of further tasks, or ""). Each finished task
+is a JSON object on a line of standard output; all that the libraries print goes to standard error.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,47 +23,19 @@ from epsdpo.runs.watch import end_with_stdin
 _BATCH_ON_CPU = 8
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a process is to do.
-
-    Attributes:
-        experiment_file: the resolved config behind the model; it says which tokenizer and precision it has.
-        source, revision: where the model is loaded from: a folder or hub id.
-        tasks: what is asked.
-        limit: only the first questions of each task, or None.
-        include_path: folder of further tasks of the harness, or "".
-    """
-
-    experiment_file: str
-    source: str
-    revision: str | None
-    tasks: tuple[Task, ...]
-    limit: int | None
-    include_path: str
-
-    def command(self) -> list[str]:
-        return [sys.executable, "-m", "epsdpo.evaluation.benchmarks.harness", json.dumps(asdict(self))]
-
-    @classmethod
-    def parse(cls, text: str) -> Job:
-        values = json.loads(text)
-        return cls(**{**values, "tasks": tuple(Task(**task) for task in values["tasks"])})
-
-
 def main() -> int:
     """Ask everything, one task after the other; a task that fails is told as such and the next one is asked."""
-    job = Job.parse(sys.argv[1])
+    job = json.loads(sys.argv[1])
     end_with_stdin()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from lm_eval.tasks import TaskManager
 
-    model = _load(job)
-    manager = TaskManager(include_path=job.include_path or None)  # reads thousands of files
-    for task in job.tasks:
+    model = _load(Path(job["experiment_file"]), job["source"], job["revision"])
+    manager = TaskManager(include_path=job["include_path"] or None)  # reads thousands of files
+    for task in (Task(**task) for task in job["tasks"]):
         try:
-            answer = _ask(model, task, job.limit, manager)
+            answer = _ask(model, task, job["limit"], manager)
         except Exception as error:  # whatever a task, its data set or the GPU comes up with
             sys.excepthook(*sys.exc_info())
             answer = {"task": task.name, "error": f"{type(error).__name__}: {error}"}
@@ -71,7 +43,7 @@ def main() -> int:
     return 0
 
 
-def _load(job: Job) -> Any:
+def _load(experiment_file: Path, source: str, revision: str | None) -> Any:
     """The model as the harness takes it, loaded by transformers alone: adapters too, and never code from a hub."""
     import torch
     from lm_eval.models.huggingface import HFLM
@@ -79,10 +51,10 @@ def _load(job: Job) -> Any:
     from epsdpo.methods.loading import load_causal_lm
     from epsdpo.models.start import load_tokenizer
 
-    experiment = load_saved(Path(job.experiment_file))
+    experiment = load_saved(experiment_file)
     model = load_causal_lm(
-        job.source,
-        job.revision,
+        source,
+        revision,
         dtype=getattr(torch, experiment.model.dtype),
         attn_implementation=experiment.model.attn_implementation,
     )

@@ -1,7 +1,7 @@
 """Measure every trained policy of a run folder, and the references they started from, on tasks of the harness.
 
-It decides what is measured already, starts a process per model for the rest, and keeps each task's result as it comes.
-A result counts as known for the same weights, precision, task, examples, limit and version of the harness, whichever
+What is measured already is skipped; a process per model asks the rest, and each task's result is kept as it comes. A
+result counts as known for the same weights, precision, task, examples, limit and version of the harness, whichever
 experiment of the folder it stands in: so a shared reference is measured once.
 """
 
@@ -12,13 +12,13 @@ import importlib.metadata
 import importlib.util
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from epsdpo.evaluation.benchmarks.harness import Job
 from epsdpo.evaluation.benchmarks.results import POLICY, REFERENCE, percent, read_results, training_of, write_results
 from epsdpo.evaluation.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
@@ -182,21 +182,22 @@ def _measure(model: Model, due: dict[str, Question], limit: int | None, include_
     """Ask one model what is due, keeping each answer as it comes, and return what failed."""
     if not due:
         return []
-    job = Job(
-        experiment_file=str(model.folder / EXPERIMENT_FILE),
-        source=model.source,
-        revision=model.revision,
-        tasks=tuple(question.task for question in due.values()),
-        limit=limit,
-        include_path=include_path,
-    )
+    job = {
+        "experiment_file": str(model.folder / EXPERIMENT_FILE),
+        "source": model.source,
+        "revision": model.revision,
+        "tasks": [asdict(question.task) for question in due.values()],
+        "limit": limit,
+        "include_path": include_path,
+    }
+    command = [sys.executable, "-m", "epsdpo.evaluation.benchmarks.harness", json.dumps(job)]
     log_file = model.folder / BENCHMARKS / LOG
     show(f"  measuring {', '.join(due)}; its log: {log_file}")
     failures, open_tasks = [], list(due)
     with log_file.open("ab") as log:
         # Its standard input is held open and never written to: the process ends when that closes.
         process = subprocess.Popen(
-            job.command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
         )
         try:
             for line in process.stdout:

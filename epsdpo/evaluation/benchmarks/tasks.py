@@ -1,6 +1,6 @@
 """Which tasks are measured, with how many examples in the prompt, and which of their scores is the headline.
 
-The names are those of lm-evaluation-harness; what a task asks and how it is scored is left to that.
+The names are those of lm-evaluation-harness, which says what a task asks and how it is scored.
 """
 
 from __future__ import annotations

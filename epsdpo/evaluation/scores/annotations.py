@@ -1,7 +1,6 @@
 """Files of judgements: AlpacaEval's `annotations.json`, read and written, and its reduced form without the texts.
 
-This module knows what such a file holds and refuses one that cannot be what it says. What the judgements come to is
-left to `epsdpo.evaluation.scores.score_file`.
+A file that cannot be what it says is refused.
 """
 
 import gzip
@@ -78,7 +77,7 @@ def read_annotations(path: str | Path) -> Annotations:
 def write_annotations(path: str | Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write judgements as AlpacaEval's `annotations.json`, gzipped if the name ends in .gz; whole or not at all.
 
-    What UTF-8 cannot write is replaced, see `epsdpo.files`. What is written reads back by `read_annotations` and by
+    What UTF-8 cannot write is replaced. What is written reads back by `read_annotations` and by
     the `alpaca_eval` package. Keys beside AlpacaEval's are kept. A failed judgement has the preference None or NaN and
     is written as null, never left out.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-# Several turns as `epsdpo.data.prompts` writes them for judges and people.
+# Several turns as they are written for judges and people.
 _TURNS = re.compile(r"(?:System: .*?\n\n)?User: (.*?)(?:\n\nAssistant: .*)?", re.DOTALL)
 
 

@@ -1,8 +1,6 @@
-"""AlpacaEval 2's length-controlled win rate: numbers in, numbers out.
+"""AlpacaEval 2's length-controlled win rate in percent: the model, its fit and the choice of its regularisation.
 
-This module knows the model, its fit and the choice of its regularisation. Where difficulties and gamed rows come from,
-and which prompt has which difficulty, is left to `epsdpo.evaluation.scores.length_control_data`; the length-only model,
-for prompts without difficulties, to `epsdpo.evaluation.scores.winrate`. Every rate is in percent.
+It takes the difficulty of every prompt; for prompts without there is the length-only model, beside the raw win rate.
 """
 
 import math
@@ -113,7 +111,7 @@ def length_control(
     need AlpacaEval's order, and the same order gives the same number.
 
     Args:
-        preferences: as for `epsdpo.evaluation.scores.winrate.win_rate`, one per prompt.
+        preferences: as for `win_rate`, one per prompt.
         model_lengths: lengths of the model's responses, in characters; NaN only where the preference is missing.
         reference_lengths: lengths of the reference's responses, likewise.
         difficulties: γ of each prompt, none missing.

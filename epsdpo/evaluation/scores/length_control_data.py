@@ -1,7 +1,6 @@
 """What AlpacaEval 2's length control needs beside judgements: gamed rows and the difficulty of each prompt.
 
-This module knows the two files and where the hub has them. The model that they enter is
-`epsdpo.evaluation.scores.length_control`'s.
+Two files of the hub, or a caller's own.
 """
 
 import hashlib

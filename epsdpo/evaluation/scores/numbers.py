@@ -1,7 +1,6 @@
 """The numbers of an evaluation: rates, rewards, divergences and lengths, flat, each mean with its interval.
 
 A table of responses in, keys of `summary.json` out; an interval is a pair of keys `<measure>_low`, `<measure>_high`.
-Formulas are left to `epsdpo.evaluation.scores.winrate` and `scores`.
 """
 
 import math

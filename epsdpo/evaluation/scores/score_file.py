@@ -1,7 +1,6 @@
 """What a file of judgements comes to: AlpacaEval's numbers and their intervals, as `python -m epsdpo winrate` prints.
 
-This module knows which numbers belong together and when there is no length-controlled one. Reading files is left to
-`annotations` and `length_control_data`, formulas to `winrate` and `length_control`.
+Which numbers belong together, and when there is no length-controlled one.
 """
 
 import dataclasses

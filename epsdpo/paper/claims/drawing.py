@@ -1,7 +1,6 @@
-"""Figures of the claims page that compare recipes: drawing only, of the tables in `figure_tables`.
+"""Figures of the claims page that compare recipes; each is drawn of the table that has its name.
 
 Points are means over worlds, bars their intervals, faint dots the worlds. Where a table is empty the figure says so.
-What happens within training is drawn by `epsdpo.paper.claims.drawing_within`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ _DOTS = {"s": 9, "alpha": 0.35, "linewidths": 0, "zorder": 1}
 
 
 def main(table: pd.DataFrame) -> Figure:
-    """Raw and length-controlled win rate and forward KL of each recipe, a row each, from `tables.main`."""
+    """Raw and length-controlled win rate and forward KL of each recipe, a row each."""
     if table.empty:
         return nothing_to_show()
     titles = list(dict.fromkeys(table["title"]))
@@ -54,7 +53,7 @@ def main(table: pd.DataFrame) -> Figure:
 
 
 def frontier(table: pd.DataFrame) -> Figure:
-    """Figure 4b: win rate over forward KL, a line per group through its values of β, from `tables.frontier`."""
+    """Figure 4b: win rate over forward KL, a line per group through its values of β."""
     if table.empty:
         return nothing_to_show()
     figure, (axes,) = new_figure(height=5.4)
@@ -90,14 +89,14 @@ def frontier(table: pd.DataFrame) -> Figure:
 
 
 def initial_beta(table: pd.DataFrame) -> Figure:
-    """β at the end of training and win rate over β at its start, a line per group, from `tables.initial_beta`."""
+    """β at the end of training and win rate over β at its start, a line per group."""
     if table.empty:
         return nothing_to_show()
     figure, panels = new_figure(columns=2)
     betas = sorted(table["beta"].unique())
     places = {beta: np.log(beta) for beta in betas}
     apart = 0.035 * np.ptp([*places.values()])
-    # On the left not, so that β's that stayed lie on the dotted line.
+    # Groups stand a little apart, but not on the left: there a β that stayed must lie on the dotted line.
     for axes, (measure, label, dodge) in zip(
         panels, (("beta_final", "β at the end (log scale)", 0.0), ("win_rate", WIN_RATE, apart)), strict=True
     ):
@@ -113,7 +112,7 @@ def initial_beta(table: pd.DataFrame) -> Figure:
 
 
 def label_noise(table: pd.DataFrame) -> Figure:
-    """Gain in gold reward and win rate over the temperature of the labels, from `tables.label_noise`."""
+    """Gain in gold reward and win rate over the temperature of the labels."""
     if table.empty:
         return nothing_to_show()
     figure, panels = new_figure(columns=2)
@@ -132,8 +131,7 @@ def label_noise(table: pd.DataFrame) -> Figure:
 
 
 def two_epsilons(table: pd.DataFrame) -> Figure:
-    """Table 5: win rate and mean step over ε_c and ε_s as maps, these runs beside the paper's, from
-    `tables.two_epsilons`."""
+    """Table 5: win rate and mean step over ε_c and ε_s as maps, these runs beside the paper's."""
     sources = list(dict.fromkeys(table["source"]))
     figure, panels = new_figure(width=4.5 * len(sources), height=7.0, rows=2, columns=len(sources))
     for number, (measure, label, digits) in enumerate((("win_rate", WIN_RATE, 1), ("mean_step", "mean step", 2))):
@@ -151,7 +149,7 @@ def two_epsilons(table: pd.DataFrame) -> Figure:
 
 
 def step_cost(table: pd.DataFrame) -> Figure:
-    """Table 4: by how much a step of ε-DPO takes longer than a like one of DPO, from `tables.step_cost`."""
+    """Table 4: by how much a step of ε-DPO takes longer than a like one of DPO."""
     if table.empty:
         return nothing_to_show()
     figure, (axes,) = new_figure(height=1.8 + 0.5 * len(table))
@@ -234,8 +232,10 @@ def _lines_over(axes: Axes, table: pd.DataFrame, setting: str, places: dict[floa
 
 
 def _map(axes: Axes, rows: pd.DataFrame, span: float, digits: int) -> None:
-    """Means over ε_s (across) and ε_c (up), with half the interval under each, darker by as much of `span` as they are
-    above the smallest."""
+    """Means over ε_s (across) and ε_c (up), with half the interval under each.
+
+    The smallest mean is white; one that lies `span` above it is as dark as any gets.
+    """
     columns, lines = sorted(rows["epsilon_step"].unique()), sorted(rows["epsilon"].unique())
     axes.set_xlabel("ε_s")
     axes.set_ylabel("ε_c")

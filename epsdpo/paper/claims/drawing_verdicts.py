@@ -20,13 +20,11 @@ _LOOKS = {
 _LINE_INCHES, _LETTERS = 0.155, 70  # of a claim beside its row: height of a line, and the letters that fit into one
 
 
-def verdicts(table: pd.DataFrame, title: str) -> Figure:
+def all_verdicts(table: pd.DataFrame, title: str) -> Figure:
     """Effects with their intervals, a row per claim in its words and a panel per unit; the claimed range is shaded.
 
     Args:
-        table: of `epsdpo.paper.claims.verdicts.as_table`; claims without an effect keep an empty row. Effects that are
-        lower
-            limits are hollow.
+        table: of `as_table`; claims without an effect keep an empty row. Effects that are lower limits are hollow.
         title: what to see.
     """
     table = table.assign(words=[textwrap.fill(says, _LETTERS) for says in table["says"]])

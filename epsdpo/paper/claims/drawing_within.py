@@ -1,4 +1,4 @@
-"""Figures of the claims page about what happens within training: drawing only, of the tables in `figure_tables`."""
+"""Figures of the claims page about what happens within training; each is drawn of the table that has its name."""
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,7 @@ _MARKERS = {"relaxed": "o", "tied": "s", "tightened": "^"}
 
 
 def dynamics(table: pd.DataFrame) -> Figure:
-    """Figure 3: win rate and forward KL at checkpoints, shares of β⁻ and β⁺, a line per group, from `tables.dynamics`.
+    """Figure 3: win rate and forward KL at checkpoints, shares of β⁻ and β⁺, a line per group.
 
     Bars and bands are intervals over worlds.
     """
@@ -45,7 +45,7 @@ def dynamics(table: pd.DataFrame) -> Figure:
 def margins(table: pd.DataFrame) -> Figure:
     """Figure 4a: implicit reward margins by what the criterion decided, over β, a panel per group.
 
-    From `tables.margins`. A decision that was taken in fewer than three worlds has hollow points without a bar: the
+    A decision that was taken in fewer than three worlds has hollow points without a bar: the
     interval of two is so wide that it would set the scale, and nothing else could be read.
     """
     if table.empty:
@@ -83,7 +83,7 @@ def margins(table: pd.DataFrame) -> Figure:
 
 
 def bound(table: pd.DataFrame) -> Figure:
-    """Figure 5: up to which ε decisions hold over training, a panel per group and precision, from `tables.bound`.
+    """Figure 5: up to which ε decisions hold over training, a panel per group and precision.
 
     Hollow points are lower limits.
     """

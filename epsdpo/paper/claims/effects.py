@@ -1,8 +1,7 @@
 """From measures of runs to the effect that a claim is about, one number per world, or per round of a benchmark.
 
 A world is the unit that is repeated: it has its own SFT model, instructions, labels and pairs, and all recipes are run
-in the same worlds, so that a difference is taken within each. How sure an effect is, is left to
-`epsdpo.paper.claims.verdicts`.
+in the same worlds, so that a difference is taken within each.
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ def effects_of(claim: Claim, measures: pd.DataFrame, rounds: pd.DataFrame) -> pd
     """The effect in each world that has all runs of the claim; worlds without are left out.
 
     Args:
-        measures: one row per run with recipe, world and the claim's measure, from `measures.measure_runs`.
-        rounds: of `tables.read_rounds`, for claims about the time of a step: there rounds stand in for worlds and
+        measures: one row per run with recipe, world and the claim's measure, of `measure_runs`.
+        rounds: of `read_rounds`, for claims about the time of a step: there rounds stand in for worlds and
             contenders of the benchmark for recipes.
 
     Returns:
@@ -78,7 +77,7 @@ def extra_time(rounds: pd.DataFrame, contender: str, peer: str) -> pd.Series:
     """By how much a step of one contender takes longer than a peer's, in percent, in each round that has both.
 
     Args:
-        rounds: of `tables.read_rounds`.
+        rounds: of `read_rounds`.
 
     Returns:
         100 (seconds / seconds of the peer - 1) by length and round.

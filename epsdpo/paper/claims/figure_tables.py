@@ -2,8 +2,7 @@
 
 All have one shape: columns that say what a row is of; mean, low and high (Student's t over worlds, NaN with fewer than
 two); worlds, how many there are; and a column per world, `world_1` and so on. Which recipes a figure shows, in which
-groups, stands in the claims file; recipes without finished runs have no row. Drawing is left to
-`epsdpo.paper.claims.drawing`.
+groups, stands in the claims file; recipes without finished runs have no row.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from epsdpo.plots.looks import family_of
 from epsdpo.trajectory.summary import DECISIONS, decision_fractions
 
 Groups = Mapping[str, Sequence[str]]  # title of a group -> its recipes
-Runs = Mapping[str, tuple[Path, Experiment]]  # of `measures.finished_runs`
+Runs = Mapping[str, tuple[Path, Experiment]]  # of `finished_runs`
 
 SFT = "SFT model"  # the row of the model that all training starts from
 HERE, PAPER = "these runs", "paper"
@@ -122,7 +121,7 @@ def dynamics(runs: Runs, groups: Groups, level: float) -> pd.DataFrame:
     """Figure 3: what changes within the epoch, over `share_of_epoch`, the share of optimiser steps that are done.
 
     Measures win_rate (%) and forward_kl_per_response (nats) at the checkpoints that were evaluated; relaxed and
-    tightened (% of pairs) over stretches of training, `trajectory.decision_fractions`, placed at their middle.
+    tightened (% of pairs) over stretches of training, placed at their middle.
     """
     rows = []
     for place, folder, _ in _runs_of(runs, groups):
@@ -151,8 +150,7 @@ def bound(bounds: pd.DataFrame, groups: Groups, level: float) -> pd.DataFrame:
     """Figure 5: mean bound of ε over the share of training, by precision of the criterion and decision.
 
     Args:
-        bounds: one row per run, criterion precision, checkpoint and decision, from `epsdpo.paper.claims.bounds`: name,
-        world,
+        bounds: one row per run, criterion precision, checkpoint and decision, of `bounds_of`: name, world,
             criterion_dtype, share_of_epoch, decision, bound (NaN where no pair has the decision), share_at_largest,
             largest_epsilon.
 

@@ -1,4 +1,4 @@
-"""The measures of a run that claims can be about: their names, units and meaning. Nothing is computed here."""
+"""The measures of a run that claims can be about: their names, units and meaning."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MEASURES = {
         "implicit reward margin of pairs that chose β⁺, less that of all others, in the second half of training",
         "reward",
     ),
-    # Early and late as in `epsdpo.paper.claims.bounds`: with a checkpoint per tenth, at a tenth and from a fifth on.
+    # With a checkpoint per tenth of training, the early one is that at a tenth, the late ones are from a fifth on.
     "bound_early_bfloat16": Measure(f"{_BOUND} before 15 % of training, bfloat16 criterion", "ε"),
     "bound_late_bfloat16": Measure(f"{_BOUND} after 15 % of training, bfloat16 criterion", "ε"),
     "bound_rise_bfloat16": Measure(

@@ -1,4 +1,4 @@
-"""What the claims page says in words and tables: HTML from verdicts, all text escaped. No number is made here."""
+"""What the claims page says in words and tables: HTML from verdicts, all text escaped."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """One row per run of a batch: its recipe, its world, its settings, and the measures that claims can be about.
 
-It reads what the stages of each run wrote. What a claim makes of the rows is left to `epsdpo.paper.claims.effects`; the
-bounds of ε, which need models, are computed by `epsdpo.paper.claims.bounds`, the times of a step by
-`benchmarks/step_cost.py`.
+They are read from what the stages of each run wrote. Bounds of ε, which need models, and times of a step, which are a
+benchmark's, are not among them.
 """
 
 from __future__ import annotations
@@ -69,9 +68,9 @@ def measure_runs(runs: dict[str, tuple[Path, Experiment]], tell: Callable[[str],
         tell: is given a line of progress now and then.
 
     Returns:
-        One row per run: name, recipe, world, title (without its world), family (`epsdpo.plots.looks`), method, beta,
-        epsilon, epsilon_step, criterion_dtype, label_temperature (settings), the columns of `trajectory.summarise` with
-        shares in percent, and the measures of `epsdpo.paper.claims.names` but for bounds and times.
+        One row per run: name, recipe, world, title (without its world), family, method, beta,
+        epsilon, epsilon_step, criterion_dtype, label_temperature (settings), the columns of `summarise` with
+        shares in percent, and all of `MEASURES` but for bounds and times.
     """
     rows = []
     for count, (name, (folder, experiment)) in enumerate(runs.items(), start=1):

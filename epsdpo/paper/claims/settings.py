@@ -1,8 +1,6 @@
 """The claims file: what is claimed, by which numbers of which runs it is tested, and what counts as holding.
 
-This module reads and checks the file, and keeps the copy that a run folder gets before its first run. What the numbers
-are is left to `epsdpo.paper.claims.run_table`, how they become verdicts to `epsdpo.paper.claims.effects` and
-`verdicts`.
+It is read and checked here, and a run folder gets a copy of it before its first run.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def verdicts_on(claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) ->
     """Test all claims, in the order of their file.
 
     Args:
-        measures: of `measures.measure_runs`.
-        rounds: of `tables.read_rounds`.
+        measures: of `measure_runs`.
+        rounds: of `read_rounds`.
     """
     return [verdict_on(claim, claims, measures, rounds) for claim in claims.claims]
 

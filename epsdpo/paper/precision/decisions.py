@@ -1,9 +1,7 @@
 """What the criterion decides in float32 and in bfloat16 on given models and pairs, beside what rounding should lead to.
 
 Each pair is looked at in three arithmetics: exact; with its sums rounded and nothing else; and with everything rounded
-as `criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums). This module runs the models and
-counts. What the numbers should be is `epsdpo.paper.precision.rounding`'s, which runs are compared
-`epsdpo.paper.precision.twins`'.
+as `criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums).
 """
 
 from collections.abc import Sequence
@@ -52,7 +50,7 @@ def criterion_sums(
     """The sums behind the criterion at each ε; both models run once.
 
     Args:
-        policy, reference, batch: as for `epsilon_bound.decisions_at`.
+        policy, reference, batch: as for `decisions_at`.
     """
     hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
 

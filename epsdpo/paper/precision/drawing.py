@@ -23,7 +23,7 @@ def chance_curves(curves: pd.DataFrame, title: str) -> Figure:
     """The chance of a step against the shift of a sum in grid steps.
 
     Args:
-        curves: columns case, shift, chance and simulated, from `rounding.chances_of_shifts` and from rounded numbers.
+        curves: columns case, shift, chance and simulated, of `simulated_cases`.
         title: what to see.
     """
     figure, (axes,) = new_figure(width=9.0, height=3.8)
@@ -44,7 +44,7 @@ def shares_over_epsilon(tables: Mapping[str, pd.DataFrame], title: str) -> Figur
     """Measured shares in bfloat16 over ε with 95 % intervals, the model's as lines, and the exact ones dotted.
 
     Args:
-        tables: what was measured -> its shares, from `criterion_precision.shares` by epsilon.
+        tables: what was measured -> its shares, of `shares` by epsilon.
         title: what to see.
     """
     figure, panels = new_figure(width=5.2 * len(tables), height=4.4, columns=len(tables))
@@ -67,7 +67,7 @@ def shares_over_quantities(tables: Mapping[str, pd.DataFrame], title: str) -> Fi
     """Measured shares in bfloat16 and the model's against quantities of a pair, one panel each.
 
     Args:
-        tables: label of a quantity, with its unit -> its shares, from `criterion_precision.shares` by bin.
+        tables: label of a quantity, with its unit -> its shares, of `shares` by bin.
         title: what to see.
     """
     figure, panels = new_figure(width=3.7 * len(tables), height=4.0, columns=len(tables))
@@ -83,7 +83,7 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
     """β over optimiser steps, one panel per setting: thin lines are runs, thick ones their mean, by precision.
 
     Args:
-        steps: from `precision_runs.steps_of_twins`.
+        steps: of `steps_of_twins`.
         title: what to see.
     """
     settings = list(dict.fromkeys(steps["setting"]))
@@ -112,7 +112,7 @@ def by_precision(table: pd.DataFrame, title: str) -> Figure:
     """What bfloat16 changes in mean step, final β and win rate, with 95 % t-intervals over twins.
 
     Args:
-        table: from `precision_runs.differences`.
+        table: of `differences`.
         title: what to see.
     """
     settings = list(dict.fromkeys(table["setting"]))
@@ -136,7 +136,7 @@ def table_5(fits: pd.DataFrame, shares: pd.DataFrame, title: str) -> Figure:
     """The paper's average steps beside both explanations, and the shares that the rounded sums would come with.
 
     Args:
-        fits: from `published_steps.fits`.
+        fits: of `fits`.
         shares: columns epsilon, relaxed, tied, tightened of the fitted population, on a finer grid.
         title: what to see.
     """

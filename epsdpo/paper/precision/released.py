@@ -1,6 +1,6 @@
 """The frozen reference runs of the released code: their models, their pairs, and what it decided in bfloat16.
 
-They lie in the repository's tests/data/official, whose README says how they were made. This module reads them.
+They lie in the repository's tests/data/official, whose README says how they were made.
 """
 
 import json
@@ -19,7 +19,7 @@ MAX_LENGTH = 128  # tokens, as in the runs
 
 
 def load_models(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedModel]:
-    """Policy and reference with weights in `dtype`, ready for `epsilon_bound.decisions_at`.
+    """Policy and reference with weights in `dtype`, ready for `decisions_at`.
 
     Raises:
         FileNotFoundError: if the folder holds no reference runs.

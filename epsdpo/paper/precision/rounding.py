@@ -1,7 +1,6 @@
 """What bfloat16 leaves of the criterion of Eq. 5: how often a pair can step when its sums are rounded.
 
-This module is arithmetic on sums of log-probabilities, in nats. It runs no model; `epsdpo.paper.precision.decisions`
-measures the sums and compares what is derived here with what the kernel decides.
+Arithmetic on sums of log-probabilities, in nats; no model is run.
 
 **The derivation.** The criterion compares z = C - R at ε, 0 and -ε, with C and R the summed log-probabilities of the
 chosen and the rejected response. bfloat16 has 8 significant bits, so a sum of size 2^k to 2^(k+1) is rounded to a

@@ -5,8 +5,8 @@ what the criterion looked at does. Two explanations are fitted, each to the thre
 
 - **exact arithmetic**: a pair's step is the sign of its slope dz/dε, to first order whatever ε is; one parameter;
 - **rounded sums**: slopes of the chosen and the rejected sum, in units of their bfloat16 grid, are independent and
-  normal over pairs and over training, with means ±μ/2 and one deviation σ; two parameters, and
-  `rounding.chances_of_shifts`.
+  normal over pairs and over training, with means ±μ/2 and one deviation σ, and step with
+  `chances_of_shifts`; two parameters.
 
 With three numbers the second leaves one degree of freedom. It is a hypothesis about runs that nobody outside has seen.
 """

@@ -66,7 +66,7 @@ def differences(twins: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps_of_twins(runs: Sequence[Run], twins: pd.DataFrame) -> pd.DataFrame:
-    """The β records of the runs in `twins`: setting, precision, run, and the columns of `record.read_steps`."""
+    """The β records of the runs in `twins`: setting, precision, run, and the columns of `read_steps`."""
     steps = {run.experiment.title: run.steps for run in runs}
     return pd.concat(
         [
