@@ -1,8 +1,7 @@
 """What is asked: prompts from the embedded world, a file or a hub data set, as conversations that end with the user.
 
-This module knows the shapes that rows of prompts come in (AlpacaEval's instructions, messages, Anthropic-HH's
-preference pairs) and counts what it cannot use. How files are read is `epsdpo.data.sources`' business, what a model
-makes of a conversation `epsdpo.data.rendering`'s.
+Rows come in several shapes: AlpacaEval's instructions, messages, Anthropic-HH's preference pairs. What cannot be used
+is counted.
 """
 
 import json

@@ -1,8 +1,5 @@
-"""What a model reads for a prompt, and whether it is what the model was trained to read.
-
-This module knows BOS, the training prompts in a prepared folder, and what stands around a user's words. Which prompts
-there are is left to `epsdpo.data.prompts`, writing them to `epsdpo.methods.chat_template`.
-"""
+"""What a model reads for a prompt, and whether it is what the model was trained to read: BOS, tokens, and what stands
+around the user's words."""
 
 import json
 import logging

@@ -1,8 +1,4 @@
-"""What makes a row a usable preference pair: the formats it may come in, the checks it must pass, and its tokens.
-
-It works on rows in memory and knows nothing of files. Reading is left to `epsdpo.data.sources`, counting and writing to
-`epsdpo.data.split`.
-"""
+"""What makes a row a usable preference pair: the formats it may come in, the checks it must pass, and its tokens."""
 
 import json
 import os

@@ -1,7 +1,4 @@
-"""Where preference pairs come from: one split of a file, a folder, a hub data set or the embedded world, as rows.
-
-It knows files and the hub. Which rows make a usable pair is left to `epsdpo.data.rows`.
-"""
+"""Where preference pairs come from: one split of a file, a folder, a hub data set or the embedded world, as rows."""
 
 import gzip
 import json

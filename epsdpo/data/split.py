@@ -1,7 +1,4 @@
-"""One split on its way from rows to its Parquet file, with everything that is counted on the way.
-
-What a row must be is decided in `epsdpo.data.rows`; this module counts the answers and writes what passed.
-"""
+"""One split on its way from rows to its Parquet file, with everything that is counted on the way."""
 
 import hashlib
 import json

@@ -1,6 +1,5 @@
-"""Responses to prompts from anywhere, by models anywhere, kept so that nothing is asked twice.
+"""Which model an experiment starts from, and who answers: models in this process or behind a server, asked once.
 
-`prompts` reads what is asked, `rendering` makes it what the model reads and holds it to training's prompts, `respond`
-asks an engine for what `store` does not have yet. The engines know one way of decoding each: `local` transformers,
-`vllm` and `server`. What the responses are worth is left to `epsdpo.evaluation`.
+An engine answers prompts (`local`, `server`), a reward model scores conversations; whatever is answered is kept at once
+(`kept`), so that a killed run asks for the rest alone.
 """

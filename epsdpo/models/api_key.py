@@ -1,7 +1,5 @@
-"""A server's key: read from the environment, sent in one header, and cut out of all that is kept or printed.
-
-This module knows in which forms a server may repeat a key. What is kept of an answer is left to others.
-"""
+"""A server's key: read from the environment, sent in one header, and cut out of all that is kept or printed, in whatever
+form a server repeats it."""
 
 import base64
 import html

@@ -12,7 +12,7 @@ from epsdpo.experiment import TEMPLATE_DATE
 from epsdpo.methods.chat_template import render_chat, writes_date
 
 
-def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool) -> list[int]:
+def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], answer_next: bool) -> list[int]:
     """Token ids by the model's chat template; one without a system role gets that text in the user's message.
 
     A template that asks for today's date is told the same day always.

@@ -80,7 +80,9 @@ class Kept:
 
     def _read_all(self) -> None:
         dropped = 0
-        for number, line in enumerate(_whole_lines(self._file, self.path), start=1):
+        _cut_torn_line(self._file, self.path)
+        self._file.seek(0)
+        for number, line in enumerate(self._file.read().split(b"\n")[:-1], start=1):
             try:
                 record = writable(json.loads(line))  # which decodes halves of surrogate pairs too
                 value = self._read(record)
@@ -98,7 +100,7 @@ class Kept:
 def append_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Append records to a log that nobody reads back, made if it is missing; they are on the disk then."""
     with path.open("ab+", buffering=0) as file:
-        _whole_lines(file, path)
+        _cut_torn_line(file, path)
         _append(file, [writable(record) for record in records])
 
 
@@ -115,15 +117,15 @@ def _append(file: BinaryIO, records: Sequence[dict[str, Any]]) -> None:
         raise
 
 
-def _whole_lines(file: BinaryIO, path: Path) -> list[bytes]:
-    """The lines of a file; what follows the last line break, as a killed writer leaves it, is cut off."""
-    file.seek(0)
-    content = file.read()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+def _cut_torn_line(file: BinaryIO, path: Path) -> None:
+    """Cut off what follows the last line break: a line that was being written when its process was killed."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read() != b"\n":
         logger.warning("%s: its last line was cut off by the end of its writer and is dropped", path)
-        file.truncate(whole)
-    return content[:whole].split(b"\n")[:-1]
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def ask_missing(

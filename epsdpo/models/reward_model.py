@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 from epsdpo.experiment import ConfigError, RankerSection
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.methods.beside import Messages
-from epsdpo.models.batches import batches, padded, render, told
+from epsdpo.models.batches import batches, chat_ids, padded, told
 from epsdpo.models.weights import context_of, load_scoring_model
 
 
@@ -48,7 +48,7 @@ class RewardModel:
         if self._tokenizer.chat_template is None:
             prompt = "\n\n".join(message.get("content", "") for message in messages)
             return self._tokenizer(prompt, response)["input_ids"]
-        return render(self._tokenizer, [*messages, {"role": "assistant", "content": response}], answer_next=False)
+        return chat_ids(self._tokenizer, [*messages, {"role": "assistant", "content": response}], answer_next=False)
 
     @torch.inference_mode()
     def rewards(

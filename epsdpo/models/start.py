@@ -1,6 +1,6 @@
 """Which weights and tokenizer an experiment starts from.
 
-It knows the embedded world, local folders and pinned hub models. Training and evaluation both ask here, so that the
+The embedded world's model, a local folder or a pinned hub model. Training and evaluation both ask here, so that the
 reference of one is the reference of the other.
 """
 
@@ -102,7 +102,7 @@ def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
     """The experiment as it goes on after its SFT: from the model in `sft_dir`, or as it was where it has no SFT.
 
     Args:
-        sft_dir: what `epsdpo.train.sft` wrote, "" for an experiment without `model.sft`. The tokenizer there has the
+        sft_dir: what fine-tuning wrote, "" for an experiment without `model.sft`. The tokenizer there has the
             experiment's chat template.
 
     Raises:

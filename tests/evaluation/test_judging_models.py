@@ -30,7 +30,7 @@ from epsdpo.evaluation.judges.counts import summarise
 from epsdpo.evaluation.judges.pair_ranker import FIRST, SECOND, SOURCE, PairRankerModel
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.sections.judge import JudgeSection
-from epsdpo.models.batches import render
+from epsdpo.models.batches import chat_ids
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -131,8 +131,8 @@ def test_system_message_joins_the_user_where_a_template_has_no_role_for_it(token
     strict.chat_template = refusal + TEMPLATE
     user = {"role": "user", "content": "which is better?"}
     joined = [{"role": "user", "content": "you are a judge\n\nwhich is better?"}]
-    ids = render(strict, [{"role": "system", "content": "you are a judge"}, user], answer_next=True)
-    assert ids == render(tokenizer, joined, answer_next=True)
+    ids = chat_ids(strict, [{"role": "system", "content": "you are a judge"}, user], answer_next=True)
+    assert ids == chat_ids(tokenizer, joined, answer_next=True)
     assert tokenizer.decode(ids) == "user: you are a judge\n\nwhich is better?\nassistant: "
 
 

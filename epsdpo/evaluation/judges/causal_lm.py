@@ -10,7 +10,7 @@ from epsdpo.evaluation.judges.answers import read_logprobs
 from epsdpo.evaluation.judges.comparison import Answer, Presentation
 from epsdpo.evaluation.judges.template import load_template
 from epsdpo.experiment.sections.judge import JudgeSection
-from epsdpo.models.batches import batches, padded, render, told
+from epsdpo.models.batches import batches, chat_ids, padded, told
 from epsdpo.models.response import Failure
 from epsdpo.models.weights import context_of, load_scoring_model
 
@@ -46,7 +46,7 @@ class CausalLMJudge:
         self, presentations: Sequence[Presentation], missing: Sequence[bool]
     ) -> Iterator[dict[int, Answer | Failure]]:
         """Batch by batch; see `Judge`. What does not fit into the model's context fails and is not cut."""
-        prompts = [render(self._tokenizer, self._template.fill(item), answer_next=True) for item in presentations]
+        prompts = [chat_ids(self._tokenizer, self._template.fill(item), answer_next=True) for item in presentations]
         context = context_of(self._model)
         for members in batches([len(ids) for ids in prompts], self._settings.batch_size):
             if not any(missing[number] for number in members):

@@ -1,7 +1,7 @@
 """What judging will cost, before the first request, and what it did cost, after the last.
 
-This module counts. Tokens before the first request are an approximation from bytes, since the judge's tokenizer is not
-known here; afterwards they are what the server says.
+Tokens before the first request are an approximation from bytes, since the judge's tokenizer is not known here;
+afterwards they are what the server says.
 """
 
 import math

@@ -1,8 +1,4 @@
-"""What a judge that reads is asked: our prompt, or a user's template file.
-
-This module turns a template and a presentation into chat messages. What the answer means is left to
-`epsdpo.evaluation.judges.answers`.
-"""
+"""What a judge that reads is asked: our prompt or a user's template file, filled with a presentation."""
 
 import re
 from dataclasses import dataclass
