@@ -8,7 +8,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from kit.claim_runs import as_two_worlds
+from kit.claim_runs import FIGURES, as_two_worlds
 from nbclient import NotebookClient
 
 from epsdpo.batch.runner import run_batch
@@ -173,8 +173,12 @@ def test_claims_on_a_batch(batch, tmp_path):
     assert verdicts.loc["wins", "effect"] == pytest.approx(rates[1])
     assert verdicts.loc["wins_far_more", "effect"] == pytest.approx(rates[1] - rates[0])
     assert verdicts.loc["costs_less", "why"] == "0 of 2 rounds of the benchmark have an effect"
-    for picture in manifest.parent.glob("*.png"):
+    pictures = sorted(manifest.parent.glob("*.png"))
+    assert {path.stem for path in pictures} == {*FIGURES, "bound", "step_cost", "verdicts"}
+    for picture in pictures:
         assert picture.with_suffix(".pdf").exists() and picture.with_suffix(".csv").exists()
+        intervals = "Intervals are 95%, Student's t over 2 worlds." in picture.with_suffix(".txt").read_text("utf-8")
+        assert intervals == (picture.stem not in ("step_cost", "verdicts")), picture
     # The bounds of ε are measured in both precisions and kept.
     kept = sorted(path.name for path in (manifest.parent / "bounds").glob("*.csv"))
     assert kept == [f"eps-seed{world}-{precision}.csv" for world in (1, 2) for precision in ("bfloat16", "float32")]

@@ -4,24 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from kit.judged import judged
 from scipy.stats import t
 
-from epsdpo.evaluation.scores.intervals import t_interval
 from epsdpo.evaluation.scores.seeds import join_seeds
-from epsdpo.evaluation.scores.winrate import win_rate
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(1.0, 2.0), min_size=1, max_size=20))
-def test_win_rate_seen_from_the_other_side(preferences):
-    rates = win_rate(preferences)
-    swapped = win_rate([3.0 - preference for preference in preferences])
-    assert swapped.win_rate == pytest.approx(100.0 - rates.win_rate)
-    assert swapped.discrete_win_rate == pytest.approx(100.0 - rates.discrete_win_rate)
-    assert (swapped.n_wins, swapped.n_losses) == (rates.n_losses, rates.n_wins)
 
 
 def test_rows_are_joined_by_instruction():
@@ -91,12 +77,6 @@ def test_the_interval_of_joined_seeds_covers_other_seeds_and_prompts(seed_spread
         assert narrower > 190
 
 
-def test_an_interval_over_seeds_is_students():
-    interval = t_interval([60.0, 62.0, 67.0])
-    expected = t.interval(0.95, 2, loc=63.0, scale=np.sqrt(13.0 / 3.0))
-    assert (interval.low, interval.high) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize(
     ("runs", "message"),
     [([judged([1.5, 1.5])], "two runs at least, there is 1"), ([judged([1.5])] * 2, "two prompts at least")],
@@ -104,8 +84,3 @@ def test_an_interval_over_seeds_is_students():
 def test_too_few_to_join_are_refused(runs, message):
     with pytest.raises(ValueError, match=message):
         join_seeds(runs, samples=5, seed=0)
-
-
-def test_one_number_has_no_t_interval():
-    with pytest.raises(ValueError, match="two numbers at least, there is 1"):
-        t_interval([60.0])

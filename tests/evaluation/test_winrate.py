@@ -1,10 +1,12 @@
-"""Win rates and intervals against hand-computed numbers, scipy and data made with a known length bias."""
+"""Win rates against hand-computed numbers, scipy and data made with a known length bias."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 from scipy.special import expit, xlog1py, xlogy
-from scipy.stats import bootstrap, sem
+from scipy.stats import sem
 
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.winrate import average_length, length_controlled_win_rate, win_rate
@@ -30,6 +32,16 @@ def test_one_prompt_has_a_rate_but_no_standard_error():
     assert np.isnan(result.standard_error)
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1.0, 2.0), min_size=1, max_size=20))
+def test_win_rate_seen_from_the_other_side(preferences):
+    rates = win_rate(preferences)
+    swapped = win_rate([3.0 - preference for preference in preferences])
+    assert swapped.win_rate == pytest.approx(100.0 - rates.win_rate)
+    assert swapped.discrete_win_rate == pytest.approx(100.0 - rates.discrete_win_rate)
+    assert (swapped.n_wins, swapped.n_losses) == (rates.n_losses, rates.n_wins)
+
+
 @pytest.mark.parametrize("preferences", [[], [None], [float("nan"), None]])
 def test_nothing_scored_is_refused(preferences):
     with pytest.raises(ValueError, match="scored"):
@@ -40,48 +52,6 @@ def test_nothing_scored_is_refused(preferences):
 def test_preference_out_of_range_is_refused(value):
     with pytest.raises(ValueError, match=f"preference {value:g} is outside"):
         win_rate([1.5, value])
-
-
-def test_bootstrap_interval_is_scipys_percentile_interval():
-    values = np.random.default_rng(1).gamma(2.0, size=150)
-    ours = bootstrap_interval(values, samples=20_000, seed=3)
-    theirs = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=4).confidence_interval
-    # The two draw different resamples: Monte Carlo error of a 2.5 % quantile of 20,000 is about 0.02 standard errors.
-    tolerance = 0.1 * values.std() / np.sqrt(values.size)
-    assert ours.low == pytest.approx(theirs.low, abs=tolerance)
-    assert ours.high == pytest.approx(theirs.high, abs=tolerance)
-
-
-def test_bootstrap_interval_is_repeatable_and_follows_seed_and_level():
-    values = np.random.default_rng(2).random(40)
-    interval = bootstrap_interval(values, 500, seed=0)
-    assert interval == bootstrap_interval(values, 500, seed=0)
-    assert interval != bootstrap_interval(values, 500, seed=1)
-    narrower = bootstrap_interval(values, 500, seed=0, level=0.5)
-    assert interval.low < narrower.low < values.mean() < narrower.high < interval.high
-
-
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
-    generator = np.random.default_rng(5)
-    covered = 0
-    for repetition in range(300):
-        interval = bootstrap_interval(generator.exponential(size=60), 300, seed=repetition)
-        covered += interval.low < 1.0 < interval.high
-    assert 0.88 < covered / 300 < 0.98
-
-
-def test_bootstrap_of_a_rate_per_unit_resamples_both_sums():
-    units = np.array([1.0, 10.0, 100.0, 1000.0])
-    interval = bootstrap_interval(0.25 * units, 200, seed=0, units=units)
-    assert (interval.low, interval.high) == pytest.approx((0.25, 0.25))
-    unequal = bootstrap_interval([1.0, 0.0], 500, seed=0, units=[1.0, 3.0])
-    assert (unequal.low, unequal.high) == pytest.approx((0.0, 1.0))
-
-
-@pytest.mark.parametrize("values", [[], [1.0, float("nan")]])
-def test_bootstrap_refuses_missing_values(values):
-    with pytest.raises(ValueError, match="one number per prompt"):
-        bootstrap_interval(values, 10, seed=0)
 
 
 def _lengths(generator, count):

@@ -12,6 +12,7 @@ from epsdpo.paper.claims.run_table import WITHIN_TRAINING
 from epsdpo.paper.claims.settings import Claims, fix_claims
 from epsdpo.runs.manifest import MANIFEST
 
+FIGURES = ("main", "frontier", "two_epsilons", "dynamics", "margins", "initial_beta", "label_noise")
 SUMMARY = {
     "win_rate": 55.0,
     "length_controlled_win_rate": 53.0,
@@ -102,7 +103,7 @@ def as_two_worlds(batch: Path, recipes: dict[str, str], target: Path) -> None:
     first, *others = recipes.values()
     content = {
         "worlds": 2,
-        "figures": {"main": {"compared": list(recipes.values())}, "bound": {"all": others}},
+        "figures": dict.fromkeys(FIGURES, {"compared": list(recipes.values())}) | {"bound": {"all": others}},
         "claims": [
             {**claim, "name": "wins", "of": others or [first], "above": 10.0},
             {**claim, "name": "wins_far_more", "of": others or [first], "minus": [first], "above": 30.0},
