@@ -18,7 +18,7 @@ from epsdpo.models.local import LocalEngine
 from epsdpo.models.respond import Engine, kept_responses, respond
 from epsdpo.models.response import Response
 from epsdpo.models.server import ServerEngine, served_by
-from epsdpo.models.start import load_tokenizer, reference_source
+from epsdpo.models.start import load_tokenizer, start_of
 from epsdpo.models.weights import load_answering_model
 
 logger = logging.getLogger(__name__)
@@ -69,10 +69,10 @@ def answer_prompts(
         answers_dir: exists.
     """
     settings = experiment.evaluate
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     training = read_training_prompts(data_dir)
     rendered = render_prompts(list(prompts.table["messages"]), tokenizer, training, prompts.variables)
-    reference_path, revision = reference_source(experiment.model, experiment.data)
+    reference_path, revision = start_of(experiment)
     policy = _Side(POLICY, str(policy_dir), None, experiment.seed)
     reference = _Side(REFERENCE, reference_path, revision, experiment.seed + 1)
     # Both are needed side by side for the divergence; a server may need the memory before.

@@ -1,5 +1,7 @@
-"""A server's key: read from the environment, sent in one header, and cut out of all that is kept or printed, in whatever
-form a server repeats it."""
+"""A server's key: read from the environment, sent in one header, and cut out of all that is kept or printed.
+
+In whatever form a server repeats it: escaped, in base64, across lines.
+"""
 
 import base64
 import html

@@ -7,9 +7,9 @@ reference of one is the reference of the other.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from epsdpo.experiment import WORLD, ConfigError, DataSection, Experiment, ModelSection
+from epsdpo.experiment import WORLD, ConfigError, Experiment, ModelSection
 from epsdpo.experiment.paths import looks_local, resolve_path
 from epsdpo.files import read_text
 from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
@@ -22,22 +22,30 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def reference_source(model: ModelSection, data: DataSection) -> tuple[str, str | None]:
-    """Where the reference (and the policy before training) is loaded from: a folder or hub id, and its revision."""
+class Start(NamedTuple):
+    """Where a model is loaded from: a folder or hub id, and its revision."""
+
+    source: str
+    revision: str | None
+
+
+def start_of(experiment: Experiment) -> Start:
+    """Where the reference (and the policy before training) is loaded from."""
+    model = experiment.model
     if model.name_or_path == WORLD:
         from epsdpo.world.build import reference_model_dir
 
-        return str(reference_model_dir(data.world)), None
-    return model.name_or_path, model.revision
+        return Start(str(reference_model_dir(experiment.data.world)), None)
+    return Start(model.name_or_path, model.revision)
 
 
-def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenizerBase:
+def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
     """The tokenizer of the model that an experiment starts from, with the chat template that the experiment gives it.
 
     Raises:
         ConfigError: if it or the template cannot be loaded, naming them and what to try.
     """
-    source, revision = reference_source(model, data)
+    source, revision = start_of(experiment)
     _require_folder(source)
     try:
         tokenizer = read_tokenizer(source, revision)
@@ -49,8 +57,8 @@ def load_tokenizer(model: ModelSection, data: DataSection) -> PreTrainedTokenize
             f"{f' at revision {revision}' if revision else ''}: {error}\n"
             "Check the name, log in to the hub if the model is gated, or give the path of a local copy"
         ) from error
-    if model.chat_template is not None:
-        tokenizer.chat_template = read_chat_template(model.chat_template)
+    if experiment.model.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(experiment.model.chat_template)
     return tokenizer
 
 
@@ -63,10 +71,10 @@ def require_data_fit(experiment: Experiment, data: Any) -> None:
     Raises:
         ConfigError: naming the token and the remedy.
     """
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     embeddings = read_config(source, revision).get_text_config().vocab_size
     tables = [table for table in (data.train, data.eval) if table is not None]
-    require_known_tokens(tables, load_tokenizer(experiment.model, experiment.data), embeddings, source)
+    require_known_tokens(tables, load_tokenizer(experiment), embeddings, source)
 
 
 def read_chat_template(place: str, local_files_only: bool = False) -> str:

@@ -41,7 +41,7 @@ from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_ari
 from epsdpo.methods.kernels import pair_steps, score_tokens
 from epsdpo.methods.loading import load_causal_lm
 from epsdpo.methods.record import DamagedRecord, read_steps
-from epsdpo.models.start import after_sft, reference_source
+from epsdpo.models.start import after_sft, start_of
 from epsdpo.paper.drawing_bound import epsilon_bounds
 from epsdpo.plots.csv_files import write_csv
 from epsdpo.runs.layout import MODEL_FOLDER, experiment_of
@@ -219,7 +219,7 @@ def measure(
         One row per step and pair: step, pair_id, prompt (a digest, equal for pairs of one conversation), decision (at
         the smallest ε), bound (NaN where tied).
     """
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
     collate = DataCollatorForPreference(
         pad_token_id=0,  # padding is masked: any token will do
@@ -262,7 +262,7 @@ def _load_policy(experiment: Experiment, folder: Path, device: torch.device) -> 
     if not shards.is_dir():
         return load_frozen(experiment, str(folder), device)
     # FSDP2 wrote the weights in shards and nothing else; the model around them is the reference's.
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     policy = load_frozen(experiment, source, device, revision=revision)
     sharded.load({"model": policy.state_dict()}, checkpoint_id=shards, no_dist=True)
     return policy

@@ -16,7 +16,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from epsdpo.experiment import ConfigError, Experiment, LoraSection
 from epsdpo.methods.loading import empty_model, load_causal_lm, read_config
-from epsdpo.models.start import load_tokenizer, reference_source
+from epsdpo.models.start import load_tokenizer, start_of
 
 _SHOWN = 160  # characters of what PEFT says, which may print whole modules
 
@@ -37,7 +37,7 @@ def lora_config(section: LoraSection | None) -> LoraConfig | None:
 def require_mergeable(experiment: Experiment) -> None:
     """`check_adapters` for the model that an experiment starts from, by its config.json alone."""
     if experiment.model.lora is not None:
-        source, revision = reference_source(experiment.model, experiment.data)
+        source, revision = start_of(experiment)
         check_adapters(read_config(source, revision), experiment.model.lora)
 
 
@@ -99,8 +99,8 @@ def merge_adapter(experiment: Experiment, adapter_dir: Path, output_dir: Path) -
     The sum is rounded to `model.dtype`, on the CPU of one process.
     """
     unset_hf_deepspeed_config()  # training is over; under ZeRO-3 the model would be loaded in shares
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     base = load_causal_lm(source, revision, dtype=getattr(torch, experiment.model.dtype))
     model = PeftModel.from_pretrained(base, adapter_dir, trust_remote_code=False)
     model.merge_and_unload().save_pretrained(output_dir)
-    load_tokenizer(experiment.model, experiment.data).save_pretrained(output_dir)
+    load_tokenizer(experiment).save_pretrained(output_dir)

@@ -24,7 +24,7 @@ from epsdpo.methods.loading import never_running_code, read_config
 from epsdpo.methods.method_config import MethodConfig
 from epsdpo.methods.resuming import CannotContinue
 from epsdpo.models.local_models import require_local
-from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, reference_source, require_data_fit
+from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, require_data_fit, start_of
 from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.train import command
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
@@ -105,7 +105,7 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
             disable_tqdm=True,
             model_init_kwargs={
                 "trust_remote_code": False,
-                "revision": reference_source(experiment.model, experiment.data)[1],
+                "revision": start_of(experiment).revision,
                 "dtype": experiment.model.dtype,
                 "attn_implementation": experiment.model.attn_implementation,
             },
@@ -120,7 +120,7 @@ def trainer_arguments(experiment: Experiment, data: PreparedData, output_dir: st
 
 def memory_outlook(experiment: Experiment, arguments: MethodConfig, data: PreparedData) -> MemoryOutlook:
     """How much memory each process of the run will need, beside what there is; reads the model's config only."""
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     config = read_config(source, revision)
     return MemoryOutlook.of_run(config, arguments, data.train, lora_config(experiment.model.lora))
 
@@ -129,8 +129,8 @@ def build_trainer(
     experiment: Experiment, data: PreparedData, arguments: MethodConfig, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     """The trainer of an experiment, ready for `train()`; the reference, if any, is a copy of the starting model."""
-    model = reference_source(experiment.model, experiment.data)[0]
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    model = start_of(experiment).source
+    tokenizer = load_tokenizer(experiment)
     with never_running_code(model):
         trainer = trainer_class(experiment.method)(
             model=model,

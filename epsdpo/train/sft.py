@@ -31,7 +31,7 @@ from epsdpo.methods.record import StepRecord
 from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
-from epsdpo.models.start import load_tokenizer, pin_revision, reference_source, require_data_fit
+from epsdpo.models.start import load_tokenizer, pin_revision, require_data_fit, start_of
 from epsdpo.runs.fingerprint import differences, key_parts, settings_of
 from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.train import command
@@ -82,8 +82,8 @@ def finetune(
     require_local(experiment)
     require_data_fit(experiment, data)
     require_mergeable(experiment)  # adapters are trained after this; better refused before it
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
-    model = reference_source(experiment.model, experiment.data)[0]
+    tokenizer = load_tokenizer(experiment)
+    model = start_of(experiment).source
     with never_running_code(model):
         trainer = _Trainer(
             model=model,
@@ -152,7 +152,7 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
         use_cpu=on_cpu,
         model_init_kwargs={
             "trust_remote_code": False,
-            "revision": reference_source(experiment.model, experiment.data)[1],
+            "revision": start_of(experiment).revision,
             "dtype": experiment.model.dtype,
             "attn_implementation": experiment.model.attn_implementation,
         },

@@ -165,7 +165,7 @@ def test_scores_that_are_there_are_not_asked_for_again(sampled, values, tmp_path
 def test_prepare_reads_the_pairs_of_a_finished_folder_only(sampled, values, tmp_path):
     result, folder = sampled
     experiment = tiny_stages.experiment_of(values)
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     with pytest.raises(DataError, match="Run the stage `sample` first"):
         prepare(experiment.data, tokenizer, tmp_path / "data", max_length=64)
     unfinished = tiny_stages.copy_without(folder, tmp_path / "unfinished", "report.json")
@@ -180,7 +180,7 @@ def test_prepare_reads_the_pairs_of_a_finished_folder_only(sampled, values, tmp_
 
 def test_a_prompt_longer_than_the_limit_is_not_asked(values, tmp_path):
     experiment = tiny_stages.experiment_of(values)
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     prompts = Path(values["data"]["on_policy"]["prompts"]["source"]).read_text(encoding="utf-8").splitlines()
     texts = {json.loads(line)["prompt"] for line in prompts}
     lengths = sorted(

@@ -56,7 +56,7 @@ def run(tmp_path, official, monkeypatch):
         config = tmp_path / "run.yaml"
         config.write_text(yaml.safe_dump(values), encoding="utf-8")
         experiment = load_experiment(config)
-        tokenizer = load_tokenizer(experiment.model, experiment.data)
+        tokenizer = load_tokenizer(experiment)
         prepare(experiment.data, tokenizer, tmp_path / "data", max_length=experiment.train["max_length"])
         return {"config": str(config), "data_dir": str(tmp_path / "data")}
 

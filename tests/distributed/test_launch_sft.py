@@ -21,7 +21,7 @@ def alone(tmp_path_factory):
     values["data"] = {"source": str(tiny_stages.write_conversations(folder / "pairs.jsonl"))}
     experiment = tiny_stages.experiment_of(values)
     tiny_stages.write_config(values, folder / "config.yaml")
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     finetune(experiment, prepare(experiment.data, tokenizer, folder / "data", max_length=64), folder / "alone")
     return folder, experiment
 

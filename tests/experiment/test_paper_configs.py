@@ -55,7 +55,7 @@ def prepared(tmp_path_factory):
             [experiment.data.model_dump(), experiment.model.name_or_path, experiment.train["max_length"]]
         )
         if key not in made:
-            tokenizer = load_tokenizer(experiment.model, experiment.data)
+            tokenizer = load_tokenizer(experiment)
             folder = tmp_path_factory.mktemp("data")
             made[key] = prepare(experiment.data, tokenizer, folder, max_length=experiment.train["max_length"])
         return made[key]

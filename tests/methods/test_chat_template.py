@@ -124,7 +124,7 @@ def experiment_of(values):
 
 def prepared_on(day, experiment, folder, today):
     today(day)
-    return prepare(experiment.data, load_tokenizer(experiment.model, experiment.data), folder, max_length=256)
+    return prepare(experiment.data, load_tokenizer(experiment), folder, max_length=256)
 
 
 def test_a_run_whose_evaluation_is_after_midnight(values, tmp_path, today):

@@ -473,7 +473,7 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(experiment, tmp_path_factory):
     start = experiment()
-    tokenizer = load_tokenizer(start.model, start.data)
+    tokenizer = load_tokenizer(start)
     return prepare(start.data, tokenizer, tmp_path_factory.mktemp("data") / "data", max_length=128)
 
 

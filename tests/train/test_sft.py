@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from epsdpo.data.prepared import load_prepared, prepare
 from epsdpo.experiment import ConfigError
 from epsdpo.methods.record import incompleteness, read_steps, read_total_steps
-from epsdpo.models.start import after_sft, load_tokenizer, reference_source
+from epsdpo.models.start import after_sft, load_tokenizer, start_of
 from epsdpo.train.preferences import train
 from epsdpo.train.sft import demonstrations, finetune
 
@@ -34,7 +34,7 @@ def values(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(values, tmp_path_factory):
     experiment = tiny_stages.experiment_of(values)
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     return prepare(experiment.data, tokenizer, tmp_path_factory.mktemp("data"), max_length=64)
 
 
@@ -148,7 +148,7 @@ def test_policy_and_reference_start_from_the_sft_model(values, prepared, finishe
     from epsdpo.methods.record import read_pairs
 
     experiment = tiny_stages.experiment_of(values)
-    assert reference_source(after_sft(experiment, finished).model, experiment.data) == (str(finished / "model"), None)
+    assert start_of(after_sft(experiment, finished)) == (str(finished / "model"), None)
     train(experiment, prepared, tmp_path, sft_dir=finished)
     first = read_pairs(tmp_path).query("step == 1")
     ids = dict(zip(prepared.train["pair_id"], prepared.train, strict=True))
@@ -182,8 +182,8 @@ def test_a_start_that_does_not_fit_is_refused(values, prepared, finished, tmp_pa
 def test_a_template_is_a_file_or_another_models(values, prepared, finished):
     model = {**values["model"], "chat_template": str(finished / "model")}
     experiment = tiny_stages.experiment_of({**values, "model": model})
-    assert load_tokenizer(experiment.model, experiment.data).chat_template == tiny_stages.TEMPLATE
+    assert load_tokenizer(experiment).chat_template == tiny_stages.TEMPLATE
     model["chat_template"] = values["model"]["name_or_path"]
     experiment = tiny_stages.experiment_of({**values, "model": model})
     with pytest.raises(ConfigError, match=r"model\.chat_template: the tokenizer of .* has none"):
-        load_tokenizer(experiment.model, experiment.data)
+        load_tokenizer(experiment)

@@ -32,7 +32,7 @@ from epsdpo.models.prompt import RenderedPrompt
 from epsdpo.models.respond import Engine, kept_responses, respond
 from epsdpo.models.response import Response
 from epsdpo.models.server import ServerEngine, served_by
-from epsdpo.models.start import load_tokenizer, reference_source
+from epsdpo.models.start import load_tokenizer, start_of
 from epsdpo.models.weights import load_answering_model
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
             f"experiment {experiment.name!r} has no section data.on_policy. Add one and data.source: on_policy"
         )
     require_local(experiment)
-    tokenizer = load_tokenizer(experiment.model, experiment.data)
+    tokenizer = load_tokenizer(experiment)
     check_tokenizer(tokenizer, CONVERSATIONAL)
     table, rendered, prompts_report = _prompts(experiment, tokenizer)
     output_dir = Path(output_dir)
@@ -97,7 +97,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
     pairs, refused = make_pairs(table, responses)
     report = {
         "prompts": prompts_report,
-        "model": model_identity(*reference_source(experiment.model, experiment.data)),
+        "model": model_identity(*start_of(experiment)),
         "ranker": ranker.made_by,
         "settings": section.model_dump(),
         "responses": len(responses),
@@ -180,7 +180,7 @@ def _ask(
 def _engines(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> list[Engine]:
     """One engine for each response to a prompt. Those in this process share the model."""
     section = experiment.data.on_policy
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     made_by = {
         **model_identity(source, revision),
         "engine": section.engine,

@@ -61,7 +61,7 @@ def _load(experiment_file: Path, source: str, revision: str | None) -> Any:
     on_gpu = torch.cuda.is_available()
     return HFLM(
         pretrained=model.to("cuda" if on_gpu else "cpu").eval(),
-        tokenizer=load_tokenizer(experiment.model, experiment.data),
+        tokenizer=load_tokenizer(experiment),
         trust_remote_code=False,
         batch_size="auto" if on_gpu else _BATCH_ON_CPU,  # on a CPU the harness would try how large a batch it survives
     )

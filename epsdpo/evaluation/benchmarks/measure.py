@@ -24,7 +24,7 @@ from epsdpo.evaluation.benchmarks.tasks import Task
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment
 from epsdpo.models.hub import model_identity
 from epsdpo.models.own_code import require_no_own_code
-from epsdpo.models.start import reference_source
+from epsdpo.models.start import start_of
 from epsdpo.runs.fingerprint import key_of
 from epsdpo.runs.layout import BENCHMARKS, experiments_in, finished_analyses
 from epsdpo.runs.manifest import read_manifest
@@ -139,7 +139,7 @@ def _models(run_dir: Path, show: Callable) -> Iterator[Model]:
         raise ConfigError(f"{run_dir} holds no trained experiment. Give the folder of `epsdpo run`, e.g. runs/demo")
     for experiment in trained:
         folder = run_dir / experiment.name
-        yield Model(experiment, folder, REFERENCE, *reference_source(experiment.model, experiment.data))
+        yield Model(experiment, folder, REFERENCE, *start_of(experiment))
         yield Model(experiment, folder, POLICY, str(folder / "train" / "model"), None)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment.paths import resolve_path
-from epsdpo.models.start import after_sft, reference_source
+from epsdpo.models.start import after_sft, start_of
 from epsdpo.paper.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
 from epsdpo.paper.precision.decisions import measure_pairs
 from epsdpo.paper.precision.recipes import world_seed
@@ -47,7 +47,7 @@ def _measure(run: Run, epsilons: Sequence[float], trained: bool = True) -> pd.Da
     sft_dir = parameters.get("sft_dir", "")
     experiment = after_sft(run.experiment, sft_dir and _beside(run, sft_dir))
     arguments = trainer_arguments(experiment, data, train_dir)
-    source, revision = reference_source(experiment.model, experiment.data)
+    source, revision = start_of(experiment)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
     policy = load_frozen(experiment, str(train_dir / MODEL_FOLDER), arguments.device) if trained else reference
     with precision_of(arguments):
