@@ -423,24 +423,6 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, how):
     assert len({record["key"] for record in lines(tmp_path)}) == len(lines(tmp_path)) == 20
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path):
-    """The limit on a file's size stands for the disk; it falls inside the third line."""
-    script = """
-import resource, signal, sys
-from pathlib import Path
-from epsdpo.models.kept import Kept
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))
-with Kept(Path(sys.argv[1]), dict) as kept:
-    for key in "01234":
-        kept.add([{"key": key, "preference": 1.5, "text": "x" * 1000}])
-"""
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / JUDGEMENTS)], capture_output=True)
-    assert b"in part" in done.stderr
-    assert [record["key"] for record in lines(tmp_path)] == ["0", "1"]
-    assert (tmp_path / JUDGEMENTS).read_bytes().endswith(b"\n")
-
-
 @pytest.mark.parametrize(
     "line", ['{"key": "a"}', '{"key": "a", "preference": 2.5}', '{"key": "a", "preference": NaN}', "{", "[1]"]
 )

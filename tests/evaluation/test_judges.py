@@ -3,8 +3,6 @@
 import gzip
 import json
 import math
-import random
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +24,6 @@ from epsdpo.evaluation.judges.counts import annotations, completeness, summarise
 from epsdpo.evaluation.judges.gold import GoldJudge
 from epsdpo.evaluation.judges.template import load_template, parse_template
 from epsdpo.experiment.sections.judge import JudgeSection
-from epsdpo.models.http import backoff_seconds, retry_after_seconds
 from epsdpo.models.response import Failure
 from epsdpo.world.language import render, sample_instructions
 
@@ -207,19 +204,6 @@ def test_estimate_by_hand():
     assert estimate(bodies, JudgeSection(**CHAT)).completion_tokens == 3
     assert "no prices given" in estimate_text(estimate(bodies, JudgeSection(**CHAT)))
     assert cost_of(1_000_000, 500_000, settings) == 6.0
-
-
-def test_waits():
-    now = datetime(2026, 1, 1, tzinfo=UTC)
-    assert retry_after_seconds("1.5") == 1.5
-    assert retry_after_seconds("-3") == 0.0
-    assert retry_after_seconds("Thu, 01 Jan 2026 00:01:00 GMT", now) == 60.0
-    assert retry_after_seconds("Wed, 31 Dec 2025 00:00:00 GMT", now) == 0.0
-    assert retry_after_seconds("soon") is None and retry_after_seconds(None) is None
-    generator = random.Random(0)
-    waits = [[backoff_seconds(2.0, attempt, 30.0, generator) for _ in range(2000)] for attempt in (0, 2, 9)]
-    assert np.mean(waits[0]) == pytest.approx(2.0, rel=0.05) and np.mean(waits[1]) == pytest.approx(8.0, rel=0.05)
-    assert min(waits[0]) >= 1.0 and max(waits[1]) <= 12.0 and set(waits[2]) == {30.0}
 
 
 # ------------------------------------------------------------------------------------------------------------ results

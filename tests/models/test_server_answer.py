@@ -23,7 +23,6 @@ from epsdpo.evaluation.judges.comparison import JudgeError
 from epsdpo.evaluation.judges.counts import summarise
 from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
 from epsdpo.models.api_key import ApiKey
-from epsdpo.models.http import retry_after_seconds
 from epsdpo.models.hub import commit_of
 from epsdpo.models.respond import kept_responses, respond
 from epsdpo.models.response import GenerationError
@@ -173,26 +172,6 @@ def test_what_is_packed_without_being_asked_for_is_read(tmp_path, encoding):
         (judgement,) = judge_all(comparisons(1), server, tmp_path)
     assert judgement.preference is not None
     assert server.headers[0]["Accept-Encoding"] == "identity"
-
-
-@pytest.mark.parametrize(
-    ("header", "seconds"),
-    [
-        ("1e999", float("inf")),
-        ("9" * 400, float("inf")),
-        ("-inf", 0.0),
-        ("nan", None),
-        ("0.25", 0.25),
-        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
-        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
-        ("Mon, 01 Jan 2024 99:99:99 GMT", None),
-        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", float("inf")),
-        ("", None),
-        ("\x00", None),
-    ],
-)
-def test_how_long_to_wait(header, seconds):
-    assert retry_after_seconds(header) == seconds
 
 
 def test_a_server_that_asks_to_wait_for_ever_fails_its_request(tmp_path):
