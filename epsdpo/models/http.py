@@ -39,7 +39,7 @@ def ask_server(
 
     Args:
         path: of the endpoint, behind `access.base_url`.
-        bodies: of the requests, ASCII in JSON.
+        bodies: of the requests, to be sent as JSON.
         read: what an answer's JSON means for the request of this number: what is found in it, or a failure, which is
             asked again where it is transient. What it raises ends everything.
     """

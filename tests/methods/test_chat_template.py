@@ -217,6 +217,10 @@ def test_check_names_the_day(values, tmp_path, capsys):
     values["evaluate"] |= {"engine": "server", "server": server}
     code, printed = checked()
     assert code == 2 and "error   evaluate.server.endpoint is 'chat', but the chat template writes today's" in printed
+    asked = {"base_url": "http://localhost:1/v1", "model": "a", "endpoint": "chat"}
+    ranked = {"ranker": {"model": values["model"]["name_or_path"]}, "prompts": {"source": str(config)}}
+    values["data"] = {"source": "on_policy", "on_policy": {**ranked, "engine": "server", "server": asked}}
+    assert "error   data.on_policy.server.endpoint is 'chat', but the chat template writes today's" in checked()[1]
 
 
 def test_a_template_without_a_date_is_not_spoken_of(values, tmp_path, capsys, tokenizer):

@@ -147,11 +147,12 @@ def _dates(experiment: Experiment, tokenizer: PreTrainedTokenizerBase) -> Iterat
             f"chat template: it writes today's date, and is told {experiment.data.template_date} on any day "
             "(data.template_date). The trained model's copy of it still asks the clock of whoever uses it",
         )
-        if evaluate is not None and evaluate.server is not None:
-            try:
-                require_ids_for_dates(evaluate.server, tokenizer)
-            except ConfigError as error:
-                yield Finding(ERROR, str(error))
+        for place, section in (("evaluate.server", evaluate), ("data.on_policy.server", on_policy)):
+            if section is not None and section.server is not None:
+                try:
+                    require_ids_for_dates(section.server, tokenizer, place)
+                except ConfigError as error:
+                    yield Finding(ERROR, str(error))
     judge = None if evaluate is None or evaluate.judge is None else evaluate.judge
     ranker = None if on_policy is None else on_policy.ranker
     for place, section in (("evaluate.judge", judge), ("data.on_policy.ranker", ranker)):
