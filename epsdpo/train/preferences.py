@@ -158,7 +158,7 @@ def _prepared_and_trained(experiment: Experiment, options: argparse.Namespace) -
     data_dir = Path(options.data or run_dir / "data")
     with process_state(experiment).main_process_first():
         if not options.data and not (data_dir / REPORT).exists():
-            tokenizer = load_tokenizer(experiment.model, experiment.data)
+            tokenizer = load_tokenizer(experiment)
             prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])
         data = load_prepared(data_dir)
     return train(experiment, data, options.train_dir or run_dir / "train", sft_dir=options.sft_dir)
