@@ -17,13 +17,13 @@ from typing import Any
 import yaml
 
 from epsdpo import __version__
+from epsdpo.batch.specs import STAGES
 from epsdpo.batch.startup import prepare
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.paths import resolve_path
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
 from epsdpo.files import AFTER_DISK_FULL, DISK_FULL
-from epsdpo.runs.layout import STAGES
 from epsdpo.texts import is_writable
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
@@ -80,7 +80,6 @@ def _run(options: argparse.Namespace) -> int:
     from epsdpo.batch.engine import ENGINE_LOG
     from epsdpo.batch.index import INDEX
     from epsdpo.batch.runner import Resources, look_at_batch, run_batch
-    from epsdpo.batch.specs import CLAIMS, REPORT
     from epsdpo.paper.claims.settings import read_claims
     from epsdpo.runs.layout import PAGE, experiments_in
     from epsdpo.runs.manifest import LOG, MANIFEST
@@ -100,10 +99,11 @@ def _run(options: argparse.Namespace) -> int:
     )
     claims = read_claims(resolve_path(options.claims)) if options.claims else None
     if options.dry_run:
-        verdicts = look_at_batch(experiments, run_dir, resources, claims)
-        for name, verdict in verdicts.items():
-            print(f"{'would run' if verdict.due else 'finished '}  {name}" + f": {verdict.reason}" * verdict.due)
-        print(f"{sum(verdict.due for verdict in verdicts.values())} of {len(verdicts)} stages would run")
+        found = look_at_batch(experiments, run_dir, resources, claims)
+        for stage_id, standing in found.items():
+            due = standing.due
+            print(f"{'would run' if due else 'finished '}  {stage_id}" + f": {standing.reason}" * due)
+        print(f"{sum(standing.due for standing in found.values())} of {len(found)} stages would run")
         return 0
     outcome = run_batch(experiments, run_dir, resources, claims)
     for name, (folder, error) in outcome.failed.items():
@@ -114,7 +114,7 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.trouble:
         print(f"{outcome.trouble}\nwhole log: {run_dir / ENGINE_LOG}", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
-    page = run_dir / (REPORT if claims is None else CLAIMS)
+    page = run_dir / ("report" if claims is None else "claims")
     if (page / MANIFEST).exists():
         print(f"Report: {page / PAGE}")
     return FAILED if outcome.failed or outcome.not_run else 0

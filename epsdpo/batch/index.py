@@ -14,12 +14,11 @@ from typing import Any
 from jinja2 import Environment
 
 from epsdpo.batch.progress import StageStatus, batch_status
-from epsdpo.batch.specs import data_folder, pairs_folder, sft_folder
 from epsdpo.evaluation.benchmarks.results import benchmark_table
 from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in
+from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, shared_folders
 from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, read_manifest
 from epsdpo.train.pace import as_time
 
@@ -120,9 +119,9 @@ def write_index(run_dir: str | Path) -> Path:
 
 def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
     train = experiment.training_arguments()
-    own = [status for status in statuses if status.name.split("/")[0] == folder.name]
-    shared_by = _shared_folders(experiment)
-    shared = [status for status in statuses if status.name.split("/")[0] in shared_by]
+    own = [status for status in statuses if status.folder.parent == folder]
+    places = [run_dir / name for name in shared_folders(experiment).values()]
+    shared = [status for status in statuses if status.folder in places]
     seconds = [status.seconds for status in own if status.seconds is not None]
     # What is drawn here is held against the manifests, and nothing else, since this is done often.
     read = {"train": STEPS, "evaluate": SUMMARY}
@@ -155,12 +154,6 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
         "time": as_time(sum(seconds)) if seconds else "–",
         "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
     }
-
-
-def _shared_folders(experiment: Experiment) -> list[str]:
-    """The folders of what an experiment shares with others, such as its prepared data."""
-    pairs = [pairs_folder(experiment)] if experiment.data.on_policy else []
-    return [*pairs, data_folder(experiment), *([sft_folder(experiment)] if experiment.model.sft else [])]
 
 
 def _record(train_dir: Path) -> str:

@@ -25,11 +25,11 @@ from rich.text import Text
 
 from epsdpo.experiment import ConfigError
 from epsdpo.files import read_object
-from epsdpo.runs.layout import STEPS
-from epsdpo.runs.manifest import LOG, read_manifest, read_stage_file, unreadable
+from epsdpo.runs.layout import STATE_FOLDER, STEPS
+from epsdpo.runs.manifest import LOG, TRAININGS, read_manifest, read_stage_file, unreadable
 from epsdpo.train.pace import as_time, seconds_left
 
-PLAN = Path(".epsdpo") / "plan.json"
+PLAN = Path(STATE_FOLDER) / "plan.json"
 PROGRESS = "progress.json"  # beside a training's record
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -94,7 +94,7 @@ def _status(name: str, stage: str, folder: Path, error: str | None) -> StageStat
     if _is_gone(state, folder):
         return StageStatus(name, stage, folder, "interrupted", detail="the same command continues it")
     seconds = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
-    detail = (_training_progress(folder, state) if stage in ("sft", "train") else "") or _last_words(folder, state)
+    detail = (_training_progress(folder, state) if stage in TRAININGS else "") or _last_words(folder, state)
     return StageStatus(name, stage, folder, "running", seconds, detail)
 
 

@@ -76,3 +76,15 @@ def decided_by(method: str) -> dict[str, Any]:
         return {"epsilon_step": 0.0, **moving, **loss}
     # SimPO is TRL's CPO without its term on the chosen responses.
     return {"simpo": {"loss_type": "simpo", "cpo_alpha": 0.0}, "cpo": {"loss_type": "sigmoid"}}.get(method, {})
+
+
+def code_of(method: str) -> list[tuple[str, str]]:
+    """Modules and names of what a method is made of, its config and its trainer; nothing is loaded for it."""
+    config, trainer = {
+        "beta_dpo": ("other_configs:BetaDPOConfig", "batch_beta:BetaDPOTrainer"),
+        "kto": ("other_configs:KTOConfig", "kto:KTOTrainer"),
+        "orpo": ("reference_free_configs:ORPOConfig", "reference_free:ORPOTrainer"),
+        **dict.fromkeys(("simpo", "cpo"), ("reference_free_configs:CPOConfig", "reference_free:CPOTrainer")),
+        **dict.fromkeys(TRL_LOSSES, ("other_configs:TrlLossConfig", "trl_losses:TrlLossTrainer")),
+    }.get(method, ("config:EpsilonDPOConfig", "trainer:EpsilonDPOTrainer"))
+    return [tuple(f"epsdpo.methods.{place}".split(":")) for place in (config, trainer)]

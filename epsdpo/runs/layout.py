@@ -1,39 +1,27 @@
-"""How a run is laid out: stages and their notebooks, names of files, and what of it is finished.
+"""How a run is laid out: names of its folders and files, and what of it is finished.
 
-It only reads, and loads neither papermill nor torch, so that commands which run nothing are quick.
+Nothing is written here, and neither papermill nor torch loaded, so that commands which run nothing are quick.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
-from epsdpo.files import read_object
-from epsdpo.runs.fingerprint import KEY_LENGTH
-from epsdpo.runs.manifest import MANIFEST, read_manifest
 from epsdpo.experiment.paths import REPOSITORY
+from epsdpo.files import read_object
+from epsdpo.runs.manifest import MANIFEST, read_manifest
+from epsdpo.runs.reach import digest
+from epsdpo.runs.settings import of_prepared_data, of_sampling, of_sft
 
 logger = logging.getLogger(__name__)
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-
-# Stage -> notebook, in the order of a run; the last is run by hand alone.
-STAGES = {
-    "sample": "00_sample_pairs.ipynb",
-    "prepare": "01_prepare_data.ipynb",
-    "sft": "01b_sft.ipynb",
-    "train": "02_train.ipynb",
-    "trajectory": "03_beta_trajectory.ipynb",
-    "evaluate": "04_evaluate.ipynb",
-    "report": "05_report.ipynb",
-    "claims": "06_claims.ipynb",
-    "precision": "07_precision.ipynb",
-    "compare": "03b_compare_trajectories.ipynb",
-}
 
 # Beside a stage's folder: what was made there for other settings, by other code, or by nobody knows what.
 SUPERSEDED = "superseded"
@@ -45,11 +33,12 @@ ANSWERS = "answers"
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
 
-# What trainings write there: a row per step. It is `epsdpo.methods.record`'s, which loads more than commands can wait
-# for.
+# What trainings write there, a row per step: as the record calls it, which loads more than commands can wait for.
 STEPS = "steps.jsonl"
-# Of a run folder: every experiment in a row.
+
+# Of a run folder: every experiment in a row, and what the runner keeps for itself.
 INDEX = "index.html"
+STATE_FOLDER = ".epsdpo"
 
 # What the evaluate notebook writes there: its numbers.
 SUMMARY = "summary.json"
@@ -60,6 +49,32 @@ STEP_COST = Path("step_cost") / "mini.json"
 # Beside the stages of an experiment: what `epsdpo benchmark` measured of its models.
 BENCHMARKS = "benchmarks"
 BENCHMARK_RESULTS = "results.json"
+
+
+def pairs_folder(experiment: Experiment) -> str:
+    """Name of the folder of sampled pairs: experiments whose pairs would come out the same share one."""
+    return _shared_folder("pairs", of_sampling(experiment))
+
+
+def data_folder(experiment: Experiment) -> str:
+    """Name of the prepared-data folder, shared as that of pairs."""
+    return _shared_folder("data", of_prepared_data(experiment))
+
+
+def sft_folder(experiment: Experiment) -> str:
+    """Name of the SFT model's folder, shared as that of pairs."""
+    return _shared_folder("sft", of_sft(experiment))
+
+
+def _shared_folder(kind: str, settings: dict[str, Any]) -> str:
+    return f"{kind}-{digest(json.dumps(settings, sort_keys=True))[:8]}"
+
+
+def shared_folders(experiment: Experiment) -> dict[str, str]:
+    """Stage -> folder in the run, of the stages that an experiment may share with others."""
+    pairs = {"sample": pairs_folder(experiment)} if experiment.data.on_policy else {}
+    sft = {"sft": sft_folder(experiment)} if experiment.model.sft else {}
+    return {**pairs, "prepare": data_folder(experiment), **sft}
 
 
 def experiment_of(train_dir: Path) -> Experiment:
@@ -73,7 +88,7 @@ def experiment_of(train_dir: Path) -> Experiment:
 def link_to_index(folder: Path) -> str:
     """The relative link from a page in a stage's folder to the index of its batch; "" where it is part of none."""
     for above in folder.resolve().parents[:2]:
-        if (above / INDEX).exists() and (above / ".epsdpo").is_dir():  # a page of the runner's, not of somebody's site
+        if (above / INDEX).exists() and (above / STATE_FOLDER).is_dir():  # a page of the runner's, not of somebody's site
             return os.path.relpath(above / INDEX, folder.resolve())
     return ""
 
@@ -117,7 +132,7 @@ def finished_analyses(run_dir: Path) -> dict[str, str]:
             if manifest is not None:
                 keys[f"{file.parents[1].name}/{stage}"] = manifest["key"]
     for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
-        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
+        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = digest(file.read_bytes())
     return keys
 
 
@@ -125,5 +140,5 @@ def tested_on(run_dir: Path) -> dict[str, str]:
     """Keys of what claims are tested on: all evaluations of a run folder, and the benchmark of a step."""
     keys = {name: key for name, key in finished_analyses(run_dir).items() if name.endswith("/evaluate")}
     if (run_dir / STEP_COST).exists():
-        keys["step_cost"] = hashlib.sha256((run_dir / STEP_COST).read_bytes()).hexdigest()[:KEY_LENGTH]
+        keys["step_cost"] = digest((run_dir / STEP_COST).read_bytes())
     return keys

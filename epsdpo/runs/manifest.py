@@ -28,7 +28,7 @@ from epsdpo.texts import writable
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
 LOG = "stage.log"  # of the process that ran the stage
-_TRAININGS = ("sft", "train")
+TRAININGS = ("sft", "train")  # stages that leave a record of their steps, checkpoints and weights
 _READ_OF_STAGE_FILE = {"status", "started", "pid", "host"}
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
@@ -148,7 +148,7 @@ def changed_outputs(folder: Path, only: Callable[[str], bool] = lambda name: Tru
     changes = []
     for name, described in manifest.get("outputs", {}).items():
         path = folder / name
-        removed = "/" in name and manifest.get("stage") in _TRAININGS and not (folder / name.split("/")[0]).exists()
+        removed = "/" in name and manifest.get("stage") in TRAININGS and not (folder / name.split("/")[0]).exists()
         if removed or not only(name):
             continue
         if not path.is_file():

@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from kit import tiny_stages
 
-from epsdpo.batch.plan import judge, plan_stages
-from epsdpo.batch.progress import batch_status
-from epsdpo.batch.runner import PLAN_FILE, STATE_FOLDER
+from epsdpo.batch.plan import plan_stages, standings
+from epsdpo.batch.progress import PLAN, batch_status
 from epsdpo.batch.stage import run_stage
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment import EXPERIMENT_FILE, save_experiment
@@ -41,8 +40,8 @@ def run(tmp_path_factory):
 
 def test_each_stage_is_finished_as_the_plan_foresaw_it(run):
     _, stages, planned = run
-    verdicts = judge(planned)
-    assert {stage: verdicts[stages[stage].name].reason for stage in EXECUTED} == dict.fromkeys(EXECUTED, "finished")
+    found = standings(planned)
+    assert {stage: found[stages[stage].id].reason for stage in EXECUTED} == dict.fromkeys(EXECUTED, "finished")
     for stage in EXECUTED:
         page = (stages[stage].folder / "notebook.html").read_text(encoding="utf-8")
         assert "Traceback" not in page and not re.search(r'(?:src|href)="https?:', page)
@@ -72,9 +71,9 @@ def test_status_tells_how_far_sft_is(run, tmp_path):
     for name in (STEPS_FILE, PROGRESS_FILE):
         shutil.copy(stages["sft"].folder / name, folder)
     write_stage_file(folder, stage="sft", parts={}, started=datetime.now(UTC))
-    (tmp_path / STATE_FOLDER).mkdir()
+    (tmp_path / PLAN).parent.mkdir()
     plan = {"stages": {"sft-0/sft": {"stage": "sft", "folder": str(folder)}}}
-    (tmp_path / STATE_FOLDER / PLAN_FILE).write_text(json.dumps(plan), encoding="utf-8")
+    (tmp_path / PLAN).write_text(json.dumps(plan), encoding="utf-8")
     (status,) = batch_status(tmp_path)
     steps = len(read_steps(folder))
     assert status.state == "running"

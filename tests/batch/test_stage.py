@@ -21,10 +21,10 @@ from jupyter_client.connect import LocalPortCache
 from kit.waiting import running, wait_until
 
 from epsdpo.batch import stage as stages
+from epsdpo.batch.specs import STAGES
 from epsdpo.batch.stage import StageError, check_parameters, read_parameters, run_stage
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.paths import REPOSITORY, resolve_path
-from epsdpo.runs.layout import STAGES
 
 COMMITTED = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -170,7 +170,7 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
         "os.rename(output_dir + '/pids.part', output_dir + '/pids')\ntime.sleep(60)",
     )
     program = (
-        "import pathlib, signal, sys\nfrom epsdpo import stages\nimport epsdpo.__main__ as command\n"
+        "import pathlib, signal, sys\nfrom epsdpo.batch import stage as stages\nimport epsdpo.__main__ as command\n"
         f"stages.NOTEBOOKS = pathlib.Path({str(book.parent)!r})\n"
         f"sys.exit(command.main(['stage', 'train', '--output', {str(tmp_path)!r}]))"
     )
@@ -238,16 +238,16 @@ def test_a_missing_notebook_is_named(tmp_path, monkeypatch):
 
 def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_path("epsdpo/stages.py") == REPOSITORY / "epsdpo" / "stages.py"
+    assert resolve_path("epsdpo/files.py") == REPOSITORY / "epsdpo" / "files.py"
     (tmp_path / "epsdpo").mkdir()
-    (tmp_path / "epsdpo" / "stages.py").touch()
-    assert resolve_path("epsdpo/stages.py").resolve() == (tmp_path / "epsdpo" / "stages.py").resolve()
+    (tmp_path / "epsdpo" / "files.py").touch()
+    assert resolve_path("epsdpo/files.py").resolve() == (tmp_path / "epsdpo" / "files.py").resolve()
     with pytest.raises(ConfigError, match=r"no-such\.yaml: no such file"):
         resolve_path("no-such.yaml")
 
 
 def test_the_committed_notebooks_are_those_of_the_stages():
-    assert {path.name for path in COMMITTED} == set(STAGES.values())
+    assert {path.name for path in COMMITTED} == {spec.notebook for spec in STAGES.values()}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -284,7 +284,7 @@ def test_the_key_to_a_kernel_stays_on_no_disk(notebook, tmp_path, monkeypatch):
     killed = "\n".join(
         [
             "import os, signal, sys, pathlib",
-            "from epsdpo import stages",
+            "from epsdpo.batch import stage as stages",
             f"stages.NOTEBOOKS = pathlib.Path({str(stages.NOTEBOOKS)!r})",
             "stages._Client.wait_for_ready = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
             f"stages.run_stage('train', {{}}, {str(output_dir)!r})",

@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import AutoModelForCausalLM
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.batch.specs import data_folder, sft_folder
 from epsdpo.experiment import ConfigError, load_experiments, save_experiment
 from epsdpo.methods.heads import expose_hidden_states
 from epsdpo.paper import epsilon_bound
@@ -22,6 +21,7 @@ from epsdpo.paper.claims import bounds as claim_bounds
 from epsdpo.paper.claims.settings import has_fixed_reference
 from epsdpo.paper.drawing_bound import epsilon_bounds
 from epsdpo.paper.epsilon_bound import decisions_at, mean_bounds, upper_bounds, with_limit
+from epsdpo.runs.layout import data_folder, sft_folder
 from epsdpo.train import preferences as training
 from epsdpo.trajectory.summary import DECISIONS
 

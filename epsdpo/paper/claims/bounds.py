@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from epsdpo.batch.specs import data_folder, sft_folder
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment import Experiment
 from epsdpo.files import written_whole
@@ -21,6 +20,7 @@ from epsdpo.models.start import after_sft
 from epsdpo.paper.claims.names import AT_LARGEST
 from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.epsilon_bound import EPSILONS, PAIRS, mean_bounds, measure_run, measured_pairs
+from epsdpo.runs.layout import data_folder, sft_folder
 from epsdpo.runs.manifest import read_manifest
 
 PRECISIONS = ("bfloat16", "float32")
