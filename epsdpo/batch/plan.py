@@ -26,7 +26,7 @@ from epsdpo.batch.specs import (
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.runs.fingerprint import differences, key_of, key_parts
-from epsdpo.runs.layout import NOTEBOOKS, not_judged, shared_folders
+from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, not_judged, shared_folders
 from epsdpo.runs.manifest import read_manifest, read_stage_file, unreadable
 
 
@@ -134,7 +134,7 @@ def _standing(stage: PlannedStage, parts: dict[str, dict], due_needs: list[Stage
 def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
-    taken = {stage for stage, spec in STAGES.items() if spec.joins}
+    taken = {ANSWERS, *(stage for stage, spec in STAGES.items() if spec.joins)}
     taken.update(*(shared_folders(experiment).values() for experiment in experiments))
     for experiment in experiments:
         if experiment.name in taken:

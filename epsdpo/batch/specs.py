@@ -73,7 +73,7 @@ def _nothing(*_: Any) -> dict[str, Any]:
 STAGES = {
     "sample": Spec(
         "00_sample_pairs.ipynb",
-        takes=("config",),
+        takes=("config", "keep_answers_in"),
         settings=decisive.of_sampling,
         work="sample_pairs",
         on_gpu=True,
@@ -173,13 +173,12 @@ def planned_stage(
     }
     if baseline is not None:
         needs["baseline"] = StageId(baseline.name, "train")
+    stage_id = StageId(experiment.name if spec.of_one_experiment else shared[stage], stage)
     values = {
         "config": str(own / EXPERIMENT_FILE),
         "live": False,
-        # Beside the stage's folder, which makes way when it is outdated: what was paid for stays.
-        "keep_answers_in": str(own / ANSWERS),
+        "keep_answers_in": str(own / ANSWERS if spec.of_one_experiment else run_dir / ANSWERS / stage_id.folder),
     }
-    stage_id = StageId(experiment.name if spec.of_one_experiment else shared[stage], stage)
     return PlannedStage(
         stage_id,
         folder_of(stage_id, run_dir),

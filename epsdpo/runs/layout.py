@@ -26,8 +26,10 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 # Beside a stage's folder: what was made there for other settings, by other code, or by nobody knows what.
 SUPERSEDED = "superseded"
 
-# Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
+# What was paid for or took long lies beside the stage's folder, which makes way when it is outdated: what the models and
+# the judge of an experiment answered, also to sampling, and up to which ε the decisions of its pairs hold.
 ANSWERS = "answers"
+BOUNDS = "bounds"
 
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"

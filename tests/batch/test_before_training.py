@@ -57,6 +57,13 @@ def test_pairs_reach_sft_and_training(run):
     assert set(trained["key_parts"]["inputs"]) == {"data", "sft"}
 
 
+def test_what_was_asked_lies_beside_the_folder_that_makes_way(run):
+    run_dir, stages, _ = run
+    kept = run_dir / "answers" / stages["sample"].folder.name
+    assert {path.name for path in kept.iterdir()} >= {"generated.jsonl", "scores.jsonl"}
+    assert not list(stages["sample"].folder.glob("*.jsonl"))
+
+
 def test_evaluation_takes_the_sft_model_for_the_reference(run):
     _, stages, _ = run
     summary = json.loads((stages["evaluate"].folder / "summary.json").read_text(encoding="utf-8"))

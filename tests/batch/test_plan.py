@@ -300,9 +300,10 @@ def test_an_evaluation_with_comparisons_left_out_is_due_again(tmp_path):
 
 
 def test_what_was_answered_lies_where_no_stage_makes_way(tmp_path):
-    planned = plan_stages(four_experiments(), tmp_path)
-    folders = [Path(stage.parameters["keep_answers_in"]) for stage in planned.values() if stage.stage == "evaluate"]
-    assert len(set(folders)) == len(folders) == 3  # two stages at once do not share one
+    planned = plan_stages([*four_experiments(), from_the_beginning("e_all")], tmp_path)
+    asking = [stage for stage in planned.values() if stage.stage in ("sample", "evaluate")]
+    folders = [Path(stage.parameters["keep_answers_in"]) for stage in asking]
+    assert len(set(folders)) == len(folders) == 5  # two stages at once do not share one
     for stage in planned.values():
         assert not any(folder.is_relative_to(stage.folder) for folder in folders)
 
@@ -339,9 +340,10 @@ def test_a_template_counts_by_what_it_says(tmp_path):
     assert settings("b.txt", "one") == first != settings("a.txt", "two")
 
 
-def test_an_experiment_cannot_take_the_folder_of_the_report():
-    with pytest.raises(ConfigError, match="'report' is a folder of the run itself"):
-        check_names([experiment("report")])
+def test_an_experiment_cannot_take_a_folder_of_the_run():
+    for name in ("report", "answers"):
+        with pytest.raises(ConfigError, match=f"'{name}' is a folder of the run itself"):
+            check_names([experiment(name)])
 
 
 @pytest.mark.parametrize(
