@@ -19,7 +19,7 @@ from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
 from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, shared_folders
-from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, read_manifest
+from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, commit_of, read_manifest
 from epsdpo.train.pace import as_time
 
 _TEMPLATE = """\
@@ -73,7 +73,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <td data-head="stages">{% for stage in row.stages %}
 <span class="stage">
 {% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif +%}
-<span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} ·{% endif %}</span>
+<span class="{{ stage.state }}">{{ stage.state }}</span>{% if stage.kept %} ({{ stage.kept }}){% endif %}
+{%- if not loop.last %} ·{% endif %}</span>
 {% endfor %}</td>
 <td class="number" data-head="time">{{ row.time }}</td><td data-head="commit">{{ row.commit }}</td></tr>
 {% endfor %}
@@ -130,7 +131,6 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
     evaluated = "evaluate" not in changed and (folder / "evaluate" / MANIFEST).exists()
     evaluation = evaluated and read_object(folder / "evaluate" / SUMMARY) or {}
     judged = experiment.evaluate is None or experiment.evaluate.judge is not None
-    git = (read_manifest(folder / "train") or {}).get("git")
     return {
         "name": folder.name,
         "title": experiment.title,
@@ -147,12 +147,13 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
             {
                 "name": status.stage,
                 "state": status.state,
+                "kept": status.detail if status.state == "finished" else "",
                 "link": _link(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
             }
             for status in [*shared, *own]
         ],
         "time": as_time(sum(seconds)) if seconds else "–",
-        "commit": "–" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+        "commit": commit_of(read_manifest(folder / "train") or {}) or "–",
     }
 
 

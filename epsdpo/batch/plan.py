@@ -2,8 +2,8 @@
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
 config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs.
-A stage is due unless its manifest says that just this was computed already, and unless a judge left comparisons out,
-which are asked for again.
+A stage is due unless its manifest says that just this was computed already, or, where results are to be kept, the same
+but for the code that did it; and unless a judge left comparisons out, which are asked for again.
 """
 
 from __future__ import annotations
@@ -20,29 +20,37 @@ from epsdpo.batch.specs import (
     PlannedStage,
     StageId,
     code_digests,
+    inputs_of_run,
     planned_over_run,
     planned_stage,
 )
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.runs.fingerprint import differences, key_of, key_parts
-from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, not_judged, shared_folders
-from epsdpo.runs.manifest import read_manifest, read_stage_file, unreadable
+from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, kept_in, not_judged, shared_folders
+from epsdpo.runs.manifest import commit_now, is_kept, read_manifest, read_stage_file, unreadable
 
 
 @dataclass(frozen=True)
 class Standing:
     """Whether a stage is due, and why, in words.
 
-    `outdated` says that its folder holds, whole or in part, the result of something else; `made` that it holds the
-    whole result, also where a stage is due all the same.
+    Attributes:
+        parts: of its key, as of now.
+        key: of the result that there will be: that of these parts, or of the result that is kept.
+        outdated: whether its folder holds, whole or in part, the result of something else.
+        made: whether it holds the whole result, also where the stage is due all the same.
+        keeps: whether that result is to be kept, though other code made it, and is not marked so yet.
     """
 
     parts: dict[str, dict]
+    key: str
     due: bool
     reason: str
     outdated: bool = False
     made: bool = False
+    keeps: bool = False
 
 
 def plan_stages(
@@ -91,44 +99,65 @@ def plan_stages(
     return planned
 
 
-def standings(planned: dict[StageId, PlannedStage]) -> dict[StageId, Standing]:
-    """For each stage whether it is due, and why."""
+def standings(planned: dict[StageId, PlannedStage], keep_results: bool = False) -> dict[StageId, Standing]:
+    """For each stage whether it is due, and why.
+
+    Args:
+        keep_results: whether a finished result stays that differs from what would be made in its code alone.
+    """
     found: dict[StageId, Standing] = {}
     code_of = functools.cache(lambda stage, method: code_digests(stage, NOTEBOOKS / STAGES[stage].notebook, method))
     for stage_id, stage in planned.items():
-        inputs = {role: key_of(found[need].parts) for role, need in stage.needs.items()}
-        joins = STAGES[stage.stage].joins
-        if joins is not None:  # also what an earlier batch has left in the folder
-            inputs = {**joins(stage.folder.parent), **inputs}
+        inputs = {role: found[need].key for role, need in stage.needs.items()}
+        if STAGES[stage.stage].joins is not None:  # also what an earlier batch has left in the folder
+            run_dir = stage.folder.parent
+            inputs = {**inputs_of_run(stage.stage, run_dir, _kept(run_dir, found)), **inputs}
         parts = key_parts(stage.settings, code_of(stage.stage, stage.method), inputs)
         due_needs = [need for need in stage.needs.values() if found[need].due]
-        found[stage_id] = _standing(stage, parts, due_needs)
+        found[stage_id] = _standing(stage, parts, due_needs, keep_results)
     return found
 
 
-def _standing(stage: PlannedStage, parts: dict[str, dict], due_needs: list[StageId]) -> Standing:
+def _kept(run_dir: Path, found: dict[StageId, Standing]) -> dict[str, str]:
+    """What of a run will have been kept when all that is due has been run."""
+    remains = kept_in(run_dir)
+    for stage_id, standing in found.items():
+        if standing.due:
+            remains.pop(str(stage_id), None)
+        elif standing.keeps:
+            remains[str(stage_id)] = commit_now(REPOSITORY)
+    return remains
+
+
+def _standing(stage: PlannedStage, parts: dict[str, dict], due_needs: list[StageId], keep_results: bool) -> Standing:
+    def due(reason: str, **more: bool) -> Standing:
+        return Standing(parts, key_of(parts), due=True, reason=reason, **more)
+
     if os.path.lexists(stage.folder) and not stage.folder.is_dir():
-        return Standing(parts, due=True, reason="something else than a folder is in its place", outdated=True)
+        return due("something else than a folder is in its place", outdated=True)
     damaged = unreadable(stage.folder)
     if damaged is not None:
-        return Standing(parts, due=True, reason=f"{damaged.name} cannot be read, and counts as not run", outdated=True)
+        return due(f"{damaged.name} cannot be read, and counts as not run", outdated=True)
     manifest, stage_file = read_manifest(stage.folder), read_stage_file(stage.folder)
-    found = manifest or stage_file
-    if found is None:
-        return Standing(parts, due=True, reason="not run yet")
-    changes = differences(found.get("key_parts", {}), parts)
-    if changes:
-        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
-        return Standing(parts, due=True, reason="; ".join(changes[:3]) + more, outdated=True)
+    recorded = (manifest or stage_file or {}).get("key_parts", {})
+    if manifest is None and stage_file is None:
+        return due("not run yet")
+    with_this_code = {**recorded, "code": parts["code"]}
+    if manifest is not None and is_kept(manifest, parts["code"]):
+        recorded = with_this_code
+    changes, missing = differences(recorded, parts), not_judged(stage.folder)
+    whole = manifest is not None and not due_needs and not missing
+    keeps = bool(changes) and keep_results and whole and not differences(with_this_code, parts)
+    reason = "; ".join(changes[:3]) + (f" (and {len(changes) - 3} more)" if len(changes) > 3 else "")
+    if changes and not keeps:
+        return due(reason, outdated=True)
     if manifest is None:
-        return Standing(
-            parts, due=True, reason="failed before" if stage_file["status"] == "failed" else "was interrupted"
-        )
+        return due("failed before" if stage_file["status"] == "failed" else "was interrupted")
     if due_needs:
-        return Standing(parts, due=True, reason=f"{due_needs[0]} is run again", made=True)
-    if missing := not_judged(stage.folder):
-        return Standing(parts, due=True, reason=f"{missing} comparisons were not judged", made=True)
-    return Standing(parts, due=False, reason="finished", made=True)
+        return due(f"{due_needs[0]} is run again", made=True)
+    if missing:
+        return due(f"{missing} comparisons were not judged", made=True)
+    return Standing(parts, manifest["key"], due=False, reason=reason or "finished", made=True, keeps=keeps)
 
 
 def check_names(experiments: Iterable[Experiment]) -> None:

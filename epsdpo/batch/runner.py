@@ -26,13 +26,14 @@ from epsdpo.batch.plan import Standing, check_names, plan_stages, standings
 from epsdpo.batch.progress import PLAN, Display
 from epsdpo.batch.specs import PlannedStage, StageId
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
+from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
 from epsdpo.methods.loading import require_no_own_code
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import pin_revision
 from epsdpo.paper.claims.settings import Claims, check_runs, fix_claims
 from epsdpo.runs.layout import STATE_FOLDER, SUPERSEDED, titles_in
-from epsdpo.runs.manifest import LOG, MANIFEST, read_manifest, read_stage_file, unreadable
+from epsdpo.runs.manifest import LOG, MANIFEST, keep, read_manifest, read_stage_file, unreadable
 from epsdpo.runs.watch import ORPHANED
 
 LOCK_FILE = "lock"
@@ -53,12 +54,14 @@ class Outcome:
 
     Attributes:
         finished: the stages that have a manifest with their key, whatever was said on the way.
+        kept: those of them that were accepted now though other code made them, each with what changed.
         failed: those that were begun and did not get there.
         not_run: the others, each with the reason.
         trouble: what went wrong with Snakemake itself; "" if nothing did.
     """
 
     finished: list[StageId]
+    kept: dict[StageId, str]
     failed: dict[StageId, Failure]
     not_run: dict[StageId, str]
     trouble: str
@@ -69,6 +72,7 @@ def run_batch(
     run_dir: Path,
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
+    keep_results: bool = False,
 ) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
 
@@ -77,6 +81,7 @@ def run_batch(
 
     Args:
         claims: what the batch tests; fixed in `run_dir` before anything is run.
+        keep_results: whether finished results stay that differ in their code alone; they are marked.
 
     Raises:
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
@@ -93,10 +98,15 @@ def run_batch(
             fix_claims(claims, run_dir)
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
         failed: dict[StageId, Failure] = {}
+        kept: dict[StageId, str] = {}
         trouble = ""
         while True:
             planned = plan_stages(experiments, run_dir, launch, failed, claims)
-            found = standings(planned)
+            found = standings(planned, keep_results)
+            for stage_id, standing in found.items():
+                if standing.keeps:
+                    keep(planned[stage_id].folder, standing.parts["code"], REPOSITORY)
+                    kept[stage_id] = standing.reason
             due = {stage_id: stage for stage_id, stage in planned.items() if found[stage_id].due}
             _write_plan(planned, failed, run_dir)
             if not due:
@@ -125,7 +135,7 @@ def run_batch(
                 not_run[stage_id] = "because Snakemake ended before it was"
             else:
                 not_run[stage_id] = f"because {found[stage_id].reason}; the same command goes on"
-        return Outcome(finished, failed, not_run, trouble)
+        return Outcome(finished, kept, failed, not_run, trouble)
 
 
 def look_at_batch(
@@ -133,6 +143,7 @@ def look_at_batch(
     run_dir: Path,
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
+    keep_results: bool = False,
 ) -> dict[StageId, Standing]:
     """What `run_batch` would do, for each stage; nothing is run, written or asked of a hub."""
     launch = _check(experiments, run_dir, resources)
@@ -140,7 +151,7 @@ def look_at_batch(
         check_runs(claims, experiments)
     known = [_known(experiment, run_dir) for experiment in experiments]
     planned = plan_stages(known, run_dir, launch, claims=claims)
-    return standings(planned)
+    return standings(planned, keep_results)
 
 
 def _check(experiments: list[Experiment], run_dir: Path, resources: Resources) -> dict[str, Any]:

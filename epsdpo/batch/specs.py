@@ -219,6 +219,11 @@ def settings_of(stage: str, experiment: Experiment, baseline: Experiment | None 
     return spec.settings(experiment) | compared
 
 
+def inputs_of_run(stage: str, run_dir: Path, kept: Mapping[str, str]) -> dict[str, str]:
+    """Keys of what a stage reads that joins the results of a run, and what of the run was kept, which it says."""
+    return STAGES[stage].joins(run_dir) | {f"{name} (kept)": commit for name, commit in kept.items()}
+
+
 def code_digests(stage: str, notebook: Path, method: str = "") -> dict[str, str]:
     """Digests of the code that decides the result of a stage, of an experiment's method where that matters.
 

@@ -28,7 +28,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from epsdpo.batch.progress import progress_mark
-from epsdpo.batch.specs import STAGES, code_digests, settings_of
+from epsdpo.batch.specs import STAGES, code_digests, inputs_of_run, settings_of
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
 from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.experiment.values import number_advice
@@ -36,7 +36,7 @@ from epsdpo.methods.loading import require_no_own_code
 from epsdpo.methods.record import first_step, incompleteness
 from epsdpo.models.start import MODEL_FOLDER
 from epsdpo.runs.fingerprint import key_parts
-from epsdpo.runs.layout import EXECUTED, NOTEBOOKS, PAGE, experiment_of, link_to_index
+from epsdpo.runs.layout import EXECUTED, NOTEBOOKS, PAGE, experiment_of, kept_in, link_to_index
 from epsdpo.runs.manifest import (
     LOG,
     MANIFEST,
@@ -207,6 +207,20 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
     )
 
 
+def renew_report(run_dir: Path) -> list[str]:
+    """Make the report of a run folder again if it shows other results than there are; return what failed."""
+    report = run_dir / "report"
+    manifest = read_manifest(report)
+    there_are = inputs_of_run("report", run_dir, kept_in(run_dir))
+    if manifest is None or manifest.get("key_parts", {}).get("inputs") == there_are:
+        return []
+    try:
+        run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
+    except StageError as error:
+        return [str(error)]
+    return []
+
+
 def _left_by_others(output_dir: Path) -> dict[str, Any]:
     """What lies in the folder as a stage begins, so that none of it is taken for this process's progress."""
     log = output_dir / LOG
@@ -272,7 +286,7 @@ def _settings_and_inputs(
                 f"stage {stage}: parameter 'run_dir' is missing; give the folder of a run, e.g. runs/demo"
             )
         run_dir = resolve_path(parameters["run_dir"])
-        return {**spec.settings_of_run(run_dir, (), None), **figures}, spec.joins(run_dir)
+        return {**spec.settings_of_run(run_dir, (), None), **figures}, inputs_of_run(stage, run_dir, kept_in(run_dir))
     folders = {role: resolve_path(parameters[name]) for role, name in spec.reads.items() if parameters.get(name)}
     inputs = {}
     for role, folder in folders.items():

@@ -21,7 +21,7 @@ from epsdpo.methods.record import incompleteness, read_steps
 from epsdpo.models.start import MODEL_FOLDER
 from epsdpo.report.head_to_head import head_to_head, with_win_rate
 from epsdpo.runs.layout import SUMMARY, experiment_of, experiments_in
-from epsdpo.runs.manifest import MANIFEST, STAGE_FILE, read_manifest
+from epsdpo.runs.manifest import MANIFEST, STAGE_FILE, commit_of, read_manifest
 from epsdpo.trajectory.summary import summarise
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
@@ -270,9 +270,17 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"run": run.experiment.title, "seed": run.experiment.seed, **origin_of(run.directory / "train")}
+            | _kept_analyses(run.directory)
             for run in runs
         ]
     ).fillna("–")
+
+
+def _kept_analyses(directory: Path) -> dict[str, str]:
+    """Commits of analyses that were kept though code has changed since; of a training its origin says so."""
+    manifests = {stage: read_manifest(directory / stage) or {} for stage in ("trajectory", "evaluate")}
+    kept = [f"{stage}: {commit_of(manifest)}" for stage, manifest in manifests.items() if "kept" in manifest]
+    return {"kept results": "; ".join(kept)} if kept else {}
 
 
 def origin_of(train_dir: Path) -> dict[str, str]:
@@ -280,9 +288,9 @@ def origin_of(train_dir: Path) -> dict[str, str]:
     manifest = read_manifest(train_dir)
     if manifest is None:
         return {"commit": "not recorded: trained by hand"}
-    git, packages = manifest["git"], manifest["packages"]
+    packages = manifest["packages"]
     return {
-        "commit": "not in git" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else ""),
+        "commit": commit_of(manifest) or "not in git",
         **{name: packages[name] for name in ("torch", "transformers", "trl")},
         "machine": ", ".join(manifest["gpus"]) or f"{manifest['cpus']} CPUs",
         "finished (UTC)": manifest["finished"][:16].replace("T", " "),

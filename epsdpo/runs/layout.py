@@ -9,13 +9,14 @@ import functools
 import json
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import read_object
-from epsdpo.runs.manifest import MANIFEST, read_manifest
+from epsdpo.runs.manifest import MANIFEST, kept_by, read_manifest
 from epsdpo.runs.reach import digest
 from epsdpo.runs.settings import of_prepared_data, of_sampling, of_sft
 
@@ -26,8 +27,8 @@ NOTEBOOKS = REPOSITORY / "notebooks"
 # Beside a stage's folder: what was made there for other settings, by other code, or by nobody knows what.
 SUPERSEDED = "superseded"
 
-# What was paid for or took long lies beside the stage's folder, which makes way when it is outdated: what the models and
-# the judge of an experiment answered, also to sampling, and up to which ε the decisions of its pairs hold.
+# What was paid for or took long lies beside the stage's folder, which makes way when it is outdated: what models and
+# judge answered, also to sampling, and up to which ε the decisions of pairs hold.
 ANSWERS = "answers"
 BOUNDS = "bounds"
 
@@ -90,7 +91,7 @@ def experiment_of(train_dir: Path) -> Experiment:
 def link_to_index(folder: Path) -> str:
     """The relative link from a page in a stage's folder to the index of its batch; "" where it is part of none."""
     for above in folder.resolve().parents[:2]:
-        if (above / INDEX).exists() and (above / STATE_FOLDER).is_dir():  # a page of the runner's, not of somebody's site
+        if (above / INDEX).exists() and (above / STATE_FOLDER).is_dir():  # the runner's page, and no site's
             return os.path.relpath(above / INDEX, folder.resolve())
     return ""
 
@@ -117,6 +118,28 @@ def _tell_once(message: str) -> None:
 def titles_in(run_dir: Path) -> dict[str, str]:
     """Titles of the experiments of a run folder, by name."""
     return {name: experiment.title for name, experiment in experiments_in(run_dir).items()}
+
+
+def stages_below(folder: Path) -> Iterator[Path]:
+    """Folders that hold a manifest: this one, those of a batch or an experiment; not what was superseded."""
+    for depth in ("", "*/", "*/*/"):
+        for manifest in sorted(folder.glob(depth + MANIFEST)):
+            if SUPERSEDED not in manifest.relative_to(folder).parts:
+                yield manifest.parent
+
+
+def kept_in(run_dir: Path) -> dict[str, str]:
+    """What was kept in a run folder though code has changed since: the commit that kept it, by "<folder>/<stage>".
+
+    Without pages that join the whole run: they say what was kept, and are made anew for that.
+    """
+    found = {}
+    for folder in stages_below(run_dir):
+        manifest = read_manifest(folder) or {}
+        whose = folder if folder.parent == run_dir else folder.parent
+        if "kept" in manifest and whose.name != manifest["stage"]:
+            found[f"{whose.name}/{manifest['stage']}"] = kept_by(manifest)
+    return found
 
 
 def not_judged(folder: Path) -> int:

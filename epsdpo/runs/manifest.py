@@ -114,6 +114,40 @@ def write_stage_file(output_dir: Path, *, stage: str, parts: dict[str, dict], st
     )
 
 
+def keep(folder: Path, code: dict[str, str], repository: Path) -> None:
+    """Accept a finished result, which other code made, as that of `code`; its manifest says so, and by which commit."""
+    kept = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "git": _git_state(repository), "code": code}
+    _write(folder / MANIFEST, {**read_manifest(folder), "kept": kept})
+
+
+def is_kept(manifest: dict[str, Any], code: dict[str, str]) -> bool:
+    """Whether a result was accepted as that of this code."""
+    return "kept" in manifest and manifest["kept"].get("code") == code
+
+
+def commit_of(manifest: dict[str, Any]) -> str:
+    """The git commit that a stage ran in, shortened, and whether files were changed since, "" outside of git; of a
+    result that was kept, also that which kept it."""
+    made = _shortened(manifest.get("git"))
+    if "kept" not in manifest:
+        return made
+    return f"{made or 'not in git'}, kept by {kept_by(manifest)}"
+
+
+def kept_by(manifest: dict[str, Any]) -> str:
+    """The commit that a result was kept by."""
+    return _shortened(manifest["kept"].get("git")) or "not in git"
+
+
+def commit_now(repository: Path) -> str:
+    """That which a result would be kept by now."""
+    return _shortened(_git_state(repository)) or "not in git"
+
+
+def _shortened(git: dict[str, Any] | None) -> str:
+    return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest in `folder`, or None if the folder is not finished: it has none, or one that cannot be read."""
     manifest = read_object(folder / MANIFEST)
@@ -179,7 +213,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _has_a_key(content: dict[str, Any]) -> bool:
     parts = content.get("key_parts", {})
     whole = isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
-    return whole and isinstance(content.get("key"), str)
+    return whole and isinstance(content.get("key"), str) and isinstance(content.get("kept", {}), dict)
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from epsdpo.batch.specs import STAGES, StageId, code_digests, settings_of
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.paper.claims.settings import Claims
+from epsdpo.report.collect import Run, provenance
 from epsdpo.runs import reach
-from epsdpo.runs.layout import NOTEBOOKS, STEP_COST, data_folder, finished_analyses, pairs_folder, sft_folder
-from epsdpo.runs.manifest import changed_outputs, write_manifest, write_stage_file
+from epsdpo.runs.layout import NOTEBOOKS, STEP_COST, data_folder, finished_analyses, kept_in, pairs_folder, sft_folder
+from epsdpo.runs.manifest import changed_outputs, commit_of, keep, write_manifest, write_stage_file
 
 RUN = Path("runs/batch")
 
@@ -280,11 +281,48 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
 )
 def test_code_counts_where_it_is_reached_and_means_something_else(sources, file, old, new, affected):
     before = {stage: code_of(stage, sources) for stage in STAGES}
-    path = sources / file
-    text = path.read_text(encoding="utf-8")
-    assert old in text
-    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    change(sources / file, old, new)
     assert {stage for stage in STAGES if code_of(stage, sources) != before[stage]} == affected
+
+
+def change(file, old, new):
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def test_what_differs_in_code_alone_is_kept_with_all_that_was_made_of_it(sources, tmp_path):
+    planned = plan_stages([experiment("a_dpo", method="dpo"), experiment("b_eps")], tmp_path)
+    finish_all(planned)
+    change(sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513")
+    changed = {f"{name}/{stage}" for name in ("a_dpo", "b_eps") for stage in ("train", "evaluate")}
+    assert set(due(planned)) == changed | {"a_dpo/trajectory", "b_eps/trajectory", "report/report"}
+
+    found = standings(planned, keep_results=True)
+    assert {str(stage_id) for stage_id, standing in found.items() if standing.keeps} == changed
+    assert [str(stage_id) for stage_id, standing in found.items() if standing.due] == ["report/report"]
+    for stage_id, standing in found.items():
+        if standing.keeps:
+            keep(planned[stage_id].folder, standing.parts["code"], REPOSITORY)
+    assert due(planned) == ["report/report"] and kept_in(tmp_path).keys() == changed
+    finish(planned[StageId("report", "report")], standings(planned)[StageId("report", "report")])
+    assert due(planned) == []
+
+    # What is said of it, a row for each run.
+    runs = [Run(tmp_path / name, experiment(name), None, {}, None) for name in ("a_dpo", "b_eps")]
+    manifest = json.loads((tmp_path / "a_dpo" / "train" / "manifest.json").read_text(encoding="utf-8"))
+    assert provenance(runs)["commit"].tolist() == [commit_of(manifest)] * 2
+    assert ", kept by " in commit_of(manifest)
+    assert provenance(runs)["kept results"].tolist() == [f"evaluate: {commit_of(manifest)}"] * 2
+
+    # Code that changes once more is other code than they were kept for; what is run anew is no longer kept.
+    change(sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE = 513", "TOKENS_PER_TILE = 514")
+    assert changed < set(due(planned))
+    evaluate = planned[StageId("b_eps", "evaluate")]
+    (evaluate.folder / "summary.json").write_text('{"n_failed": 2}')
+    found = standings(planned, keep_results=True)
+    assert found[evaluate.id].due and found[evaluate.id].outdated  # it asks again, and by code as it is now
+    assert "b_eps/evaluate (kept)" not in found[StageId("report", "report")].parts["inputs"]
 
 
 def test_an_evaluation_with_comparisons_left_out_is_due_again(tmp_path):
