@@ -265,7 +265,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
         ),
         ("epsdpo/methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table(", set()),
         ("epsdpo/methods/batch_beta.py", "import ", "import math\nimport ", set()),  # of another method
-        ("epsdpo/methods/catalogue.py", "METHODS = (", 'METHODS = ("another", ', set()),
+        ("epsdpo/methods/catalogue.py", "METHODS = ", "METHODS = None or ", set()),  # another entry
         ("epsdpo/train/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/data/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/trajectory/summary.py", "def summarise(", "UNUSED = 1\n\n\ndef summarise(", set()),
@@ -289,6 +289,35 @@ def change(file, old, new):
     text = file.read_text(encoding="utf-8")
     assert old in text
     file.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+def add_a_method(sources):
+    (sources / "epsdpo" / "methods" / "toy.py").write_text("from epsdpo.methods.trainer import EpsilonDPOTrainer\n")
+    change(sources / "epsdpo" / "methods" / "catalogue.py", "METHODS = ", "METHODS = None or ")
+
+
+AFTER_TRAINING = {"trajectory", "evaluate", "report"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "stages"),
+    [
+        (add_a_method, set()),
+        (["methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table("], set()),
+        (["methods/metrics.py", "def pair_table(", "@pd.show\ndef pair_table("], {"train"} | AFTER_TRAINING),
+        (["methods/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513"], {"train"} | AFTER_TRAINING),
+        (["methods/batch_beta.py", "import ", "import math\nimport "], set()),
+        (["trajectory/summary.py", "def in_words(", "@pd.show\ndef in_words("], {"trajectory", "report"}),
+        (["plots/trajectory.py", "linewidth=1.8", "linewidth=1.9"], {"trajectory", "report"}),
+        (["evaluation/tables.py", "def headline(", "@pd.show\ndef headline("], {"evaluate", "report"}),
+        (["train/launch.py", "def launch_training(", "@pd.show\ndef launch_training("], set()),
+    ],
+)
+def test_what_an_edit_of_the_library_makes_due(sources, tmp_path, edit, stages):
+    planned = plan_stages([experiment("a_dpo", method="dpo"), experiment("b_eps")], tmp_path)
+    finish_all(planned)
+    edit(sources) if callable(edit) else change(sources / "epsdpo" / edit[0], *edit[1:])
+    assert {stage_id.stage for stage_id, standing in standings(planned).items() if standing.due} == stages
 
 
 def test_what_differs_in_code_alone_is_kept_with_all_that_was_made_of_it(sources, tmp_path):
