@@ -17,13 +17,13 @@ from typing import Any
 import yaml
 
 from epsdpo import __version__
+from epsdpo.batch.specs import STAGES
 from epsdpo.batch.startup import prepare
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.paths import resolve_path
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
 from epsdpo.files import AFTER_DISK_FULL, DISK_FULL, is_writable
-from epsdpo.runs.layout import STAGES
 
 FAILED, REFUSED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
@@ -79,7 +79,6 @@ def _run(options: argparse.Namespace) -> int:
     from epsdpo.batch.engine import ENGINE_LOG
     from epsdpo.batch.index import INDEX
     from epsdpo.batch.runner import Resources, look_at_batch, run_batch
-    from epsdpo.batch.specs import CLAIMS, REPORT
     from epsdpo.paper.claims.settings import read_claims
     from epsdpo.runs.layout import PAGE, experiments_in
     from epsdpo.runs.manifest import LOG, MANIFEST
@@ -99,12 +98,19 @@ def _run(options: argparse.Namespace) -> int:
     )
     claims = read_claims(resolve_path(options.claims)) if options.claims else None
     if options.dry_run:
-        verdicts = look_at_batch(experiments, run_dir, resources, claims)
-        for name, verdict in verdicts.items():
-            print(f"{'would run' if verdict.due else 'finished '}  {name}" + f": {verdict.reason}" * verdict.due)
-        print(f"{sum(verdict.due for verdict in verdicts.values())} of {len(verdicts)} stages would run")
+        found = look_at_batch(experiments, run_dir, resources, claims, options.keep_results)
+        for stage_id, standing in found.items():
+            does = "would run " if standing.due else "would keep" if standing.keeps else "finished  "
+            print(f"{does} {stage_id}" + f": {standing.reason}" * (standing.due or standing.keeps))
+        if not options.keep_results:
+            could = look_at_batch(experiments, run_dir, resources, claims, keep_results=True)
+            if keeps := sum(standing.keeps for standing in could.values()):
+                print(f"--keep-results would keep {keeps} of them, which differ in code alone")
+        print(f"{sum(standing.due for standing in found.values())} of {len(found)} stages would run")
         return 0
-    outcome = run_batch(experiments, run_dir, resources, claims)
+    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results)
+    for stage_id, reason in outcome.kept.items():
+        print(f"kept     {stage_id}, though {reason}")
     for name, (folder, error) in outcome.failed.items():
         print(f"failed   {name}: {error.splitlines()[0] if error else ''}", file=sys.stderr)
         print(f"         log: {folder / LOG}", file=sys.stderr)
@@ -113,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.trouble:
         print(f"{outcome.trouble}\nwhole log: {run_dir / ENGINE_LOG}", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
-    page = run_dir / (REPORT if claims is None else CLAIMS)
+    page = run_dir / ("report" if claims is None else "claims")
     if (page / MANIFEST).exists():
         print(f"Report: {page / PAGE}")
     return FAILED if outcome.failed or outcome.not_run else 0
@@ -141,7 +147,8 @@ def _benchmark(options: argparse.Namespace) -> int:
     from epsdpo.batch.index import INDEX, write_index
     from epsdpo.batch.progress import batch_status
     from epsdpo.batch.runner import sole_runner
-    from epsdpo.evaluation.benchmarks.measure import harness_version, measure_run, renew_report
+    from epsdpo.batch.stage import renew_report
+    from epsdpo.evaluation.benchmarks.measure import harness_version, measure_run
     from epsdpo.evaluation.benchmarks.tasks import tasks_named
     from epsdpo.runs.layout import PAGE
     from epsdpo.runs.manifest import MANIFEST
@@ -229,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         help="end in a test of claims, e.g. configs/paper_mini/_claims.yaml",
     )
     run.add_argument("--dry-run", action="store_true", help="print for each stage whether it would run and why")
+    run.add_argument(
+        "--keep-results", action="store_true", help="keep finished results that differ in code alone, and mark them so"
+    )
     run.add_argument("--jobs", metavar="N", type=int, default=1, help="stages at once (default: 1)")
     run.add_argument("--gpus", metavar="N", type=int, default=0, help="GPUs to share out between stages")
     run.add_argument("--time-limit", metavar="HOURS", type=float, help="end a stage that takes longer")

@@ -180,8 +180,8 @@ def test_claims_on_a_batch(batch, tmp_path):
         intervals = "Intervals are 95%, Student's t over 2 worlds." in picture.with_suffix(".txt").read_text("utf-8")
         assert intervals == (picture.stem not in ("step_cost", "verdicts")), picture
     # The bounds of ε are measured in both precisions and kept.
-    kept = sorted(path.name for path in (manifest.parent / "bounds").glob("*.csv"))
-    assert kept == [f"eps-seed{world}-{precision}.csv" for world in (1, 2) for precision in ("bfloat16", "float32")]
+    kept = sorted(path.relative_to(manifest.parents[1]).as_posix() for path in manifest.parents[1].glob("*/bounds/*"))
+    assert kept == [f"eps-seed{world}/bounds/{dtype}.csv" for world in (1, 2) for dtype in ("bfloat16", "float32")]
 
 
 def test_live_chart_is_redrawn_in_place(batch, tmp_path):

@@ -21,19 +21,16 @@ from typing import Any, NamedTuple
 
 from epsdpo.batch.index import write_index
 from epsdpo.batch.progress import Display, follow
-from epsdpo.batch.specs import PlannedStage
+from epsdpo.batch.specs import STAGES, PlannedStage, StageId
 from epsdpo.files import written_whole
-from epsdpo.runs.manifest import LOG, MANIFEST
-
-STATE_FOLDER = ".epsdpo"
+from epsdpo.runs.layout import STATE_FOLDER
+from epsdpo.runs.manifest import LOG, MANIFEST, TRAININGS
 
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
 ENGINE_LOG = Path(STATE_FOLDER) / "snakemake.log"  # in the run folder
 _BATCH_FILE = "batch.json"
 _SCRIPTS = "stages"  # a script for each stage that is due, and what it leaves: see `_script`
 _SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it leaves behind when it is killed
-_ON_GPU = ("sample", "sft", "train", "evaluate")
-_LAUNCHED = ("sft", "train")  # in as many processes as are asked for
 # What Snakemake takes to be the same for it and for the stages: all but its cache of sources, which it would put into
 # the user's home, and leave open there when it is killed.
 _SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
@@ -93,7 +90,7 @@ class Begun(NamedTuple):
     exit_code: int | None
 
 
-def run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> Ended:
+def run_due(due: dict[StageId, PlannedStage], run_dir: Path, resources: Resources, display: Display) -> Ended:
     """Have Snakemake run stages, and show how they come along until it ends."""
     state = run_dir / STATE_FOLDER
     for folder in (state / _SCRIPTS, state / _SCRATCH):
@@ -102,7 +99,7 @@ def run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, d
     (state / _SCRATCH).mkdir(exist_ok=True)  # the last Snakemake may have to end yet
     for stage in due.values():
         script = _script(stage, state / _SCRIPTS, resources)
-        (state / _SCRIPTS / f"{_rule_name(stage.name)}.sh").write_bytes(os.fsencode(script))
+        (state / _SCRIPTS / f"{_rule_name(stage.id)}.sh").write_bytes(os.fsencode(script))
     rules = [_rule(stage, due, run_dir, resources) for stage in due.values()]
     for place, rule in enumerate(reversed(rules)):
         rule["priority"] = place  # in the order of the plan, where there is a choice
@@ -133,14 +130,14 @@ def run_due(due: dict[str, PlannedStage], run_dir: Path, resources: Resources, d
     return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]))
 
 
-def begun_stages(due: dict[str, PlannedStage], run_dir: Path) -> dict[str, Begun]:
+def begun_stages(due: dict[StageId, PlannedStage], run_dir: Path) -> dict[StageId, Begun]:
     """Those of the stages given to `run_due` that were begun."""
     begun = {}
-    for name in due:
-        mark = _mark(run_dir / STATE_FOLDER / _SCRIPTS, name)
+    for stage_id in due:
+        mark = _mark(run_dir / STATE_FOLDER / _SCRIPTS, stage_id)
         if mark.exists():
             complaint, *code = mark.read_text(encoding="utf-8", errors="replace").split(_EXIT)
-            begun[name] = Begun(complaint.strip(), int(code[-1]) if code else None)
+            begun[stage_id] = Begun(complaint.strip(), int(code[-1]) if code else None)
     return begun
 
 
@@ -176,12 +173,12 @@ def _environment(state: Path, resources: Resources) -> dict[str, str]:
     return environment
 
 
-def _rule(stage: PlannedStage, due: dict[str, PlannedStage], run_dir: Path, resources: Resources) -> dict[str, Any]:
+def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, resources: Resources) -> dict[str, Any]:
     def manifest(of: PlannedStage) -> str:
         return (Path("..") / of.folder.relative_to(run_dir) / MANIFEST).as_posix()
 
     return {
-        "name": _rule_name(stage.name),
+        "name": _rule_name(stage.id),
         "manifest": manifest(stage),
         "needs": [manifest(due[need]) for need in stage.needs.values() if need in due],
         "threads": 1,
@@ -201,7 +198,7 @@ def _script(stage: PlannedStage, scripts: Path, resources: Resources) -> str:
         command += ["--end-with-stdin"]
         if resources.gpus and _gpus(stage, resources):
             command += [f"--take-gpus={_gpus(stage, resources)}/{resources.gpus}"]
-    mark = _mark(scripts, stage.name).resolve()
+    mark = _mark(scripts, stage.id).resolve()
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
@@ -223,14 +220,14 @@ def _own_temporary_folder() -> str:
 
 
 def _gpus(stage: PlannedStage, resources: Resources) -> int:
-    if stage.stage not in _ON_GPU:
+    if not STAGES[stage.stage].on_gpu:
         return 0
-    return max(1, resources.num_processes) if stage.stage in _LAUNCHED else 1
+    return max(1, resources.num_processes) if stage.stage in TRAININGS else 1
 
 
-def _rule_name(stage: str) -> str:
-    return stage.replace("/", "__")
+def _rule_name(stage_id: StageId) -> str:
+    return "__".join(stage_id)
 
 
-def _mark(scripts: Path, stage: str) -> Path:
-    return scripts / f"{_rule_name(stage)}.begun"
+def _mark(scripts: Path, stage_id: StageId) -> Path:
+    return scripts / f"{_rule_name(stage_id)}.begun"

@@ -11,6 +11,7 @@ from pathlib import Path
 import filelock
 
 from epsdpo.experiment import ConfigError
+from epsdpo.runs.layout import STATE_FOLDER
 
 _SECONDS_BETWEEN_TRIES = 1.0
 
@@ -60,7 +61,8 @@ def _visible_gpus(total: int) -> list[str]:
 
 
 def _locks(folder: Path, total: int) -> list[filelock.FileLock]:
-    state = next((parent / ".epsdpo" for parent in folder.resolve().parents if (parent / ".epsdpo").is_dir()), None)
+    places = (parent / STATE_FOLDER for parent in folder.resolve().parents)
+    state = next((place for place in places if place.is_dir()), None)
     if state is None:
         raise ConfigError(
             f"{folder} lies in no run folder of `epsdpo run`, whose stages could share GPUs. Leave out --take-gpus"

@@ -12,12 +12,11 @@ from typing import Any
 from jinja2 import Environment
 
 from epsdpo.batch.progress import StageStatus, batch_status
-from epsdpo.batch.specs import data_folder, pairs_folder, sft_folder
 from epsdpo.evaluation.benchmarks.results import benchmark_table
 from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, link_to
+from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, link_to, shared_folders
 from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, commit_of, read_manifest
 from epsdpo.train.pace import as_time
 
@@ -72,7 +71,8 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <td data-head="stages">{% for stage in row.stages %}
 <span class="stage">
 {% if stage.link %}<a href="{{ stage.link }}">{{ stage.name }}</a>{% else %}{{ stage.name }}{% endif +%}
-<span class="{{ stage.state }}">{{ stage.state }}</span>{% if not loop.last %} ·{% endif %}</span>
+<span class="{{ stage.state }}">{{ stage.state }}</span>{% if stage.kept %} ({{ stage.kept }}){% endif %}
+{%- if not loop.last %} ·{% endif %}</span>
 {% endfor %}</td>
 <td class="number" data-head="time">{{ row.time }}</td><td data-head="commit">{{ row.commit }}</td></tr>
 {% endfor %}
@@ -118,9 +118,9 @@ def write_index(run_dir: str | Path) -> Path:
 
 def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[StageStatus]) -> dict[str, Any]:
     train = experiment.training_arguments()
-    own = [status for status in statuses if status.name.split("/")[0] == folder.name]
-    shared_by = _shared_folders(experiment)
-    shared = [status for status in statuses if status.name.split("/")[0] in shared_by]
+    own = [status for status in statuses if status.folder.parent == folder]
+    places = [run_dir / name for name in shared_folders(experiment).values()]
+    shared = [status for status in statuses if status.folder in places]
     seconds = [status.seconds for status in own if status.seconds is not None]
     # What is drawn here is held against the manifests, and nothing else, since this is done often.
     read = {"train": STEPS, "evaluate": SUMMARY}
@@ -145,6 +145,7 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
             {
                 "name": status.stage,
                 "state": status.state,
+                "kept": status.detail if status.state == "finished" else "",
                 "link": link_to(status.folder / PAGE, run_dir) if (status.folder / PAGE).exists() else None,
             }
             for status in [*shared, *own]
@@ -152,12 +153,6 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
         "time": as_time(sum(seconds)) if seconds else "–",
         "commit": commit_of(read_manifest(folder / "train") or {}) or "–",
     }
-
-
-def _shared_folders(experiment: Experiment) -> list[str]:
-    """The folders of what an experiment shares with others, such as its prepared data."""
-    pairs = [pairs_folder(experiment)] if experiment.data.on_policy else []
-    return [*pairs, data_folder(experiment), *([sft_folder(experiment)] if experiment.model.sft else [])]
 
 
 def _record(train_dir: Path) -> str:

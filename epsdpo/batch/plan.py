@@ -2,13 +2,13 @@
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
 config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs.
-A stage is due unless its manifest says that just this was computed already, and unless a judge left comparisons out,
-which are asked for again. This module reads manifests and decides; what a single stage is it leaves to
-`epsdpo.batch.specs`, what a key covers to `epsdpo.runs.fingerprint`, and running to `epsdpo.batch.runner`.
+A stage is due unless its manifest says that just this was computed already, or, where results are to be kept, the same
+but for the code that did it; and unless a judge left comparisons out, which are asked for again.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -16,146 +16,155 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.batch.specs import (
-    CLAIMS,
-    PRECISION,
-    REPORT,
-    Place,
+    STAGES,
     PlannedStage,
-    claims_stage,
-    data_folder,
-    evaluate_stage,
-    pairs_folder,
-    precision_stage,
-    prepare_stage,
-    report_stage,
-    sample_stage,
-    sft_folder,
-    sft_stage,
-    train_stage,
-    trajectory_stage,
+    StageId,
+    code_digests,
+    inputs_of_run,
+    planned_over_run,
+    planned_stage,
 )
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.paper.claims.settings import Claims
-from epsdpo.runs.fingerprint import code_digests, differences, key_of, key_parts
-from epsdpo.runs.layout import NOTEBOOKS, STAGES, finished_analyses, not_judged, tested_on, titles_in
-from epsdpo.runs.manifest import read_manifest, read_stage_file, unreadable
+from epsdpo.runs.fingerprint import differences, key_of, key_parts
+from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, kept_in, not_judged, shared_folders
+from epsdpo.runs.manifest import commit_now, is_kept, read_manifest, read_stage_file, unreadable
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Standing:
     """Whether a stage is due, and why, in words.
 
-    `outdated` says that its folder holds, whole or in part, the result of something else; `made` that it holds the
-    whole result, also where a stage is due all the same.
+    Attributes:
+        parts: of its key, as of now.
+        key: of the result that there will be: that of these parts, or of the result that is kept.
+        outdated: whether its folder holds, whole or in part, the result of something else.
+        made: whether it holds the whole result, also where the stage is due all the same.
+        keeps: whether that result is to be kept, though other code made it, and is not marked so yet.
     """
 
     parts: dict[str, dict]
+    key: str
     due: bool
     reason: str
     outdated: bool = False
     made: bool = False
+    keeps: bool = False
 
 
 def plan_stages(
     experiments: Iterable[Experiment],
     run_dir: Path,
     launch: dict[str, Any] | None = None,
-    failed: Collection[str] = (),
+    failed: Collection[StageId] = (),
     claims: Claims | None = None,
-) -> dict[str, PlannedStage]:
-    """All stages of a batch by name, in an order in which they can run.
+) -> dict[StageId, PlannedStage]:
+    """All stages of a batch, in an order in which they can run.
 
     Args:
         launch: parameters of the training stages that say where they are computed.
-        failed: names of stages that cannot be had. What strictly needs them is left out; comparisons do without them.
+        failed: stages that cannot be had. What strictly needs them is left out; comparisons do without them.
         claims: what the batch tests.
     """
     # The baselines first, so that the others can be shown beside them.
     experiments = sorted(experiments, key=lambda experiment: experiment.method != "dpo")
-    planned: dict[str, PlannedStage] = {}
+    planned: dict[StageId, PlannedStage] = {}
     baselines: dict[str, Experiment] = {}
 
     def add(stage: PlannedStage) -> bool:
-        if stage.name in failed or any(need not in planned for need in stage.needs.values()):
+        if stage.id in failed or any(need not in planned for need in stage.needs.values()):
             return False
-        planned.setdefault(stage.name, stage)
+        planned.setdefault(stage.id, stage)
         return True
 
     for experiment in experiments:
-        place = Place(experiment, run_dir)
-        if place.pairs is not None:
-            add(sample_stage(place))
-        add(prepare_stage(place))
-        if place.sft is not None:
-            add(sft_stage(place, launch or {}))
-        start = (place.sft or place.data).name  # what runs must share to be compared
-        if add(train_stage(place, launch or {})) and experiment.method == "dpo":
+        shared = shared_folders(experiment)
+        for stage in shared:
+            add(planned_stage(stage, experiment, run_dir, launch))
+        start = shared.get("sft", shared["prepare"])  # what runs must share to be compared
+        if add(planned_stage("train", experiment, run_dir, launch)) and experiment.method == "dpo":
             baselines.setdefault(start, experiment)
         if experiment.trajectory:
-            add(trajectory_stage(place, baselines.get(start, experiment)))
+            other = baselines.get(start)
+            add(planned_stage("trajectory", experiment, run_dir, baseline=None if other is experiment else other))
         if experiment.evaluate is not None:
-            add(evaluate_stage(place))
-    shown = [stage.name for stage in planned.values() if stage.stage in ("trajectory", "evaluate")]
-    if claims is not None:
-        evaluated = [stage.name for stage in planned.values() if stage.stage == "evaluate"]
-        add(claims_stage(run_dir, evaluated, claims.model_dump()))
-        add(precision_stage(run_dir, evaluated))
-    elif shown:
-        add(report_stage(run_dir, shown, {experiment.name: experiment.title for experiment in experiments}))
+            add(planned_stage("evaluate", experiment, run_dir))
+    evaluated = [stage for stage in planned if stage.stage == "evaluate"]
+    shown = [stage for stage in planned if stage.stage in ("trajectory", "evaluate")]
+    last = {"report": shown} if claims is None else {"claims": evaluated, "precision": evaluated}
+    for stage, joined in last.items():
+        if joined or claims is not None:
+            add(planned_over_run(stage, run_dir, joined, experiments, claims))
     return planned
 
 
-def judge(planned: dict[str, PlannedStage]) -> dict[str, Verdict]:
-    """For each stage whether it is due, and why."""
-    verdicts: dict[str, Verdict] = {}
-    used = {stage.stage for stage in planned.values()}
-    code = {stage: code_digests(stage, NOTEBOOKS / STAGES[stage]) for stage in used}
-    for name, stage in planned.items():
-        settings = stage.settings
-        inputs = {role: key_of(verdicts[need].parts) for role, need in stage.needs.items()}
-        if stage.stage == "report":
-            # It shows all that is in the folder, also what an earlier batch has left there.
+def standings(planned: dict[StageId, PlannedStage], keep_results: bool = False) -> dict[StageId, Standing]:
+    """For each stage whether it is due, and why.
+
+    Args:
+        keep_results: whether a finished result stays that differs from what would be made in its code alone.
+    """
+    found: dict[StageId, Standing] = {}
+    code_of = functools.cache(lambda stage, method: code_digests(stage, NOTEBOOKS / STAGES[stage].notebook, method))
+    for stage_id, stage in planned.items():
+        inputs = {role: found[need].key for role, need in stage.needs.items()}
+        if STAGES[stage.stage].joins is not None:  # also what an earlier batch has left in the folder
             run_dir = stage.folder.parent
-            settings = {"titles": {**titles_in(run_dir), **settings["titles"]}}
-            inputs = {**finished_analyses(run_dir), **inputs}
-        if stage.stage in ("claims", "precision"):
-            inputs = {**tested_on(stage.folder.parent), **inputs}
-        parts = key_parts(settings, code[stage.stage], inputs)
-        due_needs = [need for need in stage.needs.values() if verdicts[need].due]
-        verdicts[name] = _judge_one(stage, parts, due_needs)
-    return verdicts
+            inputs = {**inputs_of_run(stage.stage, run_dir, _kept(run_dir, found)), **inputs}
+        parts = key_parts(stage.settings, code_of(stage.stage, stage.method), inputs)
+        due_needs = [need for need in stage.needs.values() if found[need].due]
+        found[stage_id] = _standing(stage, parts, due_needs, keep_results)
+    return found
 
 
-def _judge_one(stage: PlannedStage, parts: dict[str, dict], due_needs: list[str]) -> Verdict:
+def _kept(run_dir: Path, found: dict[StageId, Standing]) -> dict[str, str]:
+    """What of a run will have been kept when all that is due has been run."""
+    remains = kept_in(run_dir)
+    for stage_id, standing in found.items():
+        if standing.due:
+            remains.pop(str(stage_id), None)
+        elif standing.keeps:
+            remains[str(stage_id)] = commit_now(REPOSITORY)
+    return remains
+
+
+def _standing(stage: PlannedStage, parts: dict[str, dict], due_needs: list[StageId], keep_results: bool) -> Standing:
+    def due(reason: str, **more: bool) -> Standing:
+        return Standing(parts, key_of(parts), due=True, reason=reason, **more)
+
     if os.path.lexists(stage.folder) and not stage.folder.is_dir():
-        return Verdict(parts, due=True, reason="something else than a folder is in its place", outdated=True)
+        return due("something else than a folder is in its place", outdated=True)
     damaged = unreadable(stage.folder)
     if damaged is not None:
-        return Verdict(parts, due=True, reason=f"{damaged.name} cannot be read, and counts as not run", outdated=True)
+        return due(f"{damaged.name} cannot be read, and counts as not run", outdated=True)
     manifest, stage_file = read_manifest(stage.folder), read_stage_file(stage.folder)
-    found = manifest or stage_file
-    if found is None:
-        return Verdict(parts, due=True, reason="not run yet")
-    changes = differences(found.get("key_parts", {}), parts)
-    if changes:
-        more = f" (and {len(changes) - 3} more)" if len(changes) > 3 else ""
-        return Verdict(parts, due=True, reason="; ".join(changes[:3]) + more, outdated=True)
+    recorded = (manifest or stage_file or {}).get("key_parts", {})
+    if manifest is None and stage_file is None:
+        return due("not run yet")
+    with_this_code = {**recorded, "code": parts["code"]}
+    if manifest is not None and is_kept(manifest, parts["code"]):
+        recorded = with_this_code
+    changes, missing = differences(recorded, parts), not_judged(stage.folder)
+    whole = manifest is not None and not due_needs and not missing
+    keeps = bool(changes) and keep_results and whole and not differences(with_this_code, parts)
+    reason = "; ".join(changes[:3]) + (f" (and {len(changes) - 3} more)" if len(changes) > 3 else "")
+    if changes and not keeps:
+        return due(reason, outdated=True)
     if manifest is None:
-        return Verdict(
-            parts, due=True, reason="failed before" if stage_file["status"] == "failed" else "was interrupted"
-        )
+        return due("failed before" if stage_file["status"] == "failed" else "was interrupted")
     if due_needs:
-        return Verdict(parts, due=True, reason=f"{due_needs[0]} is run again", made=True)
-    if missing := not_judged(stage.folder):
-        return Verdict(parts, due=True, reason=f"{missing} comparisons were not judged", made=True)
-    return Verdict(parts, due=False, reason="finished", made=True)
+        return due(f"{due_needs[0]} is run again", made=True)
+    if missing:
+        return due(f"{missing} comparisons were not judged", made=True)
+    return Standing(parts, manifest["key"], due=False, reason=reason or "finished", made=True, keeps=keeps)
 
 
 def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
-    shared = (pairs_folder, data_folder, sft_folder)
-    taken = {REPORT, CLAIMS, PRECISION, *(folder(experiment) for experiment in experiments for folder in shared)}
+    taken = {ANSWERS, *(stage for stage, spec in STAGES.items() if spec.joins)}
+    taken.update(*(shared_folders(experiment).values() for experiment in experiments))
     for experiment in experiments:
         if experiment.name in taken:
             raise ConfigError(f"name: {experiment.name!r} is a folder of the run itself; name the experiment otherwise")

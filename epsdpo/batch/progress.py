@@ -25,11 +25,11 @@ from rich.text import Text
 
 from epsdpo.experiment import ConfigError
 from epsdpo.files import read_object
-from epsdpo.runs.layout import STEPS
-from epsdpo.runs.manifest import LOG, read_manifest, read_stage_file, unreadable
+from epsdpo.runs.layout import STATE_FOLDER, STEPS
+from epsdpo.runs.manifest import LOG, TRAININGS, commit_of, read_manifest, read_stage_file, unreadable
 from epsdpo.train.pace import as_time, seconds_left
 
-PLAN = Path(".epsdpo") / "plan.json"
+PLAN = Path(STATE_FOLDER) / "plan.json"
 PROGRESS = "progress.json"  # beside a training's record
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -47,7 +47,7 @@ class StageStatus:
         state: finished, running, failed, interrupted (begun, by a process that is gone) or waiting.
         seconds: that it took, or has taken so far; None if it has not begun.
         detail: step, β, loss and time left of a training; what another running stage has said last; the first line of
-            what went wrong.
+            what went wrong; of a result that was kept, the commits that made and kept it.
     """
 
     name: str
@@ -83,7 +83,8 @@ def _status(name: str, stage: str, folder: Path, error: str | None) -> StageStat
         return StageStatus(name, stage, folder, "failed", detail=_first_line(error))
     manifest, state = read_manifest(folder), read_stage_file(folder)
     if manifest is not None:
-        return StageStatus(name, stage, folder, "finished", manifest.get("seconds"))
+        kept = f"made by {commit_of(manifest)}" if "kept" in manifest else ""
+        return StageStatus(name, stage, folder, "finished", manifest.get("seconds"), kept)
     if damaged := unreadable(folder):
         detail = f"{damaged.name} cannot be read; the same command runs it again"
         return StageStatus(name, stage, folder, "interrupted", detail=detail)
@@ -94,7 +95,7 @@ def _status(name: str, stage: str, folder: Path, error: str | None) -> StageStat
     if _is_gone(state, folder):
         return StageStatus(name, stage, folder, "interrupted", detail="the same command continues it")
     seconds = (datetime.now(UTC) - datetime.fromisoformat(state["started"])).total_seconds()
-    detail = (_training_progress(folder, state) if stage in ("sft", "train") else "") or _last_words(folder, state)
+    detail = (_training_progress(folder, state) if stage in TRAININGS else "") or _last_words(folder, state)
     return StageStatus(name, stage, folder, "running", seconds, detail)
 
 

@@ -20,21 +20,23 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from epsdpo.batch.engine import ONE_AT_A_TIME, STATE_FOLDER, Begun, Ended, Resources, begun_stages, run_due, signal_name
+from epsdpo.batch.engine import ONE_AT_A_TIME, Begun, Ended, Resources, begun_stages, run_due, signal_name
 from epsdpo.batch.index import INDEX, write_index
-from epsdpo.batch.plan import PlannedStage, Verdict, check_names, judge, plan_stages
-from epsdpo.batch.progress import Display
+from epsdpo.batch.plan import Standing, check_names, plan_stages, standings
+from epsdpo.batch.progress import PLAN, Display
+from epsdpo.batch.specs import PlannedStage, StageId
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
+from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
 from epsdpo.models.local_models import require_local
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.models.start import pin_revision
 from epsdpo.paper.claims.settings import Claims, check_runs, fix_claims
-from epsdpo.runs.layout import SUPERSEDED, titles_in
-from epsdpo.runs.manifest import LOG, MANIFEST, read_manifest, read_stage_file, unreadable
+from epsdpo.runs.layout import STATE_FOLDER, SUPERSEDED, titles_in
+from epsdpo.runs.manifest import LOG, MANIFEST, keep, read_manifest, read_stage_file, unreadable
 from epsdpo.runs.watch import ORPHANED
 
-PLAN_FILE, LOCK_FILE = "plan.json", "lock"
+LOCK_FILE = "lock"
 
 _LAST_LINES = 3
 
@@ -51,15 +53,17 @@ class Outcome:
     """How a batch ended. It is a success if every stage is finished.
 
     Attributes:
-        finished: names of the stages that have a manifest with their key, whatever was said on the way.
+        finished: the stages that have a manifest with their key, whatever was said on the way.
+        kept: those of them that were accepted now though other code made them, each with what changed.
         failed: those that were begun and did not get there.
         not_run: the others, each with the reason.
         trouble: what went wrong with Snakemake itself; "" if nothing did.
     """
 
-    finished: list[str]
-    failed: dict[str, Failure]
-    not_run: dict[str, str]
+    finished: list[StageId]
+    kept: dict[StageId, str]
+    failed: dict[StageId, Failure]
+    not_run: dict[StageId, str]
     trouble: str
 
 
@@ -68,6 +72,7 @@ def run_batch(
     run_dir: Path,
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
+    keep_results: bool = False,
 ) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
 
@@ -76,6 +81,7 @@ def run_batch(
 
     Args:
         claims: what the batch tests; fixed in `run_dir` before anything is run.
+        keep_results: whether finished results stay that differ in their code alone; they are marked.
 
     Raises:
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
@@ -91,40 +97,45 @@ def run_batch(
         if claims is not None:
             fix_claims(claims, run_dir)
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
-        failed: dict[str, Failure] = {}
+        failed: dict[StageId, Failure] = {}
+        kept: dict[StageId, str] = {}
         trouble = ""
         while True:
             planned = plan_stages(experiments, run_dir, launch, failed, claims)
-            verdicts = judge(planned)
-            due = {name: stage for name, stage in planned.items() if verdicts[name].due}
+            found = standings(planned, keep_results)
+            for stage_id, standing in found.items():
+                if standing.keeps:
+                    keep(planned[stage_id].folder, standing.parts["code"], REPOSITORY)
+                    kept[stage_id] = standing.reason
+            due = {stage_id: stage for stage_id, stage in planned.items() if found[stage_id].due}
             _write_plan(planned, failed, run_dir)
             if not due:
                 break
-            for name, stage in due.items():
-                _make_way(stage, verdicts[name])
-            before = {name: _Trace.of(stage) for name, stage in due.items()}
+            for stage_id, stage in due.items():
+                _make_way(stage, found[stage_id])
+            before = {stage_id: _Trace.of(stage) for stage_id, stage in due.items()}
             write_index(run_dir)  # pages link to it from their first on
             ended = run_due(due, run_dir, resources, Display(run_dir))
-            newly_failed, trouble = _look_back(due, before, judge(planned), ended, begun_stages(due, run_dir))
+            newly_failed, trouble = _look_back(due, before, standings(planned), ended, begun_stages(due, run_dir))
             failed |= newly_failed
             if trouble or not newly_failed:
                 break
         _write_plan(planned, failed, run_dir)
         write_index(run_dir)
         # Looked at last, and nothing else counts.
-        verdicts = judge(planned)
-        finished = [name for name in planned if verdicts[name].made]
+        found = standings(planned)
+        finished = [stage_id for stage_id in planned if found[stage_id].made]
         not_run = {}
-        for name in plan_stages(experiments, run_dir, launch, claims=claims):
-            if name in failed or name in finished:
+        for stage_id in plan_stages(experiments, run_dir, launch, claims=claims):
+            if stage_id in failed or stage_id in finished:
                 continue
-            if name not in planned:
-                not_run[name] = "because a stage that it needs failed"
+            if stage_id not in planned:
+                not_run[stage_id] = "because a stage that it needs failed"
             elif trouble:
-                not_run[name] = "because Snakemake ended before it was"
+                not_run[stage_id] = "because Snakemake ended before it was"
             else:
-                not_run[name] = f"because {verdicts[name].reason}; the same command goes on"
-        return Outcome(finished, failed, not_run, trouble)
+                not_run[stage_id] = f"because {found[stage_id].reason}; the same command goes on"
+        return Outcome(finished, kept, failed, not_run, trouble)
 
 
 def look_at_batch(
@@ -132,14 +143,15 @@ def look_at_batch(
     run_dir: Path,
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
-) -> dict[str, Verdict]:
+    keep_results: bool = False,
+) -> dict[StageId, Standing]:
     """What `run_batch` would do, for each stage; nothing is run, written or asked of a hub."""
     launch = _check(experiments, run_dir, resources)
     if claims is not None:
         check_runs(claims, experiments)
     known = [_known(experiment, run_dir) for experiment in experiments]
     planned = plan_stages(known, run_dir, launch, claims=claims)
-    return judge(planned)
+    return standings(planned, keep_results)
 
 
 def _check(experiments: list[Experiment], run_dir: Path, resources: Resources) -> dict[str, Any]:
@@ -244,9 +256,9 @@ def _settle(experiment: Experiment, run_dir: Path) -> Experiment:
     return experiment
 
 
-def _make_way(stage: PlannedStage, verdict: Verdict) -> None:
+def _make_way(stage: PlannedStage, standing: Standing) -> None:
     """Clear the folder of a stage for what is due: move aside the result of something else, undo that of the same."""
-    if verdict.outdated:
+    if standing.outdated:
         found = None if unreadable(stage.folder) else read_manifest(stage.folder) or read_stage_file(stage.folder)
         name = f"{stage.folder.name}-{'unreadable' if found is None else found['key'][:8]}"
         place = stage.folder.parent / SUPERSEDED / name
@@ -275,25 +287,25 @@ class _Trace(NamedTuple):
 
 
 def _look_back(
-    due: dict[str, PlannedStage],
-    before: dict[str, _Trace],
-    verdicts: dict[str, Verdict],
+    due: dict[StageId, PlannedStage],
+    before: dict[StageId, _Trace],
+    found: dict[StageId, Standing],
     ended: Ended,
-    begun: dict[str, Begun],
-) -> tuple[dict[str, Failure], str]:
+    begun: dict[StageId, Begun],
+) -> tuple[dict[StageId, Failure], str]:
     """Which of the stages that were due have failed, and why; and what went wrong with Snakemake, if it left others."""
     failed, left = {}, False
-    for name, stage in due.items():
-        if verdicts[name].made:
+    for stage_id, stage in due.items():
+        if found[stage_id].made:
             continue
-        if name not in begun:
-            left = left or all(need not in due or verdicts[need].made for need in stage.needs.values())
+        if stage_id not in begun:
+            left = left or all(need not in due or found[need].made for need in stage.needs.values())
             continue
-        error = _error(stage, before[name], begun[name], ended)
+        error = _error(stage, before[stage_id], begun[stage_id], ended)
         if error is None:
             left = True
         else:
-            failed[name] = Failure(stage.folder, error)
+            failed[stage_id] = Failure(stage.folder, error)
     return failed, ended.in_words() if left else ""
 
 
@@ -330,15 +342,15 @@ def _said(log: Path, from_byte: int) -> list[str]:
     return [last[-1], *last[:-1]] if "Traceback (most recent call last):" in lines else last
 
 
-def _write_plan(planned: dict[str, PlannedStage], failed: dict[str, Failure], run_dir: Path) -> None:
+def _write_plan(planned: dict[StageId, PlannedStage], failed: dict[StageId, Failure], run_dir: Path) -> None:
     """The plan as the progress reads it, also from another process, and wherever the run folder lies by then."""
-    stages = {name: {"stage": stage.stage, "folder": _place(stage.folder, run_dir)} for name, stage in planned.items()}
-    for name, failure in failed.items():
-        error = {"error": failure.error} if name not in planned else {}
-        stages[name] = {"stage": name.split("/")[-1], "folder": _place(failure.folder, run_dir), **error}
-    with written_whole(run_dir / STATE_FOLDER / PLAN_FILE) as partial:
+
+    def entry(stage_id: StageId, folder: Path) -> dict[str, str]:
+        return {"stage": stage_id.stage, "folder": folder.relative_to(run_dir).as_posix()}
+
+    stages = {str(stage_id): entry(stage_id, stage.folder) for stage_id, stage in planned.items()}
+    for stage_id, failure in failed.items():
+        error = {"error": failure.error} if stage_id not in planned else {}
+        stages[str(stage_id)] = {**entry(stage_id, failure.folder), **error}
+    with written_whole(run_dir / PLAN) as partial:
         partial.write_text(json.dumps({"stages": stages}, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _place(folder: Path, run_dir: Path) -> str:
-    return folder.relative_to(run_dir).as_posix()

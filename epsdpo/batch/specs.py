@@ -1,22 +1,132 @@
-"""What each stage of an experiment is: its folder in the run, its notebook's parameters, its settings, what it needs.
-
-This module also names the folders that several experiments share. Which stages a batch has is decided in
-`epsdpo.batch.plan`.
-"""
+"""What each stage is, once for the plan of a batch, for whoever runs a stage, and for its key."""
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
-from epsdpo.runs.fingerprint import settings_of
-from epsdpo.runs.layout import ANSWERS
+from epsdpo.methods.catalogue import CATALOGUE, code_of
+from epsdpo.paper.claims.settings import Claims, fixed_claims
+from epsdpo.runs import settings as decisive
+from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in
+from epsdpo.runs.manifest import TRAININGS
+from epsdpo.runs.reach import DRAWING, digest, reached
 
-REPORT, CLAIMS, PRECISION = "report", "claims", "precision"
+
+class StageId(NamedTuple):
+    """A stage of a batch: the folder in the run that it belongs to, and which stage it is."""
+
+    folder: str
+    stage: str
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.stage}"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a stage is.
+
+    Attributes:
+        notebook: file name, in `notebooks/`.
+        reads: role of an earlier stage's result -> parameter that names its folder.
+        takes: its other parameters that a batch gives, see `planned_stage`.
+        settings: of an experiment, what decides the result; None for a stage that is no experiment's.
+        work: function of the notebook whose call makes the result, and all else only shows it; "" where what is shown
+            is the result.
+        joins: of a run folder, the keys of what the stage reads there, by name; None for a stage of one experiment.
+        settings_of_run: of a run folder, what more decides what a stage makes that joins it. The experiments and claims
+            are those of a batch that is not in the folder yet.
+        of_one_experiment: whether it has its folder within the experiment's; others share theirs, or join a whole run.
+        by_method: whether what it reaches depends on the experiment's method.
+    """
+
+    notebook: str
+    reads: Mapping[str, str] = field(default_factory=dict)
+    takes: tuple[str, ...] = ()
+    settings: Callable[[Experiment], dict[str, Any]] | None = None
+    work: str = ""
+    joins: Callable[[Path], dict[str, str]] | None = None
+    settings_of_run: Callable[[Path, Iterable[Experiment], Claims | None], dict[str, Any]] | None = None
+    of_one_experiment: bool = False
+    by_method: bool = False
+    on_gpu: bool = False
+
+
+def _titles(run_dir: Path, experiments: Iterable[Experiment], _: Claims | None) -> dict[str, Any]:
+    return {"titles": titles_in(run_dir) | {experiment.name: experiment.title for experiment in experiments}}
+
+
+def _claims(run_dir: Path, _: Iterable[Experiment], claims: Claims | None) -> dict[str, Any]:
+    return (claims or fixed_claims(run_dir)[1]).model_dump()
+
+
+def _nothing(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+# In the order of a run; the last is run by hand alone.
+STAGES = {
+    "sample": Spec(
+        "00_sample_pairs.ipynb",
+        takes=("config", "keep_answers_in"),
+        settings=decisive.of_sampling,
+        work="sample_pairs",
+        on_gpu=True,
+    ),
+    "prepare": Spec(
+        "01_prepare_data.ipynb",
+        reads={"pairs": "pairs_dir"},
+        takes=("config",),
+        settings=decisive.of_prepared_data,
+        work="prepare",
+    ),
+    "sft": Spec(
+        "01b_sft.ipynb",
+        reads={"data": "data_dir"},
+        takes=("config", "live"),
+        settings=decisive.of_sft,
+        work="finetune",
+        on_gpu=True,
+    ),
+    "train": Spec(
+        "02_train.ipynb",
+        reads={"data": "data_dir", "sft": "sft_dir"},
+        takes=("config", "live"),
+        settings=decisive.of_training,
+        work="train",
+        of_one_experiment=True,
+        by_method=True,
+        on_gpu=True,
+    ),
+    "trajectory": Spec(
+        "03_beta_trajectory.ipynb",
+        reads={"data": "data_dir", "train": "train_dir", "baseline": "compare_with"},
+        settings=lambda experiment: {"title": experiment.title},
+        of_one_experiment=True,
+    ),
+    "evaluate": Spec(
+        "04_evaluate.ipynb",
+        reads={"data": "data_dir", "sft": "sft_dir", "train": "train_dir"},
+        takes=("config", "keep_answers_in"),
+        settings=decisive.of_evaluation,
+        of_one_experiment=True,
+        on_gpu=True,
+    ),
+    "report": Spec(
+        "05_report.ipynb", takes=("run_dir", "links_from"), joins=finished_analyses, settings_of_run=_titles
+    ),
+    "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims),
+    "precision": Spec("07_precision.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_nothing),
+    "compare": Spec("03b_compare_trajectories.ipynb"),
+}
+
+# Which stage makes what others read, by its role for them.
+_MADE_BY = {"pairs": "sample", "data": "prepare", "sft": "sft", "train": "train"}
 
 
 @dataclass(frozen=True)
@@ -24,189 +134,104 @@ class PlannedStage:
     """One stage of a batch.
 
     Attributes:
-        name: "<folder in the run>/<stage>".
-        experiment: the experiment that it belongs to; None for what several share.
-        settings: what of the experiment decides its result.
-        needs: role -> name of the stage whose result it reads.
+        settings: what of the experiment, or of the batch, decides its result.
+        needs: role -> stage whose result it reads.
+        method: of its experiment; "" where several share it.
     """
 
-    name: str
-    stage: str
+    id: StageId
     folder: Path
-    experiment: str | None
     parameters: dict[str, Any]
     settings: dict[str, Any]
-    needs: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, StageId]
+    method: str = ""
+
+    @property
+    def stage(self) -> str:
+        return self.id.stage
 
 
-class Place:
-    """Where an experiment lies in its run, with what it shares with others."""
+def planned_stage(
+    stage: str,
+    experiment: Experiment,
+    run_dir: Path,
+    launch: Mapping[str, Any] | None = None,
+    baseline: Experiment | None = None,
+) -> PlannedStage:
+    """A stage of an experiment, whose folder it may share with others.
 
-    def __init__(self, experiment: Experiment, run_dir: Path):
-        self.experiment = experiment
-        self.run_dir = run_dir
-        self.own = run_dir / experiment.name
-        self.config = str(self.own / EXPERIMENT_FILE)
-        self.data = run_dir / data_folder(experiment)
-        self.pairs = run_dir / pairs_folder(experiment) if experiment.data.on_policy else None
-        self.sft = run_dir / sft_folder(experiment) if experiment.model.sft else None
-
-    def sft_dir(self) -> dict[str, str]:
-        """The parameter of the stages that start from the SFT model."""
-        return {"sft_dir": str(self.sft)} if self.sft else {}
-
-    def needs_sft(self) -> dict[str, str]:
-        return {"sft": f"{self.sft.name}/sft"} if self.sft else {}
-
-
-def sample_stage(place: Place) -> PlannedStage:
+    Args:
+        launch: parameters of the stages that train, which say where that is computed.
+        baseline: the experiment that it is compared with.
+    """
+    spec, own = STAGES[stage], run_dir / experiment.name
+    shared = shared_folders(experiment)
+    needs = {
+        role: StageId(shared.get(made_by, experiment.name), made_by)
+        for role, made_by in _MADE_BY.items()
+        if role in spec.reads and (made_by in shared or STAGES[made_by].of_one_experiment)
+    }
+    if baseline is not None:
+        needs["baseline"] = StageId(baseline.name, "train")
+    stage_id = StageId(experiment.name if spec.of_one_experiment else shared[stage], stage)
+    values = {
+        "config": str(own / EXPERIMENT_FILE),
+        "live": False,
+        "keep_answers_in": str(own / ANSWERS if spec.of_one_experiment else run_dir / ANSWERS / stage_id.folder),
+    }
     return PlannedStage(
-        name=f"{place.pairs.name}/sample",
-        stage="sample",
-        folder=place.pairs,
-        experiment=None,
-        parameters={"config": place.config},
-        settings=settings_of("sample", place.experiment),
+        stage_id,
+        folder_of(stage_id, run_dir),
+        {name: values[name] for name in spec.takes}
+        | {spec.reads[role]: str(folder_of(need, run_dir)) for role, need in needs.items()}
+        | (dict(launch or {}) if stage in TRAININGS else {}),
+        settings_of(stage, experiment, baseline),
+        needs,
+        method=experiment.method if spec.by_method else "",
     )
 
 
-def prepare_stage(place: Place) -> PlannedStage:
+def planned_over_run(
+    stage: str, run_dir: Path, joined: Iterable[StageId], experiments: Iterable[Experiment], claims: Claims | None
+) -> PlannedStage:
+    """A stage that joins the results of others."""
+    spec, stage_id = STAGES[stage], StageId(stage, stage)
+    folder = folder_of(stage_id, run_dir)
+    values = {"run_dir": str(run_dir), "links_from": str(folder)}
     return PlannedStage(
-        name=f"{place.data.name}/prepare",
-        stage="prepare",
-        folder=place.data,
-        experiment=None,
-        parameters={"config": place.config} | ({"pairs_dir": str(place.pairs)} if place.pairs else {}),
-        settings=settings_of("prepare", place.experiment),
-        needs={"pairs": f"{place.pairs.name}/sample"} if place.pairs else {},
+        stage_id,
+        folder,
+        {name: values[name] for name in spec.takes},
+        spec.settings_of_run(run_dir, experiments, claims),
+        {str(need): need for need in joined},
     )
 
 
-def sft_stage(place: Place, launch: dict[str, Any]) -> PlannedStage:
-    return PlannedStage(
-        name=f"{place.sft.name}/sft",
-        stage="sft",
-        folder=place.sft,
-        experiment=None,
-        parameters={"config": place.config, "data_dir": str(place.data), "live": False, **launch},
-        settings=settings_of("sft", place.experiment),
-        needs={"data": f"{place.data.name}/prepare"},
-    )
+def folder_of(stage_id: StageId, run_dir: Path) -> Path:
+    folder = run_dir / stage_id.folder
+    return folder / stage_id.stage if STAGES[stage_id.stage].of_one_experiment else folder
 
 
-def train_stage(place: Place, launch: dict[str, Any]) -> PlannedStage:
-    return PlannedStage(
-        name=f"{place.own.name}/train",
-        stage="train",
-        folder=place.own / "train",
-        experiment=place.experiment.name,
-        parameters={
-            "config": place.config,
-            "data_dir": str(place.data),
-            **place.sft_dir(),
-            "live": False,
-            **launch,
-        },
-        settings=settings_of("train", place.experiment),
-        needs={"data": f"{place.data.name}/prepare", **place.needs_sft()},
-    )
+def settings_of(stage: str, experiment: Experiment, baseline: Experiment | None = None) -> dict[str, Any]:
+    """What of an experiment, and of that which it is compared with, decides the result of a stage."""
+    spec = STAGES[stage]
+    compared = {"baseline": baseline and baseline.title} if "baseline" in spec.reads else {}
+    return spec.settings(experiment) | compared
 
 
-def trajectory_stage(place: Place, baseline: Experiment) -> PlannedStage:
-    experiment, run_dir = place.experiment, place.run_dir
-    compared = baseline is not experiment
-    return PlannedStage(
-        name=f"{experiment.name}/trajectory",
-        stage="trajectory",
-        folder=place.own / "trajectory",
-        experiment=experiment.name,
-        parameters={
-            "train_dir": str(place.own / "train"),
-            "compare_with": str(run_dir / baseline.name / "train") if compared else "",
-            "data_dir": str(place.data),
-        },
-        settings={"title": experiment.title, "baseline": baseline.title if compared else None},
-        needs={"data": f"{place.data.name}/prepare", "train": f"{experiment.name}/train"}
-        | ({"baseline": f"{baseline.name}/train"} if compared else {}),
-    )
+def inputs_of_run(stage: str, run_dir: Path, kept: Mapping[str, str]) -> dict[str, str]:
+    """Keys of what a stage reads that joins the results of a run, and what of the run was kept, which it says."""
+    return STAGES[stage].joins(run_dir) | {f"{name} (kept)": commit for name, commit in kept.items()}
 
 
-def evaluate_stage(place: Place) -> PlannedStage:
-    return PlannedStage(
-        name=f"{place.own.name}/evaluate",
-        stage="evaluate",
-        folder=place.own / "evaluate",
-        experiment=place.experiment.name,
-        parameters={
-            "config": place.config,
-            "data_dir": str(place.data),
-            **place.sft_dir(),
-            "train_dir": str(place.own / "train"),
-            # Beside the stage's folder, which makes way when it is outdated: what was paid for stays.
-            "keep_answers_in": str(place.own / ANSWERS),
-        },
-        settings=settings_of("evaluate", place.experiment),
-        needs={
-            "data": f"{place.data.name}/prepare",
-            **place.needs_sft(),
-            "train": f"{place.own.name}/train",
-        },
-    )
+def code_digests(stage: str, notebook: Path, method: str = "") -> dict[str, str]:
+    """Digests of the code that decides the result of a stage, of an experiment's method where that matters.
 
-
-def report_stage(run_dir: Path, shown: list[str], titles: dict[str, str]) -> PlannedStage:
-    return PlannedStage(
-        name=f"{REPORT}/report",
-        stage="report",
-        folder=run_dir / REPORT,
-        experiment=None,
-        parameters={"run_dir": str(run_dir), "links_from": str(run_dir / REPORT)},
-        settings={"titles": titles},
-        needs={name: name for name in shown},
-    )
-
-
-def claims_stage(run_dir: Path, tested: list[str], decisive: dict[str, Any]) -> PlannedStage:
-    """What tests the claims that `run_dir` was given, on the stages `tested`."""
-    return PlannedStage(
-        name=f"{CLAIMS}/claims",
-        stage="claims",
-        folder=run_dir / CLAIMS,
-        experiment=None,
-        parameters={"run_dir": str(run_dir)},
-        settings=decisive,
-        needs={name: name for name in tested},
-    )
-
-
-def precision_stage(run_dir: Path, compared: list[str]) -> PlannedStage:
-    """What the precision of the criterion did in the runs `compared`."""
-    return PlannedStage(
-        name=f"{PRECISION}/precision",
-        stage="precision",
-        folder=run_dir / PRECISION,
-        experiment=None,
-        parameters={"run_dir": str(run_dir)},
-        settings={},
-        needs={name: name for name in compared},
-    )
-
-
-def pairs_folder(experiment: Experiment) -> str:
-    """Name of the folder of sampled pairs: experiments whose pairs would come out the same share one."""
-    return _shared_folder("pairs", "sample", experiment)
-
-
-def data_folder(experiment: Experiment) -> str:
-    """Name of the prepared-data folder, shared as that of pairs."""
-    return _shared_folder("data", "prepare", experiment)
-
-
-def sft_folder(experiment: Experiment) -> str:
-    """Name of the SFT model's folder, shared as that of pairs."""
-    return _shared_folder("sft", "sft", experiment)
-
-
-def _shared_folder(kind: str, stage: str, experiment: Experiment) -> str:
-    decisive = json.dumps(settings_of(stage, experiment), sort_keys=True)
-    return f"{kind}-" + hashlib.sha256(decisive.encode()).hexdigest()[:8]
+    Stages up to training make something, and what their notebooks show of it decides nothing: of these counts the call
+    that makes it. Later stages make what they show. What a method sets of its trainer's arguments counts by value.
+    """
+    spec = STAGES[stage]
+    also = code_of(method) if spec.by_method and method else []
+    code = reached(notebook, spec.work, also, passed_over=DRAWING if spec.work else "")
+    decided = {f"arguments of {method}": digest(json.dumps(CATALOGUE[method].decides, sort_keys=True))} if also else {}
+    return code | decided

@@ -1,9 +1,4 @@
-"""One stage of a run: a parameterised notebook, executed headless, with its HTML and its manifest.
-
-This module knows what parameters a notebook takes and how to run it with this interpreter. Which stages a batch has is
-the business of `epsdpo.batch.plan`, the content of a manifest that of `epsdpo.runs.manifest`, and everything about the
-method that of the notebooks and the library behind them.
-"""
+"""One stage of a run: a parameterised notebook, executed headless, with its HTML and its manifest."""
 
 from __future__ import annotations
 
@@ -33,26 +28,23 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from epsdpo.batch.progress import progress_mark
+from epsdpo.batch.specs import STAGES, code_digests, inputs_of_run, settings_of
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
 from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.experiment.values import number_advice
 from epsdpo.methods.record import first_step, incompleteness
 from epsdpo.models.own_code import require_no_own_code
-from epsdpo.paper.claims.settings import fixed_claims
-from epsdpo.runs.fingerprint import code_digests, key_parts, settings_of
-from epsdpo.runs.layout import (
-    EXECUTED,
-    MODEL_FOLDER,
-    NOTEBOOKS,
-    PAGE,
-    STAGES,
-    experiment_of,
-    finished_analyses,
-    link_to_index,
-    tested_on,
-    titles_in,
+from epsdpo.runs.fingerprint import key_parts
+from epsdpo.runs.layout import EXECUTED, MODEL_FOLDER, NOTEBOOKS, PAGE, experiment_of, kept_in, link_to_index
+from epsdpo.runs.manifest import (
+    LOG,
+    MANIFEST,
+    TRAININGS,
+    experiment_facts,
+    read_manifest,
+    write_manifest,
+    write_stage_file,
 )
-from epsdpo.runs.manifest import LOG, MANIFEST, experiment_facts, read_manifest, write_manifest, write_stage_file
 from epsdpo.runs.verify import check_inputs
 
 TIMED_OUT = 124  # the exit code of `timeout`
@@ -60,7 +52,6 @@ TIMED_OUT = 124  # the exit code of `timeout`
 _KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
 _TRACEBACK_LINES = 12
 _KERNEL_STARTS = 3
-_OF_ONE_EXPERIMENT = ("train", "trajectory", "evaluate")
 
 # nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
 _PAGE_TEMPLATE = """
@@ -169,7 +160,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         StageError: if the notebook is not there, a cell fails, or the kernel dies. No manifest is left.
     """
     output_dir = Path(output_dir)
-    notebook = NOTEBOOKS / STAGES[stage]
+    notebook = NOTEBOOKS / STAGES[stage].notebook
     if not notebook.is_file():
         raise StageError(f"stage {stage}: {notebook} is not there; run from a checkout with `pip install -e .`")
     # A notebook that runs where it lies would take a relative folder from the repository's root.
@@ -182,7 +173,8 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         [folder / MODEL_FOLDER for folder in inputs if (folder / MODEL_FOLDER).is_dir()],
     )
     settings, inputs_by_role = _settings_and_inputs(stage, parameters, experiment)
-    parts = key_parts(settings, code_digests(stage, notebook), inputs_by_role)
+    code = code_digests(stage, notebook, "" if experiment is None else experiment.method)
+    parts = key_parts(settings, code, inputs_by_role)
 
     output_dir.mkdir(parents=True, exist_ok=True)
     executed, page = output_dir / EXECUTED, output_dir / PAGE
@@ -212,6 +204,20 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         started=started,
         repository=REPOSITORY,
     )
+
+
+def renew_report(run_dir: Path) -> list[str]:
+    """Make the report of a run folder again if it shows other results than there are; return what failed."""
+    report = run_dir / "report"
+    manifest = read_manifest(report)
+    there_are = inputs_of_run("report", run_dir, kept_in(run_dir))
+    if manifest is None or manifest.get("key_parts", {}).get("inputs") == there_are:
+        return []
+    try:
+        run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
+    except StageError as error:
+        return [str(error)]
+    return []
 
 
 def _left_by_others(output_dir: Path) -> dict[str, Any]:
@@ -253,7 +259,7 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
 
 def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:
     """What a manifest says of a record that was begun anew in the middle of a training."""
-    problem = incompleteness(output_dir) if stage in ("sft", "train") else None
+    problem = incompleteness(output_dir) if stage in TRAININGS else None
     return {"record": {"first_step": first_step(output_dir), "problem": problem}} if problem else {}
 
 
@@ -269,38 +275,26 @@ def _experiment(parameters: dict[str, Any]) -> Experiment | None:
 def _settings_and_inputs(
     stage: str, parameters: dict[str, Any], experiment: Experiment | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """What decides the result of a stage, of settings and of earlier stages; as `epsdpo.batch.plan` foresees it."""
-    if stage in ("report", "claims", "precision") and not parameters.get("run_dir"):
-        raise ConfigError(f"stage {stage}: parameter 'run_dir' is missing; give the folder of a run, e.g. runs/demo")
+    """What decides the result of a stage, of settings and of earlier stages, as the plan of a batch foresees it."""
+    spec = STAGES[stage]
     # Batches make figures for the page, and do not know of others: after a print version, the stage is due again.
     figures = {"publication": True} if parameters.get("publication") else {}
-    if stage == "report":
+    if spec.joins is not None:
+        if not parameters.get("run_dir"):
+            raise ConfigError(
+                f"stage {stage}: parameter 'run_dir' is missing; give the folder of a run, e.g. runs/demo"
+            )
         run_dir = resolve_path(parameters["run_dir"])
-        return {"titles": titles_in(run_dir), **figures}, finished_analyses(run_dir)
-    if stage == "claims":
-        run_dir = resolve_path(parameters["run_dir"])
-        return {**fixed_claims(run_dir)[1].model_dump(), **figures}, tested_on(run_dir)
-    if stage == "precision":
-        return figures, tested_on(resolve_path(parameters["run_dir"]))
-    roles = {
-        "pairs": "pairs_dir",
-        "data": "data_dir",
-        "sft": "sft_dir",
-        "train": "train_dir",
-        "baseline": "compare_with",
-    }
+        return {**spec.settings_of_run(run_dir, (), None), **figures}, inputs_of_run(stage, run_dir, kept_in(run_dir))
+    folders = {role: resolve_path(parameters[name]) for role, name in spec.reads.items() if parameters.get(name)}
     inputs = {}
-    for role, name in roles.items():
-        if parameters.get(name):
-            manifest = read_manifest(resolve_path(parameters[name]))
-            inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
-    if stage == "trajectory" and experiment is not None:
-        other = parameters.get("compare_with")
-        baseline = experiment_of(resolve_path(other)).title if other else None
-        return {"title": experiment.title, "baseline": baseline, **figures}, inputs
+    for role, folder in folders.items():
+        manifest = read_manifest(folder)
+        inputs[role] = "not made by a stage" if manifest is None else manifest["key"]
     if experiment is None:
         return {name: value for name, value in parameters.items() if name != "output_dir"}, inputs
-    return {**settings_of(stage, experiment), **figures}, inputs
+    baseline = experiment_of(folders["baseline"]) if "baseline" in folders else None
+    return {**settings_of(stage, experiment, baseline), **figures}, inputs
 
 
 class _Client(AsyncKernelClient):
@@ -391,7 +385,7 @@ def _literal(path: Path) -> str:
 def _title(stage: str, output_dir: Path, experiment: Experiment | None) -> str:
     """How a browser's tab calls the page of a stage; what several experiments share is called by its folder."""
     folder = output_dir.resolve()
-    whose = experiment.title if experiment is not None and stage in _OF_ONE_EXPERIMENT else folder.name
+    whose = experiment.title if experiment is not None and STAGES[stage].of_one_experiment else folder.name
     return f"{whose} · {stage}" if whose != stage else f"{stage} · {folder.parent.name}"
 
 

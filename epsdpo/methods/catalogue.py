@@ -135,8 +135,18 @@ def trainer_class(method: str) -> type[Trainer]:
     return _named(CATALOGUE[method].trainer)
 
 
-def _named(place: str) -> Any:
+def code_of(method: str) -> list[tuple[str, str]]:
+    """Modules and names of the config and the trainer of a method; nothing is loaded for it."""
+    return [_place(named) for named in (CATALOGUE[method].config, CATALOGUE[method].trainer)]
+
+
+def _place(named: str) -> tuple[str, str]:
+    module, _, name = named.partition(":")
+    return module, name
+
+
+def _named(named: str) -> Any:
     # TRL warns on import that what it calls experimental may change between releases; requirements.lock pins one.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    module, _, name = place.partition(":")
+    module, name = _place(named)
     return getattr(importlib.import_module(module), name)

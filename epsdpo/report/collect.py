@@ -102,9 +102,17 @@ def provenance(runs: list[Run]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"run": run.experiment.title, "seed": run.experiment.seed, **origin_of(run.directory / "train")}
+            | _kept_analyses(run.directory)
             for run in runs
         ]
     ).fillna("–")
+
+
+def _kept_analyses(directory: Path) -> dict[str, str]:
+    """Commits of analyses that were kept though code has changed since; of a training its origin says so."""
+    manifests = {stage: read_manifest(directory / stage) or {} for stage in ("trajectory", "evaluate")}
+    kept = [f"{stage}: {commit_of(manifest)}" for stage, manifest in manifests.items() if "kept" in manifest]
+    return {"kept results": "; ".join(kept)} if kept else {}
 
 
 def origin_of(train_dir: Path) -> dict[str, str]:

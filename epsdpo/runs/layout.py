@@ -1,56 +1,48 @@
-"""How a run is laid out: stages and their notebooks, names of files, and what of it is finished.
+"""How a run is laid out: names of its folders and files, and what of it is finished.
 
-It only reads, and loads neither papermill nor torch, so that commands which run nothing are quick.
+Nothing is written here, and neither papermill nor torch loaded, so that commands which run nothing are quick.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
+import json
 import logging
 import os
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import read_object
-from epsdpo.runs.fingerprint import KEY_LENGTH
-from epsdpo.runs.manifest import MANIFEST, read_manifest
+from epsdpo.runs.manifest import MANIFEST, kept_by, read_manifest
+from epsdpo.runs.reach import digest
+from epsdpo.runs.settings import of_prepared_data, of_sampling, of_sft
 
 logger = logging.getLogger(__name__)
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 
-# Stage -> notebook, in the order of a run; the last is run by hand alone.
-STAGES = {
-    "sample": "00_sample_pairs.ipynb",
-    "prepare": "01_prepare_data.ipynb",
-    "sft": "01b_sft.ipynb",
-    "train": "02_train.ipynb",
-    "trajectory": "03_beta_trajectory.ipynb",
-    "evaluate": "04_evaluate.ipynb",
-    "report": "05_report.ipynb",
-    "claims": "06_claims.ipynb",
-    "precision": "07_precision.ipynb",
-    "compare": "03b_compare_trajectories.ipynb",
-}
-
 # Beside a stage's folder: what was made there for other settings, by other code, or by nobody knows what.
 SUPERSEDED = "superseded"
 
-# Beside the stages of an experiment: what its models and its judge answered, for every later evaluation of it.
+# What was paid for or took long lies beside the stage's folder, which makes way when it is outdated: what models and
+# judge answered, also to sampling, and up to which ε the decisions of pairs hold.
 ANSWERS = "answers"
+BOUNDS = "bounds"
 
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
 
-# What trainings write there: a row per step. It is `epsdpo.methods.record`'s, which loads more than commands can wait
-# for.
+# What trainings write there, a row per step: as the record calls it, which loads more than commands can wait for.
 STEPS = "steps.jsonl"
-# Of a run folder: every experiment in a row.
+
+# Of a run folder: every experiment in a row, and what the runner keeps for itself.
 INDEX = "index.html"
+STATE_FOLDER = ".epsdpo"
 
 # What the evaluate notebook writes there: its numbers, all responses, and their judgements in AlpacaEval's format.
 SUMMARY = "summary.json"
@@ -68,6 +60,32 @@ BENCHMARKS = "benchmarks"
 BENCHMARK_RESULTS = "results.json"
 
 
+def pairs_folder(experiment: Experiment) -> str:
+    """Name of the folder of sampled pairs: experiments whose pairs would come out the same share one."""
+    return _shared_folder("pairs", of_sampling(experiment))
+
+
+def data_folder(experiment: Experiment) -> str:
+    """Name of the prepared-data folder, shared as that of pairs."""
+    return _shared_folder("data", of_prepared_data(experiment))
+
+
+def sft_folder(experiment: Experiment) -> str:
+    """Name of the SFT model's folder, shared as that of pairs."""
+    return _shared_folder("sft", of_sft(experiment))
+
+
+def _shared_folder(kind: str, settings: dict[str, Any]) -> str:
+    return f"{kind}-{digest(json.dumps(settings, sort_keys=True))[:8]}"
+
+
+def shared_folders(experiment: Experiment) -> dict[str, str]:
+    """Stage -> folder in the run, of the stages that an experiment may share with others."""
+    pairs = {"sample": pairs_folder(experiment)} if experiment.data.on_policy else {}
+    sft = {"sft": sft_folder(experiment)} if experiment.model.sft else {}
+    return {**pairs, "prepare": data_folder(experiment), **sft}
+
+
 def experiment_of(train_dir: Path) -> Experiment:
     """The experiment trained in `train_dir`, with the title that it has in its run by now."""
     for folder in (train_dir.parent, train_dir):
@@ -79,7 +97,7 @@ def experiment_of(train_dir: Path) -> Experiment:
 def link_to_index(folder: Path) -> str:
     """The relative link from a page in a stage's folder to the index of its batch; "" where it is part of none."""
     for above in folder.resolve().parents[:2]:
-        if (above / INDEX).exists() and (above / ".epsdpo").is_dir():  # a page of the runner's, not of somebody's site
+        if (above / INDEX).exists() and (above / STATE_FOLDER).is_dir():  # the runner's page, and no site's
             return os.path.relpath(above / INDEX, folder.resolve())
     return ""
 
@@ -113,6 +131,28 @@ def titles_in(run_dir: Path) -> dict[str, str]:
     return {name: experiment.title for name, experiment in experiments_in(run_dir).items()}
 
 
+def stages_below(folder: Path) -> Iterator[Path]:
+    """Folders that hold a manifest: this one, those of a batch or an experiment; not what was superseded."""
+    for depth in ("", "*/", "*/*/"):
+        for manifest in sorted(folder.glob(depth + MANIFEST)):
+            if SUPERSEDED not in manifest.relative_to(folder).parts:
+                yield manifest.parent
+
+
+def kept_in(run_dir: Path) -> dict[str, str]:
+    """What was kept in a run folder though code has changed since: the commit that kept it, by "<folder>/<stage>".
+
+    Without pages that join the whole run: they say what was kept, and are made anew for that.
+    """
+    found = {}
+    for folder in stages_below(run_dir):
+        manifest = read_manifest(folder) or {}
+        whose = folder if folder.parent == run_dir else folder.parent
+        if "kept" in manifest and whose.name != manifest["stage"]:
+            found[f"{whose.name}/{manifest['stage']}"] = kept_by(manifest)
+    return found
+
+
 def not_judged(folder: Path) -> int:
     """How many comparisons of a finished evaluation have no judgement yet, its checkpoints' included; else 0."""
     summaries = [*folder.glob(SUMMARY), *folder.glob(f"checkpoint-*/{SUMMARY}")]
@@ -128,7 +168,7 @@ def finished_analyses(run_dir: Path) -> dict[str, str]:
             if manifest is not None:
                 keys[f"{file.parents[1].name}/{stage}"] = manifest["key"]
     for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
-        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = hashlib.sha256(file.read_bytes()).hexdigest()[:KEY_LENGTH]
+        keys[f"{file.parents[1].name}/{BENCHMARKS}"] = digest(file.read_bytes())
     return keys
 
 
@@ -136,5 +176,5 @@ def tested_on(run_dir: Path) -> dict[str, str]:
     """Keys of what claims are tested on: all evaluations of a run folder, and the benchmark of a step."""
     keys = {name: key for name, key in finished_analyses(run_dir).items() if name.endswith("/evaluate")}
     if (run_dir / STEP_COST).exists():
-        keys["step_cost"] = hashlib.sha256((run_dir / STEP_COST).read_bytes()).hexdigest()[:KEY_LENGTH]
+        keys["step_cost"] = digest((run_dir / STEP_COST).read_bytes())
     return keys

@@ -27,7 +27,7 @@ from epsdpo.runs.fingerprint import key_of
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
 LOG = "stage.log"  # of the process that ran the stage
-_TRAININGS = ("sft", "train")
+TRAININGS = ("sft", "train")  # stages that leave a record of their steps, checkpoints and weights
 _READ_OF_STAGE_FILE = {"status", "started", "pid", "host"}
 PACKAGES = ("epsdpo", "torch", "transformers", "trl", "datasets", "accelerate", "peft", "numpy")
 
@@ -113,6 +113,40 @@ def write_stage_file(output_dir: Path, *, stage: str, parts: dict[str, dict], st
     )
 
 
+def keep(folder: Path, code: dict[str, str], repository: Path) -> None:
+    """Accept a finished result, which other code made, as that of `code`; its manifest says so, and by which commit."""
+    kept = {"at": datetime.now(UTC).isoformat(timespec="seconds"), "git": _git_state(repository), "code": code}
+    _write(folder / MANIFEST, {**read_manifest(folder), "kept": kept})
+
+
+def is_kept(manifest: dict[str, Any], code: dict[str, str]) -> bool:
+    """Whether a result was accepted as that of this code."""
+    return "kept" in manifest and manifest["kept"].get("code") == code
+
+
+def commit_of(manifest: dict[str, Any]) -> str:
+    """The git commit that a stage ran in, shortened, and whether files were changed since, "" outside of git; of a
+    result that was kept, also that which kept it."""
+    made = _shortened(manifest.get("git"))
+    if "kept" not in manifest:
+        return made
+    return f"{made or 'not in git'}, kept by {kept_by(manifest)}"
+
+
+def kept_by(manifest: dict[str, Any]) -> str:
+    """The commit that a result was kept by."""
+    return _shortened(manifest["kept"].get("git")) or "not in git"
+
+
+def commit_now(repository: Path) -> str:
+    """That which a result would be kept by now."""
+    return _shortened(_git_state(repository)) or "not in git"
+
+
+def _shortened(git: dict[str, Any] | None) -> str:
+    return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
+
+
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest in `folder`, or None if the folder is not finished: it has none, or one that cannot be read."""
     manifest = read_object(folder / MANIFEST)
@@ -147,7 +181,7 @@ def changed_outputs(folder: Path, only: Callable[[str], bool] = lambda name: Tru
     changes = []
     for name, described in manifest.get("outputs", {}).items():
         path = folder / name
-        removed = "/" in name and manifest.get("stage") in _TRAININGS and not (folder / name.split("/")[0]).exists()
+        removed = "/" in name and manifest.get("stage") in TRAININGS and not (folder / name.split("/")[0]).exists()
         if removed or not only(name):
             continue
         if not path.is_file():
@@ -178,7 +212,7 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def _has_a_key(content: dict[str, Any]) -> bool:
     parts = content.get("key_parts", {})
     whole = isinstance(parts, dict) and all(isinstance(part, dict) for part in parts.values())
-    return whole and isinstance(content.get("key"), str)
+    return whole and isinstance(content.get("key"), str) and isinstance(content.get("kept", {}), dict)
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -226,9 +260,3 @@ def _git_state(repository: Path) -> dict[str, Any] | None:
     if commit.returncode != 0:
         return None
     return {"commit": commit.stdout.strip(), "dirty": bool(status.stdout.strip())}
-
-
-def commit_of(manifest: dict[str, Any]) -> str:
-    """The git commit that a stage ran in, shortened, and whether files were changed since; "" outside of git."""
-    git = manifest.get("git")
-    return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")

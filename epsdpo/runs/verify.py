@@ -6,11 +6,11 @@ were whole, so that each stage looks at its inputs first, and `epsdpo status --v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from epsdpo.experiment import ConfigError
-from epsdpo.runs.layout import EXECUTED, PAGE, SUPERSEDED
+from epsdpo.runs.layout import EXECUTED, PAGE, stages_below
 from epsdpo.runs.manifest import MANIFEST, changed_outputs, read_manifest, unreadable
 
 _REMEDY = "Restore it, or delete {folder}, which the same `epsdpo run` then makes again"
@@ -36,14 +36,6 @@ def check_inputs(inputs: Iterable[Path], output_dir: Path) -> None:
                 problems += [f"{change}. {_REMEDY.format(folder=folder)}" for change in changes]
     if problems:
         raise ConfigError("\n".join(dict.fromkeys(problems)))
-
-
-def stages_below(folder: Path) -> Iterator[Path]:
-    """Folders that hold a manifest: this one, those of a batch or an experiment; not what was superseded."""
-    for depth in ("", "*/", "*/*/"):
-        for manifest in sorted(folder.glob(depth + MANIFEST)):
-            if SUPERSEDED not in manifest.relative_to(folder).parts:
-                yield manifest.parent
 
 
 def verify(folder: Path) -> int:

@@ -32,8 +32,9 @@ from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import load_tokenizer, pin_revision, require_data_fit, start_of
-from epsdpo.runs.fingerprint import differences, key_parts, settings_of
+from epsdpo.runs.fingerprint import differences, key_parts
 from epsdpo.runs.layout import MODEL_FOLDER
+from epsdpo.runs.settings import of_sft
 from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
@@ -73,7 +74,7 @@ def finetune(
     processes = process_state(experiment)
     with processes.main_process_first():
         experiment = experiment.model_copy(update={"model": pin_revision(experiment.model)})
-        _claim(settings_of("sft", experiment), output_dir)
+        _claim(of_sft(experiment), output_dir)
     model_dir = output_dir / MODEL_FOLDER
     if model_dir.exists():
         logger.info("fine-tuned already; delete %s to do it again", output_dir)

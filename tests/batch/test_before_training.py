@@ -9,9 +9,8 @@ import pandas as pd
 import pytest
 from kit import tiny_stages
 
-from epsdpo.batch.plan import judge, plan_stages
-from epsdpo.batch.progress import batch_status
-from epsdpo.batch.runner import PLAN_FILE, STATE_FOLDER
+from epsdpo.batch.plan import plan_stages, standings
+from epsdpo.batch.progress import PLAN, batch_status
 from epsdpo.batch.stage import run_stage
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment import EXPERIMENT_FILE, save_experiment
@@ -41,8 +40,8 @@ def run(tmp_path_factory):
 
 def test_each_stage_is_finished_as_the_plan_foresaw_it(run):
     _, stages, planned = run
-    verdicts = judge(planned)
-    assert {stage: verdicts[stages[stage].name].reason for stage in EXECUTED} == dict.fromkeys(EXECUTED, "finished")
+    found = standings(planned)
+    assert {stage: found[stages[stage].id].reason for stage in EXECUTED} == dict.fromkeys(EXECUTED, "finished")
     for stage in EXECUTED:
         page = (stages[stage].folder / "notebook.html").read_text(encoding="utf-8")
         assert "Traceback" not in page and not re.search(r'(?:src|href)="https?:', page)
@@ -56,6 +55,13 @@ def test_pairs_reach_sft_and_training(run):
     assert len(read_steps(stages["sft"].folder)) > 0
     trained = json.loads((stages["train"].folder / "manifest.json").read_text(encoding="utf-8"))
     assert set(trained["key_parts"]["inputs"]) == {"data", "sft"}
+
+
+def test_what_was_asked_lies_beside_the_folder_that_makes_way(run):
+    run_dir, stages, _ = run
+    kept = run_dir / "answers" / stages["sample"].folder.name
+    assert {path.name for path in kept.iterdir()} >= {"generated.jsonl", "scores.jsonl"}
+    assert not list(stages["sample"].folder.glob("*.jsonl"))
 
 
 def test_evaluation_takes_the_sft_model_for_the_reference(run):
@@ -72,9 +78,9 @@ def test_status_tells_how_far_sft_is(run, tmp_path):
     for name in (STEPS_FILE, PROGRESS_FILE):
         shutil.copy(stages["sft"].folder / name, folder)
     write_stage_file(folder, stage="sft", parts={}, started=datetime.now(UTC))
-    (tmp_path / STATE_FOLDER).mkdir()
+    (tmp_path / PLAN).parent.mkdir()
     plan = {"stages": {"sft-0/sft": {"stage": "sft", "folder": str(folder)}}}
-    (tmp_path / STATE_FOLDER / PLAN_FILE).write_text(json.dumps(plan), encoding="utf-8")
+    (tmp_path / PLAN).write_text(json.dumps(plan), encoding="utf-8")
     (status,) = batch_status(tmp_path)
     steps = len(read_steps(folder))
     assert status.state == "running"

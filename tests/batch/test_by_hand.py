@@ -11,9 +11,9 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
+from epsdpo.batch.specs import STAGES
 from epsdpo.experiment import ConfigError, load_variant
 from epsdpo.experiment.paths import REPOSITORY
-from epsdpo.runs.layout import STAGES
 
 DEMO = REPOSITORY / "configs" / "demo" / "epsilon_dpo_fp32.yaml"
 VALUES = {
@@ -78,7 +78,7 @@ def cells(checkout):
     ]
     joined = nbformat.v4.new_notebook()
     for name, stage, parameters in turns:
-        for cell in nbformat.read(REPOSITORY / "notebooks" / STAGES[stage], as_version=4).cells:
+        for cell in nbformat.read(REPOSITORY / "notebooks" / STAGES[stage].notebook, as_version=4).cells:
             if cell.cell_type == "code":
                 if "parameters" in cell.metadata.get("tags", []):
                     cell.source += "".join(f"\n{key} = {value!r}" for key, value in parameters.items())

@@ -16,6 +16,7 @@ from kit.waiting import wait_until
 from epsdpo.batch import engine
 from epsdpo.batch.engine import ENGINE_LOG, Resources
 from epsdpo.batch.runner import look_at_batch, run_batch, sole_runner
+from epsdpo.batch.specs import StageId
 from epsdpo.experiment import ConfigError, check_experiment, save_experiment
 
 
@@ -71,8 +72,8 @@ def test_a_profile_of_the_user_is_not_taken_and_no_temporary_folder_stays(batch,
     monkeypatch.setenv("HOME", "/dev/null")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    prepare = next(name for name in look_at_batch(batch, tmp_path / "run") if name.endswith("/prepare"))
-    (tmp_path / "run" / prepare.split("/")[0] / "stage.log").mkdir(parents=True)
+    prepare = next(one for one in look_at_batch(batch, tmp_path / "run") if one.stage == "prepare")
+    (tmp_path / "run" / prepare.folder / "stage.log").mkdir(parents=True)
     outcome = run_batch(batch, tmp_path / "run")
     assert list(outcome.failed) == [prepare], outcome
     assert "stage.log: Is a directory" in outcome.failed[prepare].error
@@ -94,8 +95,8 @@ def test_a_stage_is_given_back_the_temporary_folder_of_the_user(monkeypatch):
 def test_a_file_in_the_place_of_a_stage_is_moved_aside(batch, tmp_path):
     (tmp_path / "run" / "eps").mkdir(parents=True)
     (tmp_path / "run" / "eps" / "train").write_text("stray", encoding="utf-8")
-    verdict = look_at_batch(batch, tmp_path / "run")["eps/train"]
-    assert verdict.outdated and verdict.reason == "something else than a folder is in its place"
+    standing = look_at_batch(batch, tmp_path / "run")[StageId("eps", "train")]
+    assert standing.outdated and standing.reason == "something else than a folder is in its place"
     (tmp_path / "profile").mkdir()
     run_batch(batch, tmp_path / "run", Resources(profile="profile"))
     assert (tmp_path / "run" / "eps" / "superseded" / "train-unreadable").read_text(encoding="utf-8") == "stray"

@@ -67,6 +67,48 @@ def test_a_batch_is_run_once_and_again_only_where_something_changed(kit):
     assert page.count('<span class="finished">finished</span>') == 6 and 'href="b_eps/trajectory/notebook.html"' in page
 
 
+def commit(kit):
+    """All but what is run, as a commit."""
+    (kit.folder / ".gitignore").write_text("runs\n*.log\n__pycache__\n")
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=kit.folder, check=True)
+    return subprocess.run(["git", "rev-parse", "HEAD"], cwd=kit.folder, capture_output=True, text=True).stdout.strip()
+
+
+def test_results_that_differ_in_code_alone_are_kept_where_that_is_asked_for(kit):
+    kit.write_config("eps", epsilon=0.01)
+    made = commit(kit)
+    assert kit.run("run", "configs")[0] == 0
+    before = kit.started()
+    kernels = kit.folder / "epsdpo" / "methods" / "kernels.py"
+    kernels.write_text(kernels.read_text(encoding="utf-8").replace("TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 256"))
+    kept_by = commit(kit)
+
+    _, out, _ = kit.run("run", "configs", "--dry-run")
+    assert "would run  eps/train: epsdpo.methods.kernels changed\n" in out
+    assert out.endswith("--keep-results would keep 1 of them, which differ in code alone\n3 of 4 stages would run\n")
+    _, out, _ = kit.run("run", "configs", "--dry-run", "--keep-results")
+    assert "would keep eps/train: epsdpo.methods.kernels changed\n" in out
+    assert "would run  report/report: its input eps/train (kept) changed\n" in out  # it says what was kept
+    assert out.endswith("1 of 4 stages would run\n") and "kept" not in kit.manifest("eps/train")
+
+    code, out, err = kit.run("run", "configs", "--keep-results")
+    assert code == 0, err
+    assert "kept     eps/train, though epsdpo.methods.kernels changed" in out
+    assert list(kit.started() - before) == ["report"]
+    manifest = kit.manifest("eps/train")
+    assert (manifest["git"]["commit"], manifest["kept"]["git"]["commit"]) == (made, kept_by)
+    both = f"{made[:10]}, kept by {kept_by[:10]}"
+    assert f"finished</span> (made by {both})" in (kit.folder / "runs" / "configs" / "index.html").read_text("utf-8")
+    assert f"made by {both}" in kit.run("status", "runs/configs")[1]
+
+    # Accepted once, it is that of this code; of other settings it is not.
+    assert kit.run("run", "configs", "--dry-run")[1].endswith("0 of 4 stages would run\n")
+    kit.write_config("eps", epsilon=0.02)
+    _, out, _ = kit.run("run", "configs", "--dry-run", "--keep-results")
+    assert "would run  eps/train: train.epsilon was 0.01, is 0.02" in out and "would keep" not in out
+
+
 def test_one_failure_stops_what_needs_it_and_nothing_else(kit):
     kit.write_config("a_dpo", method="dpo", learning_rate=0.5)
     kit.write_config("b_eps")
@@ -76,7 +118,7 @@ def test_one_failure_stops_what_needs_it_and_nothing_else(kit):
     assert lines[0] == "failed   a_dpo/train: RuntimeError: <b>learning_rate</b> is too high"
     assert lines[1].endswith("a_dpo/train/stage.log")
     assert lines[2] == "not run  a_dpo/trajectory, because a stage that it needs failed"
-    assert kit.manifest("b_eps/trajectory")["parameters"]["compare_with"] == ""  # the baseline cannot be had
+    assert "compare_with" not in kit.manifest("b_eps/trajectory")["parameters"]  # the baseline cannot be had
     assert kit.started()["report"] == 1
     page = (kit.folder / "runs" / "configs" / "index.html").read_text(encoding="utf-8")
     assert "&lt;b&gt;learning_rate&lt;/b&gt; is too high" in page and "<b>learning_rate" not in page

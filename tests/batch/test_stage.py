@@ -21,10 +21,10 @@ from jupyter_client.connect import LocalPortCache
 from kit.waiting import running, wait_until
 
 from epsdpo.batch import stage as stages
+from epsdpo.batch.specs import STAGES
 from epsdpo.batch.stage import StageError, check_parameters, read_parameters, run_stage
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.paths import REPOSITORY, resolve_path
-from epsdpo.runs.layout import STAGES
 
 COMMITTED = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -238,16 +238,16 @@ def test_a_missing_notebook_is_named(tmp_path, monkeypatch):
 
 def test_paths_from_the_working_directory_win_over_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert resolve_path("epsdpo/batch/stage.py") == REPOSITORY / "epsdpo" / "batch" / "stage.py"
-    (tmp_path / "epsdpo" / "batch").mkdir(parents=True)
-    (tmp_path / "epsdpo" / "batch" / "stage.py").touch()
-    assert resolve_path("epsdpo/batch/stage.py").resolve() == (tmp_path / "epsdpo" / "batch" / "stage.py").resolve()
+    assert resolve_path("epsdpo/files.py") == REPOSITORY / "epsdpo" / "files.py"
+    (tmp_path / "epsdpo").mkdir()
+    (tmp_path / "epsdpo" / "files.py").touch()
+    assert resolve_path("epsdpo/files.py").resolve() == (tmp_path / "epsdpo" / "files.py").resolve()
     with pytest.raises(ConfigError, match=r"no-such\.yaml: no such file"):
         resolve_path("no-such.yaml")
 
 
 def test_the_committed_notebooks_are_those_of_the_stages():
-    assert {path.name for path in COMMITTED} == set(STAGES.values())
+    assert {path.name for path in COMMITTED} == {spec.notebook for spec in STAGES.values()}
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

@@ -10,8 +10,8 @@ import pytest
 from kit.hostile import HOSTILE_TITLE
 from kit.lab import make_lab, run_all_cells, scroll_to
 
+from epsdpo.batch.specs import STAGES
 from epsdpo.methods.record import read_pairs, read_steps
-from epsdpo.runs.layout import STAGES
 
 FIGURES = {
     "sample": 1,
@@ -53,13 +53,13 @@ def lab(checkout, chromium, tmp_path_factory):
         make_lab(checkout.folder, home, checkout.environment) as address,
         chromium.tab(address, screenshots=home) as tab,
     ):
-        for stage, notebook in STAGES.items():
-            widths[stage] = run_all_cells(tab, f"notebooks/{notebook}")
+        for stage, spec in STAGES.items():
+            widths[stage] = run_all_cells(tab, f"notebooks/{spec.notebook}")
             if stage == "report":
                 scroll_to(tab, 0)
                 hacked = tab.evaluate("window.hacked ?? null")
                 shown = tab.evaluate("document.body.innerText")
-    notebooks = {stage: checkout.folder / "notebooks" / notebook for stage, notebook in STAGES.items()}
+    notebooks = {stage: checkout.folder / "notebooks" / spec.notebook for stage, spec in STAGES.items()}
     return LabSession(notebooks, widths, hacked, shown)
 
 

@@ -19,6 +19,7 @@ from transformers.utils import chat_template_utils
 
 from epsdpo.__main__ import main
 from epsdpo.batch.check.texts import check_rendering
+from epsdpo.batch.specs import settings_of
 from epsdpo.data.on_policy.rank import Answered, RewardModelRanker
 from epsdpo.data.on_policy.sample import sample_pairs
 from epsdpo.data.prepared import DataError, load_prepared, prepare
@@ -39,7 +40,7 @@ from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.methods.chat_template import render_chat
 from epsdpo.models.server import ServerEngine
 from epsdpo.models.start import load_tokenizer
-from epsdpo.runs.fingerprint import key_of, key_parts, settings_of
+from epsdpo.runs.fingerprint import key_of, key_parts
 from epsdpo.train.preferences import train
 from epsdpo.train.sft import demonstrations
 

@@ -37,7 +37,7 @@ from epsdpo.paper.claims.verdicts import (
     verdicts_on,
     where_lies,
 )
-from epsdpo.runs.layout import NOTEBOOKS, STAGES
+from epsdpo.runs.layout import NOTEBOOKS
 
 NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 
@@ -382,5 +382,5 @@ def test_the_margin_of_tightened_pairs_is_of_the_second_half():
 
 
 def test_checkpoints_are_read_where_04_leaves_them():
-    cells = nbformat.read(NOTEBOOKS / STAGES["evaluate"], as_version=4).cells
+    cells = nbformat.read(NOTEBOOKS / "04_evaluate.ipynb", as_version=4).cells
     assert any(f'"{Path(WITHIN_TRAINING).stem}", within' in cell.source for cell in cells)

@@ -14,7 +14,6 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from transformers import AutoModelForCausalLM
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.batch.specs import data_folder, sft_folder
 from epsdpo.experiment import ConfigError, load_experiments, save_experiment
 from epsdpo.methods.heads import expose_hidden_states
 from epsdpo.paper import epsilon_bound
@@ -22,6 +21,7 @@ from epsdpo.paper.claims import bounds as claim_bounds
 from epsdpo.paper.claims.settings import has_fixed_reference
 from epsdpo.paper.drawing_bound import epsilon_bounds
 from epsdpo.paper.epsilon_bound import decisions_at, mean_bounds, upper_bounds, with_limit
+from epsdpo.runs.layout import data_folder, sft_folder
 from epsdpo.train import preferences as training
 from epsdpo.trajectory.summary import DECISIONS
 
@@ -242,26 +242,27 @@ def test_claims_are_about_the_bounds_that_the_command_measures(batch_of_one, tmp
     for module in (epsilon_bound, claim_bounds):
         monkeypatch.setattr(module, "EPSILONS", GRID)
     monkeypatch.setattr(claim_bounds, "PAIRS", 12)
-    runs, keep_in, told = batch_of_one(), tmp_path / "bounds", []
-    table = claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    runs, told = batch_of_one(), []
+    file = tmp_path / "dpo-seed1" / "bounds" / "float32.csv"
+    table = claim_bounds.bounds_of(runs, ["dpo"], tell=told.append)
     pairs, means = by_command(runs, tmp_path, 12)
-    kept = pd.read_csv(keep_in / "dpo-seed1-float32.csv")
+    kept = pd.read_csv(file)
     pd.testing.assert_frame_equal(kept[pairs.columns.tolist()], pairs)
     exact = table[table["criterion_dtype"] == "float32"].reset_index(drop=True)
     pd.testing.assert_frame_equal(exact[means.columns.tolist()], means)
     assert exact["of_pairs"].unique().tolist() == [12] and exact["share_of_epoch"].unique().tolist() == [0.4, 0.8, 1.0]
     assert len(told) == 2
 
-    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    claim_bounds.bounds_of(runs, ["dpo"], tell=told.append)
     assert len(told) == 2
     # Bounds of other pairs, or of a training that came before, are not this run's.
     kept.assign(pair_id=kept["pair_id"].where(kept["pair_id"] != kept["pair_id"][0], "another")).to_csv(
-        keep_in / "dpo-seed1-float32.csv", index=False
+        file, index=False
     )
-    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    claim_bounds.bounds_of(runs, ["dpo"], tell=told.append)
     assert len(told) == 3 and told[-1].endswith("float32")
     (tmp_path / "dpo-seed1" / "train" / "manifest.json").write_text('{"key": "second"}', encoding="utf-8")
-    claim_bounds.bounds_of(runs, ["dpo"], keep_in, tell=told.append)
+    claim_bounds.bounds_of(runs, ["dpo"], tell=told.append)
     assert len(told) == 5
 
 
@@ -274,7 +275,7 @@ def test_the_bounds_of_claims_start_from_the_sft_model(batch_of_one, official, t
     runs = batch_of_one(**{"model.sft": {"learning_rate": 1e-3}})
     sft = tmp_path / sft_folder(runs["dpo-seed1"][1])
     shutil.copytree(official / "ref", sft / "model")
-    table = claim_bounds.bounds_of(runs, ["dpo"], tmp_path / "bounds", tell=lambda _: None)
+    table = claim_bounds.bounds_of(runs, ["dpo"], tell=lambda _: None)
     _, means = by_command(runs, tmp_path, 12, "--sft-dir", sft)
     pd.testing.assert_frame_equal(table[means.columns.tolist()], means)
 

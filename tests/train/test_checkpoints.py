@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from trl import DPOTrainer
 
 from epsdpo import EpsilonDPOConfig, EpsilonDPOTrainer
+from epsdpo.batch.specs import settings_of
 from epsdpo.data.prepared import prepare
 from epsdpo.experiment import ConfigError, check_experiment, save_experiment
 from epsdpo.methods.beta_dpo import BetaDPOTrainer
@@ -23,7 +24,6 @@ from epsdpo.methods.beta_dpo_config import BetaDPOConfig
 from epsdpo.methods.checkpoint_files import FILES_LIST, seal
 from epsdpo.methods.record import DamagedRecord, incompleteness, read_pairs, read_steps
 from epsdpo.models.start import load_tokenizer
-from epsdpo.runs.fingerprint import settings_of
 from epsdpo.train.preferences import main, train
 
 STEPS = 9

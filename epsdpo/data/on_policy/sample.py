@@ -57,7 +57,7 @@ class SampledPairs:
     report: dict[str, Any]
 
 
-def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs:
+def sample_pairs(experiment: Experiment, output_dir: str | Path, keep_in: str | Path | None = None) -> SampledPairs:
     """Sample, score and pair responses of the experiment's model (before any SFT) into `output_dir`.
 
     Responses and scores are kept as they come: a call that was killed goes on there. `report.json` is written last.
@@ -65,6 +65,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
     Args:
         experiment: with a section `data.on_policy`, whose prompts are asked `responses_per_prompt` times, each time
             with another seed.
+        keep_in: folder for responses and scores; by default `output_dir`.
 
     Raises:
         ConfigError: if the section is missing, or the ranker cannot be loaded or is no reward model.
@@ -82,8 +83,10 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     (output_dir / REPORT).unlink(missing_ok=True)
+    keep_in = Path(keep_in or output_dir)
+    keep_in.mkdir(parents=True, exist_ok=True)
 
-    with kept_responses(output_dir / GENERATED) as kept:
+    with kept_responses(keep_in / GENERATED) as kept:
         rounds = _ask(experiment, tokenizer, rendered, kept)
         _free_gpu_memory()  # the ranker may need it
         answered = [
@@ -92,7 +95,7 @@ def sample_pairs(experiment: Experiment, output_dir: str | Path) -> SampledPairs
             for messages, response in zip(table["messages"], answers, strict=True)
         ]
         ranker = load_ranker(section.ranker)
-        scores = score_responses(answered, ranker, output_dir / SCORES)
+        scores = score_responses(answered, ranker, keep_in / SCORES)
     responses = _responses(table, rounds, scores)
     pairs, refused = make_pairs(table, responses)
     report = {

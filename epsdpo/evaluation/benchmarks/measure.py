@@ -26,7 +26,7 @@ from epsdpo.models.hub import model_identity
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.models.start import start_of
 from epsdpo.runs.fingerprint import key_of
-from epsdpo.runs.layout import BENCHMARKS, experiments_in, finished_analyses
+from epsdpo.runs.layout import BENCHMARKS, experiments_in
 from epsdpo.runs.manifest import read_manifest
 
 LOG = "harness.log"
@@ -97,21 +97,6 @@ def measure_run(
             show(f"  {measurement['label']}: {percent(measurement)}, measured before")
         failures += _measure(model, due, limit, include_path, show)
     return failures
-
-
-def renew_report(run_dir: Path) -> list[str]:
-    """Make the report of a run folder again if it shows other results than there are; return what failed."""
-    from epsdpo.batch.stage import StageError, run_stage
-
-    report = run_dir / "report"
-    manifest = read_manifest(report)
-    if manifest is None or manifest.get("key_parts", {}).get("inputs") == finished_analyses(run_dir):
-        return []
-    try:
-        run_stage("report", {"run_dir": str(run_dir), "links_from": str(report)}, report)
-    except StageError as error:
-        return [str(error)]
-    return []
 
 
 def harness_version() -> str:

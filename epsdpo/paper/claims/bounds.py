@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from epsdpo.batch.specs import data_folder, sft_folder
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment import Experiment
 from epsdpo.files import written_whole
@@ -21,6 +20,7 @@ from epsdpo.models.start import after_sft
 from epsdpo.paper.claims.names import AT_LARGEST
 from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.epsilon_bound import EPSILONS, PAIRS, mean_bounds, measure_run, measured_pairs
+from epsdpo.runs.layout import BOUNDS, data_folder, sft_folder
 from epsdpo.runs.manifest import read_manifest
 
 PRECISIONS = ("bfloat16", "float32")
@@ -33,15 +33,15 @@ _AVERAGED = ["name", "criterion_dtype", "share_of_epoch", "pairs", "bound", "sha
 def bounds_of(
     runs: dict[str, tuple[Path, Experiment]],
     recipes: Iterable[str],
-    keep_in: Path,
     tell: Callable[[str], None] = print,
 ) -> pd.DataFrame:
     """The bound of each measured pair at each checkpoint of the runs of `recipes`, averaged by decision.
 
+    Bounds are kept beside the stages of each run, a file for each precision. Those of the same training and the same
+    pairs are not measured again.
+
     Args:
         runs: name -> folder and experiment, of `measures.finished_runs`.
-        keep_in: folder for the bounds of each run and precision; what is there of the same training and the same pairs
-            is not measured again.
         tell: is given a line of progress per run.
 
     Returns:
@@ -55,7 +55,7 @@ def bounds_of(
             continue
         for precision in PRECISIONS:
             bounds = _kept_or_measured(
-                keep_in / f"{name}-{precision}.csv",
+                folder / BOUNDS / f"{precision}.csv",
                 folder,
                 experiment.model_copy(update={"train": {**experiment.train, "criterion_dtype": precision}}),
                 lambda name=name, precision=precision: tell(
