@@ -1,4 +1,4 @@
-"""The house: which rooms there are, that imports run one way through them, and that a module's name says which it is."""
+"""The house: its rooms, that imports run one way through them, and that no two modules have one name."""
 
 import ast
 from collections import Counter

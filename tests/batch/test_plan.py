@@ -265,12 +265,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
         ),
         ("epsdpo/methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table(", set()),
         ("epsdpo/methods/beta_dpo.py", "import ", "import math\nimport ", set()),  # of another method
-        (
-            "epsdpo/methods/catalogue.py",
-            "METHODS = tuple(",
-            'CATALOGUE["toy"] = Method()\nMETHODS = tuple(',
-            set(),
-        ),  # another entry
+        ("epsdpo/methods/catalogue.py", '    "dpo": ', '    "toy": Method(),\n    "dpo": ', set()),
         ("epsdpo/train/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/data/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/trajectory/summary.py", "def summarise(", "UNUSED = 1\n\n\ndef summarise(", set()),
@@ -281,7 +276,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
         ("notebooks/02_train.ipynb", "train(experiment, prepared,", "train(experiment, prepared[:],", {"train"}),
         ("notebooks/02_train.ipynb", "load_prepared(resolve_path(", "load_prepared(list(", {"train"}),
         ("notebooks/03_beta_trajectory.ipynb", "if len(pairs):", "if len( pairs ):", set()),
-        ("notebooks/05_report.ipynb", "report.overview(results)", "report.overview(results[:])", {"report"}),
+        ("notebooks/05_report.ipynb", "shown.overview(results)", "shown.overview(results[:])", {"report"}),
     ],
 )
 def test_code_counts_where_it_is_reached_and_means_something_else(sources, file, old, new, affected):
