@@ -1,6 +1,6 @@
 """The command line: `python -m epsdpo run CONFIG...`, and what goes with it.
 
-It reads arguments, turns errors into messages and exit codes, and leaves the work to the modules behind each command.
+Arguments are read here, and errors turned into messages and exit codes.
 """
 
 from __future__ import annotations

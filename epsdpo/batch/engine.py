@@ -2,7 +2,7 @@
 
 Users name folders as they like, and Snakemake reads patterns into paths and commands. So it is told nothing that a user
 has named: manifests by their paths from its own folder, which hold the names of stages alone, and of each command only
-the name of a script. Which stages are due, and what became of a batch, is the business of `epsdpo.batch.runner`.
+the name of a script.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Resources:
         gpus: GPUs to share out, one to a stage (or `num_processes` to a launched training); 0 leaves GPUs alone.
         time_limit: hours that a stage may take, or None.
         profile: folder of a Snakemake profile, which submits the stages to a cluster; "" runs them here.
-        launch_config, num_processes: how training processes are launched, see `epsdpo.train.launch`.
+        launch_config, num_processes: how training processes are launched, by accelerate.
     """
 
     jobs: int = 1

@@ -1,7 +1,7 @@
 """`index.html` of a run folder: every experiment in a row, with where it stands, what came out and links to its pages.
 
-It reads what the stages wrote and makes one page that works opened as a file; all text is escaped by the template. It
-never imports torch, since it is written again whenever a stage begins or ends.
+The page works opened as a file; all text is escaped by the template. It is written again whenever a stage begins or
+ends, so that nothing here may load torch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How far a batch is, read from its folder: for the runner's display, for `epsdpo status`, and for the index.
+"""How far a batch is: for the runner's display, for `epsdpo status`, and for the index.
 
-It needs nothing but the files that the stages write, so any process can ask at any time. It never imports torch.
+All of it is read from the files that the stages write, so that any process can ask at any time, and without torch.
 """
 
 from __future__ import annotations

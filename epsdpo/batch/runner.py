@@ -1,8 +1,7 @@
 """Batches: what is due is run, in order, several at once, and what is finished is left alone.
 
-`epsdpo.batch.plan` says what is due. Here `epsdpo.batch.engine` has Snakemake order, spread and submit the stages, each
-a process `python -m epsdpo stage`; then their manifests are looked at, and what failed is told. How a stage is run is
-the business of `epsdpo.batch.stage`, how progress looks that of `epsdpo.batch.progress`.
+The plan says what is due. Snakemake orders, spreads and submits those stages, each a process `python -m epsdpo stage`;
+then their manifests are looked at, and what failed is told.
 """
 
 from __future__ import annotations
@@ -206,7 +205,7 @@ def _check_folder(experiments: list[Experiment], run_dir: Path) -> None:
 
 @contextmanager
 def sole_runner(run_dir: Path) -> Iterator[None]:
-    """Hold the run folder, so that no second runner works in it; the system lets go of it however this process ends."""
+    """Keep other runners out of the run folder; the system lets go of the lock however this process ends."""
     state = run_dir / STATE_FOLDER
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -232,7 +231,7 @@ def sole_runner(run_dir: Path) -> Iterator[None]:
 
 
 def _known(experiment: Experiment, run_dir: Path) -> Experiment:
-    """The experiment with the model's commit that its run has resolved before, if the config leaves it open."""
+    """The experiment with the commit of its model that its run resolved before, where the config does not name one."""
     file = run_dir / experiment.name / EXPERIMENT_FILE
     if not file.exists() or experiment.model.revision is not None:
         return experiment

@@ -2,7 +2,7 @@
 
     python -m epsdpo.batch.workflow SNAKEMAKE_ARGUMENTS < pipe
 
-It knows nothing of what is run; `epsdpo.batch.runner` writes that down in `workflow.smk`'s terms.
+What is run stands in the folder that it works in, in the terms of `workflow.smk`.
 """
 
 import sys

@@ -1,4 +1,4 @@
-# The batch that `epsdpo.batch.runner` wrote down, as rules. It is generated there and meant for nobody to edit or call.
+# The batch that was written down beside it, as rules: for the runner, and not meant to be edited or called by hand.
 # A stage is its manifest: nothing else is declared, so nothing else is ever taken for a result, or deleted.
 # All paths are relative to the folder that Snakemake works in, so that no name of a user's is taken for a pattern.
 

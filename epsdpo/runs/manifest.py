@@ -1,8 +1,7 @@
 """The manifest of a stage: what went in, what came out, and on what it was made.
 
-A folder is finished if, and only if, it holds a manifest: it is written last and appears in one piece. This module
-reads facts, writes that one file, and tells whether a folder is still as it says. When a manifest is due, and when an
-old one goes, is decided in `epsdpo.batch.stage`.
+A folder is finished if, and only if, it holds a manifest: it is written last and appears in one piece. Whether the
+folder is still as its manifest says can be asked at any time.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def write_manifest(
 
     Args:
         facts: of the experiment behind the stage, see `experiment_facts`.
-        parts: of its key, see `epsdpo.runs.fingerprint`.
+        parts: of its key: settings, code and inputs.
         inputs: files and folders that the stage read. A folder that holds manifests is described by these, any other
             by its files.
         started: when the stage began, in UTC.

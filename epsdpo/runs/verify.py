@@ -1,7 +1,7 @@
 """Whether finished stages are still as they ended: their files against the hashes in their manifests.
 
-A stage reads what earlier ones left. What was cut off, edited or mixed up since would be drawn and counted as if it
-were whole, so that each stage looks at its inputs first, and `epsdpo status --verify` at a whole folder.
+What was cut off, edited or mixed up since would be drawn and counted as if it were whole. So each stage looks at its
+inputs first, and `epsdpo status --verify` at a whole folder.
 """
 
 from __future__ import annotations

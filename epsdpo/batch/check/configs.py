@@ -1,7 +1,6 @@
 """`epsdpo check`: what can be verified of a config without a GPU, a network, or any training.
 
-This module goes through files and experiments and gathers findings. Single checks are next door: `training` (the
-trainer's arguments, batch, memory), `sources` (revisions, gated models), `texts` (tokenizer and chat template).
+Files and experiments are gone through one by one, each with the findings of all checks on it.
 """
 
 from __future__ import annotations

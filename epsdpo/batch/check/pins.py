@@ -1,6 +1,6 @@
 """Models and data sets of a config: whether their revisions are pinned, and who has to ask for access.
 
-It looks at names and at local folders, and asks no hub.
+Names and local folders are looked at, and no hub is asked.
 """
 
 from __future__ import annotations

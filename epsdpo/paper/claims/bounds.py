@@ -1,7 +1,6 @@
 """Up to which ε the decisions of pairs hold over training (Figure 5), for the runs of a batch that kept checkpoints.
 
-How a bound is measured, on which pairs, and how bounds are averaged is `epsdpo.paper.epsilon_bound`'s. Here it is
-measured for several runs and in both precisions of the criterion, and kept, since models have to be loaded for it.
+A bound is measured in both precisions of the criterion, and kept, since models have to be loaded for it.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def bounds_of(
     pairs are not measured again.
 
     Args:
-        runs: name -> folder and experiment, of `measures.finished_runs`.
+        runs: name -> folder and experiment.
         tell: is given a line of progress per run.
 
     Returns:
