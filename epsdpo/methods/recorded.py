@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from epsdpo.methods.evaluations import SeparateEvaluations
 from epsdpo.methods.loading import never_running_code
-from epsdpo.methods.record import BetaRecord
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.resuming import Resumable
 from epsdpo.methods.saved_reference import hold_to_policy
 

@@ -32,7 +32,8 @@ from epsdpo.methods.checkpoint_files import (
     require_readable_files,
     seal,
 )
-from epsdpo.methods.record import RECORD_FILES, StepRecord, is_begun
+from epsdpo.methods.record import RECORD_FILES, is_begun
+from epsdpo.methods.record_writer import StepRecord
 
 logger = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
+from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import read_object
 from epsdpo.runs.fingerprint import KEY_LENGTH
 from epsdpo.runs.manifest import MANIFEST, read_manifest
-from epsdpo.experiment.paths import REPOSITORY
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from epsdpo.experiment import ConfigError
-from epsdpo.runs.manifest import MANIFEST, changed_outputs, read_manifest, unreadable
 from epsdpo.runs.layout import EXECUTED, PAGE, SUPERSEDED
+from epsdpo.runs.manifest import MANIFEST, changed_outputs, read_manifest, unreadable
 
 _REMEDY = "Restore it, or delete {folder}, which the same `epsdpo run` then makes again"
 

@@ -65,11 +65,6 @@ def is_as_listed(checkpoint: Path) -> bool:
     return True
 
 
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest of `whole_checkpoints`, or None."""
-    return next(reversed(whole_checkpoints(output_dir).values()), None)
-
-
 def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:
     """Save the trained model and tokenizer; under another name first, so that `model_dir` is whole once it exists.
 

@@ -27,7 +27,7 @@ from epsdpo.experiment import ConfigError, Experiment, SftSection
 from epsdpo.files import written_whole
 from epsdpo.methods.loading import never_running_code
 from epsdpo.methods.method_config import ON_A_CPU, ResumingConfig, has_accelerator
-from epsdpo.methods.record import StepRecord
+from epsdpo.methods.record_writer import StepRecord
 from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
