@@ -1,7 +1,6 @@
 """What every training leaves behind: checkpoints to look at, and a model folder that is whole or not there.
 
-SFT and preference training share it. What is trained is left to `epsdpo.train.sft` and `epsdpo.train.preferences`, from
-which checkpoint a run goes on to `epsdpo.methods.resuming`.
+SFT and preference training share it.
 """
 
 from collections.abc import Callable

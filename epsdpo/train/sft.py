@@ -3,9 +3,8 @@
     python -m epsdpo.train.sft --config CONFIG --data DATA_DIR --train-dir SFT_DIR
     accelerate launch --config_file configs/accelerate/fsdp2.yaml -m epsdpo.train.sft --config CONFIG ...
 
-The paper's Anthropic-HH experiments begin with it (section 4.1). This module knows how `model.sft` and prepared data
-become a run of TRL's SFTTrainer, and when that continues. The data are `epsdpo.data.prepared`'s business, preferences
-`epsdpo.train.preferences`'s.
+The paper's Anthropic-HH experiments begin with it (section 4.1). `model.sft` and prepared data become a run of TRL's
+SFTTrainer, and one that was interrupted continues.
 """
 
 import argparse
@@ -53,9 +52,8 @@ def finetune(
 ) -> Path:
     """Fine-tune the experiment's model into `output_dir`, or continue the run that was interrupted there.
 
-    The folder receives the settings, a row per `logging_steps` in `steps.jsonl` (for
-    `epsdpo.methods.record.read_steps`), the newest checkpoint, and under `model/` model and tokenizer with its chat
-    template; that folder is returned. A run that already finished there is not repeated.
+    The folder receives the settings, a row per `logging_steps` in `steps.jsonl` (for `read_steps`), the newest
+    checkpoint, and under `model/` model and tokenizer with its chat template; that folder is returned. A run that already finished there is not repeated.
 
     Args:
         data: of which the chosen responses of `train` are learnt, each once per epoch, by its ids as they are.
