@@ -23,7 +23,7 @@ from epsdpo.files import flush_to_disk, written_whole
 
 logger = logging.getLogger(__name__)
 
-# Not called .json: it has no part in what a model in this folder says, which tells models apart.
+# Not called .json: files so called tell models apart, and it has no part in what a model in this folder says.
 FILES_LIST = "checkpoint.files"
 
 _NUMBERED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")

@@ -53,7 +53,8 @@ def finetune(
     """Fine-tune the experiment's model into `output_dir`, or continue the run that was interrupted there.
 
     The folder receives the settings, a row per `logging_steps` in `steps.jsonl` (for `read_steps`), the newest
-    checkpoint, and under `model/` model and tokenizer with its chat template; that folder is returned. A run that already finished there is not repeated.
+    checkpoint, and under `model/` model and tokenizer with its chat template; that folder is returned. A run that
+    already finished there is not repeated.
 
     Args:
         data: of which the chosen responses of `train` are learnt, each once per epoch, by its ids as they are.
