@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
-from epsdpo.methods.catalogue import CATALOGUE, code_of
+from epsdpo.methods.catalogue import code_of, decided_by
 from epsdpo.paper.claims.settings import Claims, fixed_claims
 from epsdpo.runs import settings as decisive
 from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in
@@ -233,5 +233,5 @@ def code_digests(stage: str, notebook: Path, method: str = "") -> dict[str, str]
     spec = STAGES[stage]
     also = code_of(method) if spec.by_method and method else []
     code = reached(notebook, spec.work, also, passed_over=DRAWING if spec.work else "")
-    decided = {f"arguments of {method}": digest(json.dumps(CATALOGUE[method].decides, sort_keys=True))} if also else {}
+    decided = {f"arguments of {method}": digest(json.dumps(decided_by(method), sort_keys=True))} if also else {}
     return code | decided

@@ -1,7 +1,7 @@
 """Experiment configs: what a YAML file may say, how it becomes experiments, and whose results a folder holds.
 
-The public names are these; the modules below know one thing each. Nothing here touches data or models, and torch and
-trl are loaded only where the `train` section, whose keys are theirs, is checked.
+The public names are these. Nothing here touches data or models, and torch and trl are loaded only where the `train`
+section, whose keys are theirs, is checked.
 """
 
 from epsdpo.experiment.load import load_experiment, load_experiments, load_variant

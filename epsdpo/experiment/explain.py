@@ -1,7 +1,4 @@
-"""Configs as text for a reader: what each key means, and which experiments a config comes to.
-
-It only formats; keys come from `epsdpo.experiment.keys`, experiments from `epsdpo.experiment.load`.
-"""
+"""Configs as text for a reader: what each key means, and which experiments a config comes to."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Every key that a config may use: its dotted name, type in words, default, meaning and source.
 
-The facts are those of the pydantic sections and of `EpsilonDPOConfig`; this module gathers them and adds only the keys
-of a file that no experiment keeps, `extends` and `sweep`. Trl, which takes seconds to import, is loaded for the keys of
-`train` alone.
+They are gathered from the sections and from the methods' configs; only the keys of a file that no experiment keeps,
+`extends` and `sweep`, stand here. Trl, which takes seconds to import, is loaded for the keys of `train` alone.
 """
 
 from __future__ import annotations

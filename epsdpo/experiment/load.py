@@ -1,7 +1,7 @@
 """From YAML files to experiments: what a file extends, the points of its sweep, and overrides on top.
 
 A config is a stack of layers, merged from the bottom: the files that it extends, the file itself, one point of its
-sweep, the overrides. What keys and values mean is the business of `epsdpo.experiment.validate`.
+sweep, the overrides.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Where the kit lies, and how a path given by a user is found.
 
-Apart from `epsdpo.batch.stage`, so that commands which run nothing do not wait for papermill.
+Apart from what runs stages, so that commands which run nothing do not wait for papermill.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from epsdpo.experiment import ConfigError
+from epsdpo.methods.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -1,7 +1,4 @@
-"""A folder and the one experiment whose results it holds.
-
-This module writes resolved configs and compares them; reading them is the business of `epsdpo.experiment.load`.
-"""
+"""A folder and the one experiment whose results it holds: its resolved config, written and compared."""
 
 from __future__ import annotations
 

@@ -15,7 +15,15 @@ from epsdpo.experiment.sections.base import WORLD, Section
 from epsdpo.experiment.sections.data import DataSection
 from epsdpo.experiment.sections.evaluate import EvaluateSection
 from epsdpo.experiment.sections.model import ModelSection
-from epsdpo.methods.catalogue import CATALOGUE, CRITERION_DEFAULTS, METHODS, NO_METHODS, SHARED_PASS, only_under
+from epsdpo.methods.catalogue import (
+    CATALOGUE,
+    CRITERION_DEFAULTS,
+    METHODS,
+    NO_METHODS,
+    SHARED_PASS,
+    decided_by,
+    only_under,
+)
 
 # Defaults of the `train` section that are not left to the trainer: without the first the batch, and with it the result,
 # would grow with the number of processes; by the second data are cut, long before trl is loaded, whose default it is.
@@ -140,7 +148,7 @@ class Experiment(Section):
 
     def training_arguments(self) -> dict[str, Any]:
         """The keyword arguments for the config of the method's trainer, except `output_dir`."""
-        return {**self.train, "seed": self.seed, **CATALOGUE[self.method].decides}
+        return {**self.train, "seed": self.seed, **decided_by(self.method)}
 
     def criterion(self) -> dict[str, Any]:
         """epsilon, epsilon_step and criterion_dtype that the run has, also those that its config leaves to the default.

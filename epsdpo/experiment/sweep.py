@@ -1,7 +1,6 @@
 """Many experiments from one config: the points of its `sweep`, what they are called, and overrides by `--set`.
 
-Points and overrides are mappings from dotted keys to values. Putting them on top of a config is the business of
-`epsdpo.experiment.load`.
+Points and overrides are mappings from dotted keys to values.
 """
 
 from __future__ import annotations

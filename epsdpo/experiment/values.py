@@ -1,7 +1,4 @@
-"""Nested values and their dotted names: `train.epsilon` is `{"train": {"epsilon": ...}}`.
-
-Plain dictionaries in and out; which names a config may use is the business of `epsdpo.experiment.keys`.
-"""
+"""Nested values and their dotted names: `train.epsilon` is `{"train": {"epsilon": ...}}`. Dictionaries in and out."""
 
 from __future__ import annotations
 

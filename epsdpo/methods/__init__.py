@@ -1,1 +1,4 @@
-"""The methods beside ε-DPO: their arguments (`configs`), their formulas, and their trainers (`trainers` finds them)."""
+"""The small library: ε-DPO's kernels, trainer, config and record, and the methods beside it.
+
+To read it as the paper: `kernels`, `trainer`, `config`, `record`. Which methods there are stands in `catalogue`.
+"""

@@ -1,8 +1,8 @@
 """What a row brings beside its prompt and its responses, and what a chat template makes of it.
 
 Some columns and fields change what the model should read: they are written by the template, or the row is refused by
-name. All others are annotations, which are counted. This module knows both by the names that data sets and transformers
-give them; what else makes a row usable is left to `epsdpo.data.rows`.
+name. All others are annotations, which are counted. Both are known by the names that data sets and transformers give
+them.
 """
 
 from __future__ import annotations

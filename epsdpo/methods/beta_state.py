@@ -1,7 +1,6 @@
 """What a checkpoint says of β, and when it belongs to another run.
 
-It knows the entry that the trainer keeps in `trainer_state.json`. What the trainer does with it is the trainer's
-business, whether the checkpoint is whole that of `epsdpo.methods.checkpoint_files`.
+It is an entry of `trainer_state.json`: β, what makes the next one, and the settings that a run must not change.
 """
 
 import math

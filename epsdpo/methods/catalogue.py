@@ -125,28 +125,27 @@ def only_under(key: str) -> tuple[str, ...]:
     return tuple(name for name, method in CATALOGUE.items() if key in method.reads) or METHODS
 
 
+def decided_by(method: str) -> dict[str, Any]:
+    """What a method sets of its trainer's arguments."""
+    return CATALOGUE[method].decides
+
+
+def code_of(method: str) -> list[tuple[str, str]]:
+    """Module and name of a method's config, then of its trainer; nothing is loaded for it."""
+    return [tuple(place.split(":")) for place in (CATALOGUE[method].config, CATALOGUE[method].trainer)]
+
+
 def config_class(method: str) -> type[MethodConfig]:
     """The class of the arguments of a method's trainer."""
-    return _named(CATALOGUE[method].config)
+    return _loaded(*code_of(method)[0])
 
 
 def trainer_class(method: str) -> type[Trainer]:
     """The trainer of a method."""
-    return _named(CATALOGUE[method].trainer)
+    return _loaded(*code_of(method)[1])
 
 
-def code_of(method: str) -> list[tuple[str, str]]:
-    """Modules and names of the config and the trainer of a method; nothing is loaded for it."""
-    return [_place(named) for named in (CATALOGUE[method].config, CATALOGUE[method].trainer)]
-
-
-def _place(named: str) -> tuple[str, str]:
-    module, _, name = named.partition(":")
-    return module, name
-
-
-def _named(named: str) -> Any:
+def _loaded(module: str, name: str) -> Any:
     # TRL warns on import that what it calls experimental may change between releases; requirements.lock pins one.
     os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    module, name = _place(named)
     return getattr(importlib.import_module(module), name)

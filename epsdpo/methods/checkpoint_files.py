@@ -1,8 +1,8 @@
 """Which checkpoints are whole: each ends with a list of its files, by which it is known again.
 
 transformers, TRL, DeepSpeed and torch write the files of a checkpoint, some of them in every process, and read back
-whatever they find there. This module writes the list when all have ended, and says what is wrong with a checkpoint in
-words. Which checkpoint a run goes on from is decided in `epsdpo.methods.resuming`.
+whatever they find there. Here the list is written when all have ended, and what is wrong with a checkpoint is said in
+words.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from epsdpo.files import flush_to_disk, written_whole
 
 logger = logging.getLogger(__name__)
 
-# Not called .json: it has no part in what a model in this folder says, see `model_identity`.
+# Not called .json: files so called tell models apart, and it has no part in what a model in this folder says.
 FILES_LIST = "checkpoint.files"
 
 _NUMBERED = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -55,7 +55,7 @@ def seal(checkpoint: Path, rows: dict[str, Any] | None) -> None:
     while the others wait.
 
     Args:
-        rows: what of the run's record belongs to the checkpoint, see `epsdpo.methods.record`.
+        rows: what of the run's record belongs to the checkpoint, as the record's `rows` tells it.
     """
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):

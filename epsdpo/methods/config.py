@@ -1,6 +1,6 @@
 """`EpsilonDPOConfig`: TRL's `DPOConfig` and the keys of ε-DPO, refused early when they make no sense.
 
-It knows which of TRL's options ε-DPO has a meaning for. What the options do is the trainer's business.
+Options of TRL under which ε-DPO has no meaning, or which would silently not be applied, are refused by name.
 """
 
 from dataclasses import dataclass, field

@@ -1,7 +1,6 @@
 """`SeparateEvaluations`: each evaluation of a trainer of TRL by itself, with policy and reference in one arithmetic.
 
-It knows what transformers prepares before an evaluation, and what TRL collects in one. What is measured is the
-business of the trainers.
+transformers prepares a model before an evaluation, and TRL collects metrics over several: both would change numbers.
 """
 
 from typing import Any

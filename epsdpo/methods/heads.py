@@ -1,7 +1,6 @@
 """How a causal language model splits into backbone and head.
 
-This module knows transformers' and TRL's conventions for reaching a head: logit scaling, soft-capping, sharded weights,
-autocast. It leaves the mathematics to `epsdpo.methods.kernels`.
+The conventions of transformers and TRL are gathered here: logit scaling, soft-capping, sharded weights, autocast.
 """
 
 import functools

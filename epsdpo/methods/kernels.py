@@ -1,8 +1,8 @@
 """The mathematics of ε-DPO: tensors in, tensors out.
 
-This module knows the paper's equations and how to evaluate them over a large vocabulary in tiles. It knows nothing of
-models, batches, devices or trainers. Notation, per completion token: z and r are the logits of policy and reference,
-y the label, d = z - r. Equation numbers are those of arXiv 2502.13177.
+The paper's equations, evaluated over a large vocabulary in tiles; nothing here knows a model, a batch or a trainer.
+Notation, per completion token: z and r are the logits of policy and reference, y the label, d = z - r. Equation numbers
+are those of arXiv 2502.13177.
 
 The two perturbed policies of Eqs. 3 and 4 are softmax(z + εd) and softmax(z - εd). With e_v = exp(z_v - max z),
 
@@ -285,7 +285,7 @@ def _logits_gradient(
     """Gradient with respect to one tile of raw logits, from that with respect to each token's log-probability."""
     logits = head.logits(hidden, columns)
     # ∂ log softmax(z)_y / ∂z = 1[y] - softmax(z)
-    # Only soft-capping asks for the logits once more.
+    # In the place of the logits, unless soft-capping needs them for its own gradient below.
     tile = torch.sub(logits, log_normaliser.unsqueeze(1), out=logits if head.softcap is None else None)
     tile.exp_().mul_(-gradient.unsqueeze(1))
     within, column = _label_columns(labels, columns)

@@ -1,7 +1,4 @@
-"""KTO (arXiv 2402.01306): TRL's own trainer, on the two halves of each pair.
-
-This module knows how prepared pairs become desirable and undesirable rows. The loss is TRL's.
-"""
+"""KTO (arXiv 2402.01306): TRL's own trainer and loss, on the two halves of each pair as desirable and undesirable."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,7 @@
 """`MethodConfig`: what the configs of all methods share, whichever trainer of TRL is behind them.
 
-It knows how one global batch becomes micro-batches on any number of processes, and what a method keeps in memory.
-The keys of single methods are added by their own configs, which combine it with a config of TRL.
+One global batch becomes micro-batches on any number of processes. A method's own config adds its keys, and combines
+this with a config of TRL.
 """
 
 from dataclasses import dataclass, field, fields

@@ -1,7 +1,7 @@
 """Which row of the data each pair is, on its way through tokenisation, batches and processes.
 
-Decisions are recorded pair by pair, and a run on several processes must count each pair once. This module knows how
-transformers and accelerate collate rows and deal them out; what is computed of a pair is the trainer's business.
+Decisions are recorded pair by pair, and a run on several processes must count each pair once, however transformers and
+accelerate collate rows and deal them out.
 """
 
 from typing import Any, NamedTuple

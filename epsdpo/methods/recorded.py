@@ -1,7 +1,7 @@
 """`RecordsSteps`: lets a trainer of TRL that has no decisions write the same record as the others.
 
-It knows how transformers calls a loss and when a step has ended. Losses and metrics are TRL's; a value that a method
-does not have, such as a share of decisions, is missing in the record, and not 0.
+Losses and metrics are TRL's. A value that a method does not have, such as a share of decisions, is missing in the
+record, and not 0.
 """
 
 import logging
@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from epsdpo.methods.evaluations import SeparateEvaluations
 from epsdpo.methods.loading import never_running_code
-from epsdpo.methods.record import BetaRecord
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.resuming import Resumable
 from epsdpo.methods.saved_reference import hold_to_policy
 

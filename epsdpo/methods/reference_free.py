@@ -1,7 +1,7 @@
 """SimPO, CPO and ORPO: TRL's own trainers for methods that have no reference, on the pairs that all methods train on.
 
-TRL 1.16 keeps them in `trl.experimental`; SimPO is its CPO with `loss_type: simpo`. This module knows how prepared
-pairs become their rows. They build whole logits, so they need more memory than the methods with a pass over tiles.
+TRL 1.16 keeps them in `trl.experimental`; SimPO is its CPO with `loss_type: simpo`. They build whole logits, so they
+need more memory than the methods with a pass over tiles.
 """
 
 import copy

@@ -1,7 +1,7 @@
 """`Resumable`: a trainer that goes on where it stopped as if it had not, or says why it cannot.
 
-It decides from which checkpoint a run goes on, and that a folder holds one run only. What makes a checkpoint whole is
-known to `epsdpo.methods.checkpoint_files`, what became of the rows of a record to `epsdpo.methods.record`.
+It goes on from the newest checkpoint that is whole and has all rows of the record that belong to it, and a folder holds
+one run only.
 """
 
 import logging
@@ -32,7 +32,8 @@ from epsdpo.methods.checkpoint_files import (
     require_readable_files,
     seal,
 )
-from epsdpo.methods.record import RECORD_FILES, StepRecord, is_begun
+from epsdpo.methods.record import RECORD_FILES, is_begun
+from epsdpo.methods.record_writer import StepRecord
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
 """A reference that is to the policy what it should be: at the start, and where it moves, through checkpoints.
 
 TRL mixes the policy into a moving reference (TR-DPO, arXiv 2404.09656) every `ref_model_sync_steps`, but keeps only the
-policy in its checkpoints: a run that is resumed would go back to the first reference. This module knows how a reference
-is written beside the policy and read back; when it moves is TRL's business.
+policy in its checkpoints: a run that is resumed would go back to the first reference. Here it is written beside the
+policy and read back.
 """
 
 from pathlib import Path

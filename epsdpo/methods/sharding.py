@@ -1,7 +1,6 @@
 """What FSDP2 and DeepSpeed change about the models of a run, and what is done so that the run stays the same.
 
-It knows how accelerate and TRL share out policy and reference between processes. The loss on the shares is the
-trainer's business, the way to a head `epsdpo.methods.heads`'s.
+accelerate and TRL share out policy and reference between processes, in ways that would change numbers or files.
 """
 
 import logging

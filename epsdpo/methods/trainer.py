@@ -42,7 +42,7 @@ from epsdpo.methods.pair_index import (
     pair_ids,
     require_one_order,
 )
-from epsdpo.methods.record import BetaRecord
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.resuming import Resumable
 from epsdpo.methods.saved_reference import hold_to_policy, load_reference, require_keepable, reshard, save_reference
 from epsdpo.methods.sharding import (

@@ -1,7 +1,8 @@
 """`TrlLossTrainer`: the losses that TRL's `DPOTrainer` has beside the sigmoid, in the shared pass.
 
 The formulas are TRL's own and are run from TRL: its loss gets log-probabilities that are there already in place of the
-two models that it would ask for them. This module knows what that loss reads; nothing else of TRL's trainer is used.
+two models that it would ask for them. Nothing else of TRL's trainer is used; a test holds what that loss reads of it
+against what it is given.
 """
 
 from types import SimpleNamespace

@@ -1,6 +1,6 @@
 """LoRA adapters: from the config's section to PEFT's, and from a trained adapter to a model that needs no PEFT.
 
-Training with them is the business of the trainers; that nobody behind training has to know of them is this module's.
+Nobody behind training has to know of them.
 """
 
 from __future__ import annotations

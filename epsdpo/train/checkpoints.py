@@ -1,7 +1,6 @@
 """What every training leaves behind: checkpoints to look at, and a model folder that is whole or not there.
 
-SFT and preference training share it. What is trained is left to `epsdpo.train.sft` and `epsdpo.train.preferences`, from
-which checkpoint a run goes on to `epsdpo.methods.resuming`.
+SFT and preference training share it.
 """
 
 from collections.abc import Callable
@@ -63,11 +62,6 @@ def is_as_listed(checkpoint: Path) -> bool:
         pass_over(checkpoint, error)
         return False
     return True
-
-
-def last_whole_checkpoint(output_dir: str | Path) -> Path | None:
-    """The newest of `whole_checkpoints`, or None."""
-    return next(reversed(whole_checkpoints(output_dir).values()), None)
 
 
 def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], None] | None = None) -> None:

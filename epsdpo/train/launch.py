@@ -1,7 +1,6 @@
 """Training in processes of its own: several at once through `accelerate launch`, from a notebook that shows their log.
 
-This module knows how those processes are started, watched and ended, and which launch configs fit an experiment. What
-they do is the business of `epsdpo.train.preferences` and `epsdpo.train.sft`.
+They are started, watched and ended here, if their launch config fits the experiment; they run the commands that train.
 """
 
 from __future__ import annotations
@@ -88,7 +87,7 @@ def launch_training(
     Args:
         config: of the experiment.
         data_dir: its prepared data.
-        train_dir: what `epsdpo.train.preferences.train` calls `output_dir`.
+        train_dir: what `train` calls `output_dir`.
         chart: to be kept up to date besides.
         sft_dir: what `launch_sft` filled, for an experiment with `model.sft`.
 

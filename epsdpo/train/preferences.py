@@ -4,8 +4,7 @@
     accelerate launch --config_file configs/accelerate/zero3.yaml \\
         -m epsdpo.train --config configs/paper/table1_llama3/epsilon_dpo.yaml
 
-It knows how an experiment becomes a trainer, and when a run continues. Data preparation is `epsdpo.data.prepared`'s
-business, the algorithm `epsdpo.methods.trainer`'s, how much memory a run needs `epsdpo.train.memory`'s.
+An experiment becomes a trainer, on data that are prepared, and a run that was interrupted continues.
 """
 
 import argparse
@@ -44,7 +43,7 @@ def train(
 ) -> Path:
     """Train `experiment` on `data` into `output_dir`, or continue the run that was interrupted there.
 
-    The folder receives the resolved config, the β record (see `epsdpo.methods.record`), checkpoints, and under `model/`
+    The folder receives the resolved config, the β record, checkpoints, and under `model/`
     the trained model and tokenizer; that folder is returned. With `model.lora` the adapter is under `adapter/`, and
     merged into the model under `model/`. A run that already finished there is not repeated.
 

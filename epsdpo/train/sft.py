@@ -3,9 +3,8 @@
     python -m epsdpo.train.sft --config CONFIG --data DATA_DIR --train-dir SFT_DIR
     accelerate launch --config_file configs/accelerate/fsdp2.yaml -m epsdpo.train.sft --config CONFIG ...
 
-The paper's Anthropic-HH experiments begin with it (section 4.1). This module knows how `model.sft` and prepared data
-become a run of TRL's SFTTrainer, and when that continues. The data are `epsdpo.data.prepared`'s business, preferences
-`epsdpo.train.preferences`'s.
+The paper's Anthropic-HH experiments begin with it (section 4.1). `model.sft` and prepared data become a run of TRL's
+SFTTrainer, and one that was interrupted continues.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from epsdpo.experiment import ConfigError, Experiment, SftSection
 from epsdpo.files import written_whole
 from epsdpo.methods.loading import never_running_code
 from epsdpo.methods.method_config import ON_A_CPU, ResumingConfig, has_accelerator
-from epsdpo.methods.record import StepRecord
+from epsdpo.methods.record_writer import StepRecord
 from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
@@ -55,9 +54,9 @@ def finetune(
 ) -> Path:
     """Fine-tune the experiment's model into `output_dir`, or continue the run that was interrupted there.
 
-    The folder receives the settings, a row per `logging_steps` in `steps.jsonl` (for
-    `epsdpo.methods.record.read_steps`), the newest checkpoint, and under `model/` model and tokenizer with its chat
-    template; that folder is returned. A run that already finished there is not repeated.
+    The folder receives the settings, a row per `logging_steps` in `steps.jsonl` (for `read_steps`), the newest
+    checkpoint, and under `model/` model and tokenizer with its chat template; that folder is returned. A run that
+    already finished there is not repeated.
 
     Args:
         data: of which the chosen responses of `train` are learnt, each once per epoch, by its ids as they are.

@@ -1,8 +1,7 @@
 """The embedded world as the rest of the project sees it: a reference model, preference pairs, evaluation prompts.
 
 It samples on-policy pairs from the reference, labels them with noise, and keeps model and pairs in a cache addressed by
-a hash of whatever decides them. The language is `epsdpo.world.language`'s, the model `epsdpo.world.model`'s, and
-tokenising and checking the pairs is left to `epsdpo.data.prepared`.
+a hash of whatever decides them.
 """
 
 import contextlib

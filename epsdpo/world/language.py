@@ -1,7 +1,6 @@
 """The language of the embedded world: its words, instructions and tokenizer, and the gold reward of a response.
 
-It knows texts only. The model that speaks the language is made in `epsdpo.world.model`, preference pairs in
-`epsdpo.world.build`.
+Texts only: the model that speaks the language and the pairs made of it are apart.
 """
 
 import hashlib

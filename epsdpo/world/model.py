@@ -1,7 +1,6 @@
 """The embedded world's speaker: demonstrations of mixed quality, and the small Llama trained on them.
 
-It turns settings and a seed into a model and its samples. Where results are kept is left to `epsdpo.world.build`, what
-the words mean to `epsdpo.world.language`. Everything runs on the CPU in float32.
+Settings and a seed become a model and its samples. Everything runs on the CPU in float32.
 """
 
 import logging

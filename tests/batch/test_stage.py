@@ -107,7 +107,7 @@ def test_a_finished_stage(notebook, tmp_path, monkeypatch, capfd):
 
 def test_a_record_that_was_begun_anew_is_marked(notebook, tmp_path):
     notebook(
-        "from epsdpo.methods.record import StepRecord\nrecord = StepRecord(output_dir)",
+        "from epsdpo.methods.record_writer import StepRecord\nrecord = StepRecord(output_dir)",
         "record.rewind(12)\nrecord.announce(36)",
     )
     manifest = json.loads(run_stage("train", {}, tmp_path).read_text(encoding="utf-8"))

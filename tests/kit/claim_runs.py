@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
-from epsdpo.methods.record import BetaRecord
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING
 from epsdpo.paper.claims.settings import Claims, fix_claims
 from epsdpo.runs.manifest import MANIFEST

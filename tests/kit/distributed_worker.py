@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OPTCon
 
 from epsdpo import EpsilonDPOTrainer
 from epsdpo.methods.catalogue import config_class, trainer_class
-from epsdpo.train.checkpoints import last_whole_checkpoint
+from epsdpo.train.checkpoints import whole_checkpoints
 from kit.official import OFFICIAL, tokenised_pairs
 
 RESUMED, MODELS = "-resumed", "models"
@@ -165,7 +165,7 @@ def begin(folder: Path, name: str) -> None:
 
 def finish(folder: Path, name: str) -> None:
     trainer = make_trainer(folder, name)
-    checkpoint = last_whole_checkpoint(folder / name)
+    checkpoint = next(reversed(whole_checkpoints(folder / name).values()), None)
     before = None
     # FSDP2 and DeepSpeed shard a policy together with its optimiser.
     if name in EQUAL and trainer.accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):

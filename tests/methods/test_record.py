@@ -14,14 +14,13 @@ from epsdpo.methods.record import (
     PAIRS_FILE,
     PAIRS_STREAM,
     STEPS_FILE,
-    BetaRecord,
     DamagedRecord,
-    StepRecord,
     first_step,
     incompleteness,
     read_pairs,
     read_steps,
 )
+from epsdpo.methods.record_writer import BetaRecord, StepRecord
 
 
 def step_pairs(step):

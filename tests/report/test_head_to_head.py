@@ -15,7 +15,8 @@ from epsdpo.batch.index import write_index
 from epsdpo.batch.progress import PLAN
 from epsdpo.evaluation.scores.annotations import write_annotations
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, check_experiment, load_saved, save_experiment
-from epsdpo.methods.record import STEPS_FILE, BetaRecord
+from epsdpo.methods.record import STEPS_FILE
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.paper.claims.run_table import measure_runs
 from epsdpo.report.collect import collect, results_table
 from epsdpo.report.head_to_head import head_to_head, seeds_joined

@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 
 from epsdpo.experiment import load_experiment
 from epsdpo.methods.record import read_pairs, read_steps
-from epsdpo.train.checkpoints import last_whole_checkpoint
+from epsdpo.train.checkpoints import whole_checkpoints
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -129,11 +129,11 @@ def test_checkpoint_cut_off_by_a_kill_is_passed_over(tmp_path):
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    assert list(whole_checkpoints(tmp_path)) == [5, 10]
     (tmp_path / "checkpoint-10" / "trainer_state.json").write_text('{"global_st')
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert whole_checkpoints(tmp_path) == {5: tmp_path / "checkpoint-5"}
     (tmp_path / "checkpoint-5" / "trainer_state.json").unlink()
-    assert last_whole_checkpoint(tmp_path) is None
+    assert whole_checkpoints(tmp_path) == {}
 
 
 def rewrite_state(checkpoint, change):

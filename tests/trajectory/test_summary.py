@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from epsdpo import plots
-from epsdpo.methods.record import BetaRecord, read_pairs, read_steps
+from epsdpo.methods.record import read_pairs, read_steps
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.plots.trajectory import beta_trajectory, decision_fractions, decisions_by, training_curves
 from epsdpo.trajectory import summary as trajectory
 from epsdpo.trajectory.summary import compare, examples, summarise, with_lengths

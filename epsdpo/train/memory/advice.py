@@ -1,7 +1,7 @@
 """What to do when a run does not fit: the estimate in words, what the machine has, and settings that need less.
 
-This module knows where each setting is made and what it does to the result, so that the remedy of least harm comes
-first. It never stops a run: an estimate is not a measurement.
+Remedies say where a setting is made and what it does to the result; that of least harm comes first. A run is never
+stopped by an estimate, which is not a measurement.
 """
 
 from __future__ import annotations

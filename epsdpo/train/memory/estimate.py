@@ -1,8 +1,7 @@
 """How many bytes one process allocates, from a `Setting` alone.
 
-This module knows what is kept, in which precision, by whom and when. Weights are counted exactly, on torch's meta
-device; activations tensor by tensor for a Llama-like layer. Left out are the interpreter and its libraries (about
-1 GiB), what an allocator loses in gaps, offloading, and evaluation.
+Weights are counted exactly, on torch's meta device; activations tensor by tensor for a Llama-like layer. Left out are
+the interpreter and its libraries (about 1 GiB), what an allocator loses in gaps, offloading, and evaluation.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ _OPTIMISER_STATE = {
 }
 _ADAMW_STATE = (2, None)
 
-# Tiles of tokens × vocabulary in float32 that `epsdpo.methods.kernels` has at once. Forward: both models' logits and
-# the shift between them, in whose places everything else is computed. Backward: the logits, in whose place their
-# gradient is.
+# Tiles of tokens × vocabulary in float32 that the kernels have at once. Forward: both models' logits and the shift
+# between them, in whose places everything else is computed. Backward: the logits, in whose place their gradient is.
 _FORWARD_TILES, _BACKWARD_TILES = 3, 1
 
 
@@ -191,7 +189,7 @@ def _layer_bytes_per_token(setting: Setting) -> int:
 
 
 def _head_pass(setting: Setting) -> int:
-    """The larger of the forward and the backward pass of `epsdpo.methods.kernels` over both heads."""
+    """The larger of the forward and the backward pass of the kernels over both heads."""
     if not setting.tiled_head:
         return _whole_logits(setting)
     model, tokens = setting.model, setting.sequences * setting.completion_tokens

@@ -1,8 +1,7 @@
 """What decides how much memory a run needs: the model's shape, the batch, precision and sharding.
 
-This module knows where each of them is stated: in a model's config, in the trainer's arguments, in the prepared pairs
-and in the environment that `accelerate launch` makes. How many bytes follow is the business of
-`epsdpo.train.memory.estimate`.
+They are stated in a model's config, in the trainer's arguments, in the prepared pairs and in the environment that
+`accelerate launch` makes.
 """
 
 from __future__ import annotations
