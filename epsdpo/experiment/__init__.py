@@ -12,7 +12,7 @@ from epsdpo.experiment.sections.data import ON_POLICY, DataSection, WorldSection
 from epsdpo.experiment.sections.evaluate import CalibrateSection, EvaluateSection
 from epsdpo.experiment.sections.model import LoraSection, ModelSection, SftSection
 from epsdpo.experiment.sections.on_policy import OnPolicySection, PromptsSection, RankerSection
-from epsdpo.experiment.sections.server import SamplingServerSection, ServerSection
+from epsdpo.experiment.sections.server import ServerSection
 from epsdpo.experiment.validate import check_experiment
 from epsdpo.methods.errors import ConfigError
 
@@ -31,7 +31,6 @@ __all__ = [
     "OnPolicySection",
     "PromptsSection",
     "RankerSection",
-    "SamplingServerSection",
     "ServerSection",
     "SftSection",
     "WorldSection",

@@ -234,6 +234,8 @@ def _explain(problem: dict[str, Any]) -> str:
 
 def _unknown(key: str, location: tuple) -> str:
     name = str(location[-1])
+    if said := former_key(key):
+        return said
     if said := former_key(name):
         return f"{key.removesuffix(name)}{said}"
     beside = _keys_beside(location)

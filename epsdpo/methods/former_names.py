@@ -95,6 +95,13 @@ _RECIPE_KEYS = {
     "load_in_8bit": "no longer exists: weights are not quantised here. Remove it",
 }
 
+# Keys of this kit's own configs, by their dotted names.
+_FORMER_CONFIG_KEYS = {
+    "evaluate.server.timeout": "is called evaluate.server.timeout_seconds",
+    "evaluate.server.attempts": "is called evaluate.server.max_retries, which leaves out the first attempt: one less",
+    "evaluate.server.backoff": "is called evaluate.server.backoff_seconds",
+}
+
 # Arguments of the trainer that are no keys of its config.
 _FORMER_ARGUMENTS = {
     "tokenizer": "is called processing_class",
@@ -106,7 +113,7 @@ _FORMER_ARGUMENTS = {
 
 def former_key(name: str) -> str:
     """What a key of another time is today, as "key is called …"; "" for a name that never was one."""
-    said = FORMER_KEYS.get(name) or _RECIPE_KEYS.get(name)
+    said = FORMER_KEYS.get(name) or _RECIPE_KEYS.get(name) or _FORMER_CONFIG_KEYS.get(name)
     return f"{name} {said}" if said else ""
 
 

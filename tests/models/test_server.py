@@ -6,7 +6,8 @@ import pytest
 from kit import tiny_generation as tiny
 from kit.loopback import Loopback, cut, drip, send, serving
 
-from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection
+from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection, check_experiment
+from epsdpo.experiment.keys import check_key
 from epsdpo.models.respond import kept_responses, respond
 from epsdpo.models.response import GenerationError
 from epsdpo.models.server import ServerEngine
@@ -182,5 +183,15 @@ def test_what_is_gone_is_refused_with_what_takes_its_place():
     with pytest.raises(ValueError, match="start `vllm serve MODEL` and use engine: server"):
         EvaluateSection(engine="vllm")
     former = {"timeout": 9.0, "attempts": 3, "backoff": 2.0}
-    with pytest.raises(ValueError, match="timeout is called timeout_seconds; attempts .*one less; backoff is called"):
-        ServerSection(base_url="http://localhost/v1", policy="a", reference="b", **former)
+    server = {"base_url": "http://localhost/v1", "policy": "a", "reference": "b", **former}
+    values = {"name": "x", "method": "dpo", "train": {}, "evaluate": {"engine": "server", "server": server}}
+    with pytest.raises(ConfigError) as error:
+        check_experiment(values, "run.yaml")
+    assert str(error.value).splitlines() == [
+        "run.yaml: evaluate.server.timeout is called evaluate.server.timeout_seconds",
+        "run.yaml: evaluate.server.attempts is called evaluate.server.max_retries, which leaves out the first attempt: "
+        "one less",
+        "run.yaml: evaluate.server.backoff is called evaluate.server.backoff_seconds",
+    ]
+    with pytest.raises(ConfigError, match=r"--set: evaluate\.server\.attempts is called evaluate\.server\.max_retries"):
+        check_key("evaluate.server.attempts", "--set")

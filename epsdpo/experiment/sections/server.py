@@ -12,13 +12,6 @@ from pydantic import ConfigDict, Field, model_validator
 
 from epsdpo.experiment.sections.base import PositiveInt, Section
 
-# Names of an earlier version -> what is said of them.
-_FORMER = {
-    "timeout": "is called timeout_seconds",
-    "attempts": "is called max_retries, which does not count the first: one less",
-    "backoff": "is called backoff_seconds",
-}
-
 
 class Access(Section):
     """A server that is asked many requests at once."""
@@ -69,13 +62,6 @@ class GenerationServer(Access):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="Longest time for one request, from its start to the last byte of the answer. [K]"
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _keys_have_todays_names(cls, values: Any) -> Any:
-        if isinstance(values, dict) and (former := [f"{key} {said}" for key, said in _FORMER.items() if key in values]):
-            raise ValueError("; ".join(former))
-        return values
 
 
 class ServerSection(GenerationServer):
