@@ -86,12 +86,12 @@ def results_table(runs: list[Run]) -> pd.DataFrame:
         criterion = run.experiment.criterion()
         rows.append(
             {
-                "title": run.experiment.title,
+                **(run.evaluation or {}),
+                "title": run.experiment.title,  # by now; the evaluation has that which it was made under
                 "method": run.experiment.method,
                 "epsilon": criterion.get("epsilon"),
                 "criterion": criterion.get("criterion_dtype"),
                 **run.trajectory,
-                **(run.evaluation or {}),
             }
         )
     return pd.DataFrame(rows)

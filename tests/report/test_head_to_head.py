@@ -122,6 +122,9 @@ def test_runs_of_one_title_keep_their_own_lines(tmp_path):
     write_trained(tmp_path, "first", "DPO", [0.1, 0.1])
     write_trained(tmp_path, "second", "DPO", [0.3, 0.3])
     write_trained(tmp_path, "third", "IPO", [0.3, 0.3], method="ipo")
+    (tmp_path / "first" / "evaluate").mkdir()
+    summary = {"title": "DPO", "win_rate": 55.0}  # as it was when this was evaluated
+    (tmp_path / "first" / "evaluate" / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     runs, _ = collect(tmp_path)
     assert [run.experiment.title for run in runs] == ["DPO (first)", "DPO (second)", "IPO"]
     assert results_table(runs)["title"].tolist() == ["DPO (first)", "DPO (second)", "IPO"]

@@ -59,7 +59,8 @@ def _panel(axes: Axes, claims: pd.DataFrame) -> None:
         below = right if pd.isna(claim["below"]) else claim["below"]
         axes.fill_between([above, below], height - 0.42, height + 0.42, color=NEUTRAL, alpha=0.12, linewidth=0)
         if pd.isna(claim["effect"]):
-            axes.annotate(claim["why"], (least, height), va="center", fontsize="small", color=NEUTRAL)
+            beside = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
+            axes.annotate(claim["why"], (0.01, height), **beside, fontsize="small", color=NEUTRAL)
             continue
         marker, colour = _LOOKS[claim["verdict"]]
         axes.plot([claim["low"], claim["high"]], [height, height], color=colour, linewidth=1.8)
