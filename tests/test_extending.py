@@ -1,5 +1,6 @@
 """docs/extending.md, taken by its word: its files are written, its blocks run in order, and β follows the rule."""
 
+import json
 import math
 import os
 import re
@@ -89,3 +90,11 @@ def test_a_key_of_the_method_is_refused_under_others_and_kept_by_a_resumed_run(f
     others, negative, kept = run(folder, sys.executable, "-c", program).splitlines()
     assert "train.margin_rate has no effect under method 'dpo'" in others
     assert "train.margin_rate=-1.0 must be at least 0" in negative and "'margin_rate'" in kept
+
+
+def test_the_judge_prefers_the_shorter_output(followed):
+    folder, printed = followed
+    rows = json.loads((folder / "annotations.json").read_text(encoding="utf-8"))
+    assert [row["preference"] for row in rows] == [2.0, 1.0] and rows[0]["annotator"] == "shorter"
+    assert len((folder / "answers" / "judgements.jsonl").read_text(encoding="utf-8").splitlines()) == 2
+    assert re.search(r"win_rate\W+50\b", printed)
