@@ -32,8 +32,8 @@ from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import MODEL_FOLDER, load_tokenizer, pin_revision, reference_source, require_data_fit
+from epsdpo.runs.decisive import of_sft
 from epsdpo.runs.fingerprint import differences, key_parts
-from epsdpo.runs.settings import of_sft
 from epsdpo.runs.watch import end_with_stdin
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state

@@ -41,7 +41,7 @@ def checkout(tmp_path_factory, official):
     """A copy of what a user works with, whose default config is two steps of the tiny reference model."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("epsdpo", "notebooks"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "runs", ".*"))
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     (folder / "model").mkdir()
     for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
         shutil.copy(source, folder / "model")
