@@ -40,8 +40,8 @@ STOPPED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sl
 def checkout(tmp_path_factory, official):
     """A copy of what a user works with, whose default config is two steps of the tiny reference model."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("epsdpo", "notebooks"):
-        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name, besides in {"epsdpo": [], "notebooks": ["runs"]}.items():
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*", *besides))
     (folder / "model").mkdir()
     for source in (*(official / "policy").iterdir(), *(official / "tok").iterdir()):
         shutil.copy(source, folder / "model")

@@ -276,7 +276,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
         ("notebooks/02_train.ipynb", "train(experiment, prepared,", "train(experiment, prepared[:],", {"train"}),
         ("notebooks/02_train.ipynb", "load_prepared(resolve_path(", "load_prepared(list(", {"train"}),
         ("notebooks/03_beta_trajectory.ipynb", "if len(pairs):", "if len( pairs ):", set()),
-        ("notebooks/05_report.ipynb", "overview(results)", "overview(results[:])", {"report"}),
+        ("notebooks/05_report.ipynb", "report.overview(results)", "report.overview(results[:])", {"report"}),
     ],
 )
 def test_code_counts_where_it_is_reached_and_means_something_else(sources, file, old, new, affected):

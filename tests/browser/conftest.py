@@ -63,8 +63,8 @@ def chromium(tmp_path_factory):
 def checkout(tmp_path_factory, official):
     """A `Checkout`. Takes about three minutes on two cores, and another where the world's model has to be built."""
     folder = tmp_path_factory.mktemp("checkout")
-    for name in ("epsdpo", "notebooks"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name, besides in {"epsdpo": [], "notebooks": ["runs"]}.items():
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*", *besides))
     # The report by hand shows what 02 and 04 made by hand; here it is to be compared with that of the batch.
     report = folder / "notebooks" / "05_report.ipynb"
     report.write_text(
