@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.methods.catalogue import code_of, decided_by
 from epsdpo.paper.claims.settings import Claims, fixed_claims
-from epsdpo.runs import settings as decisive
+from epsdpo.runs import decisive
 from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in
 from epsdpo.runs.manifest import TRAININGS
 from epsdpo.runs.reach import DRAWING, digest, reached

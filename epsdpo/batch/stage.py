@@ -5,10 +5,8 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
-import hashlib
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,16 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
-from ipykernel.kernelspec import get_kernel_dict
-from jupyter_client import AsyncKernelClient, AsyncKernelManager
-from jupyter_client.kernelspec import KernelSpec
-from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
-from nbconvert.filters import strip_ansi
-from papermill.exceptions import PapermillExecutionError
-from traitlets import default
 
+from epsdpo.batch.jupyter import execute
+from epsdpo.batch.notebook_page import write_page
 from epsdpo.batch.progress import progress_mark
 from epsdpo.batch.specs import STAGES, code_digests, inputs_of_run, settings_of
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
@@ -35,7 +26,7 @@ from epsdpo.experiment.values import number_advice
 from epsdpo.methods.record import first_step, incompleteness
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.runs.fingerprint import key_parts
-from epsdpo.runs.layout import EXECUTED, MODEL_FOLDER, NOTEBOOKS, PAGE, experiment_of, kept_in, link_to_index
+from epsdpo.runs.layout import EXECUTED, MODEL_FOLDER, NOTEBOOKS, PAGE, experiment_of, kept_in
 from epsdpo.runs.manifest import (
     LOG,
     MANIFEST,
@@ -50,29 +41,6 @@ from epsdpo.runs.verify import check_inputs
 TIMED_OUT = 124  # the exit code of `timeout`
 
 _KINDS = {kind.__name__: kind for kind in (str, int, float, bool, list)}
-_TRACEBACK_LINES = 12
-_KERNEL_STARTS = 3
-
-# nbconvert's page without the scripts that it would fetch from the network, and narrow enough to read.
-_PAGE_TEMPLATE = """
-{%- extends 'lab/index.html.j2' -%}
-{%- block html_head_js -%}{%- endblock -%}
-{%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block jupyter_widgets -%}{%- endblock -%}
-{%- block html_head_css -%}
-<style>
-main { max-width: 68rem; margin: 2rem auto; padding: 0 1rem; } img { max-width: 100%; height: auto; }
-nav { padding: 0 .6rem; } nav a { color: #0000EE; text-decoration: underline; } .jp-RenderedHTML { overflow-x: auto; }
-</style>
-{%- endblock -%}
-{%- block body_header -%}
-{{ super() }}
-{%- if resources.to_index %}
-<nav><a href="{{ resources.to_index | e }}">← all runs of this folder</a> · {{ resources.metadata.name | e }}</nav>
-{% endif -%}
-{%- endblock -%}
-"""
 
 
 class StageError(RuntimeError):
@@ -189,8 +157,8 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         write_stage_file(output_dir, **state, status="failed", error=problem, exit_code=exit_code, ended=ended)
 
     with _limited(time_limit, fail):
-        problem = _execute(notebook, executed, parameters)
-    _write_page(executed, page, title=_title(stage, output_dir, experiment))
+        problem = execute(notebook, executed, parameters)
+    write_page(executed, page, title=_title(stage, output_dir, experiment))
     if problem:
         fail(problem, exit_code=1)
         raise StageError(f"stage {stage} failed: {problem}\nexecuted notebook: {executed}\nto read it: {page}")
@@ -297,107 +265,8 @@ def _settings_and_inputs(
     return {**settings_of(stage, experiment, baseline), **figures}, inputs
 
 
-class _Client(AsyncKernelClient):
-    """Removes the file with the key to the kernel once both ends have read it, so that no kill leaves it behind."""
-
-    async def wait_for_ready(self, timeout: float | None = None) -> None:
-        await super().wait_for_ready(timeout)
-        Path(self.connection_file).unlink(missing_ok=True)
-
-
-class _OwnKernelManager(AsyncKernelManager):
-    """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
-
-    key_file_prefix: str  # of the stage
-
-    @default("client_factory")
-    def _removes_the_key(self) -> type:
-        return _Client
-
-    @default("connection_file")
-    def _key_file_of_the_stage(self) -> str:
-        handle, name = tempfile.mkstemp(prefix=self.key_file_prefix, suffix=".json")
-        os.close(handle)
-        return name
-
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        environment = {
-            # So that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            # tqdm recommends widgets, which would stand still in a page.
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-        }
-        return KernelSpec(**get_kernel_dict(), env=environment)
-
-    @default("transport_encryption")
-    def _encrypt_where_possible(self) -> str:
-        # Without it ipykernel warns in every log that the connection is open to other users of the machine.
-        return "auto"
-
-
-def _execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
-    """Run all cells, saving as they finish, and return what went wrong, or None."""
-    prefix = f"epsdpo-kernel-{hashlib.sha256(os.fsencode(executed.resolve())).hexdigest()[:16]}-"
-    for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
-        with contextlib.suppress(OSError):
-            left_over.unlink()
-    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix})
-    for attempt in range(1, _KERNEL_STARTS + 1):
-        try:
-            result = papermill.execute_notebook(
-                _literal(notebook),
-                _literal(executed),
-                parameters,
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                stdout_file=sys.stdout,
-                stderr_file=sys.stderr,
-                kernel_manager_class=manager,
-                iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
-            )
-            break
-        except PapermillExecutionError as error:
-            lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
-            return "\n".join([f"{error.ename}: {error.evalue}", *lines])
-        except DeadKernelError:
-            return (
-                "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use "
-                "smaller batches, a shorter max_length or a smaller model"
-            )
-        except RuntimeError as error:
-            # No cell has run. The kernel's ports are chosen before it binds them, and another process may be faster.
-            if attempt == _KERNEL_STARTS:
-                return f"its kernel did not start, {attempt} times: {error}"
-            print(f"the kernel did not start ({error}); once more", file=sys.stderr, flush=True)
-    if result.metadata.papermill.get("exception"):
-        # papermill takes sys.exit(0) for success although the cells after it were not run.
-        return "a cell left the notebook early by exit(); let it run to its last cell"
-    return None
-
-
-def _literal(path: Path) -> str:
-    """A path for papermill, which fills in what stands in braces, and to which a dash at the beginning means a pipe."""
-    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
-
-
 def _title(stage: str, output_dir: Path, experiment: Experiment | None) -> str:
     """How a browser's tab calls the page of a stage; what several experiments share is called by its folder."""
     folder = output_dir.resolve()
     whose = experiment.title if experiment is not None and STAGES[stage].of_one_experiment else folder.name
     return f"{whose} · {stage}" if whose != stage else f"{stage} · {folder.parent.name}"
-
-
-def _write_page(executed: Path, page: Path, title: str) -> None:
-    exporter = HTMLExporter(
-        raw_template=_PAGE_TEMPLATE,
-        exclude_input=True,
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-        embed_images=True,
-    )
-    # Not `from_filename`, which would call every page by the name of its file.
-    resources = {"metadata": {"name": title, "path": str(executed.parent)}, "to_index": link_to_index(page.parent)}
-    text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), resources=resources)
-    page.write_text(text, encoding="utf-8")

@@ -17,9 +17,9 @@ from typing import Any
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import read_object
+from epsdpo.runs.decisive import of_prepared_data, of_sampling, of_sft
 from epsdpo.runs.manifest import MANIFEST, kept_by, read_manifest
 from epsdpo.runs.reach import digest
-from epsdpo.runs.settings import of_prepared_data, of_sampling, of_sft
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
 from epsdpo.models.local_models import require_local
 from epsdpo.models.start import load_tokenizer, pin_revision, require_data_fit, start_of
+from epsdpo.runs.decisive import of_sft
 from epsdpo.runs.fingerprint import differences, key_parts
 from epsdpo.runs.layout import MODEL_FOLDER
-from epsdpo.runs.settings import of_sft
 from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state

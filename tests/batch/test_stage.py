@@ -284,9 +284,9 @@ def test_the_key_to_a_kernel_stays_on_no_disk(notebook, tmp_path, monkeypatch):
     killed = "\n".join(
         [
             "import os, signal, sys, pathlib",
-            "from epsdpo.batch import stage as stages",
+            "from epsdpo.batch import jupyter, stage as stages",
             f"stages.NOTEBOOKS = pathlib.Path({str(stages.NOTEBOOKS)!r})",
-            "stages._Client.wait_for_ready = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
+            "jupyter._Client.wait_for_ready = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)",
             f"stages.run_stage('train', {{}}, {str(output_dir)!r})",
         ]
     )

@@ -1,0 +1,108 @@
+"""A notebook executed by a kernel of this very interpreter, and what went wrong with it in words."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client import AsyncKernelClient, AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpec
+from nbclient.exceptions import DeadKernelError
+from nbconvert.filters import strip_ansi
+from papermill.exceptions import PapermillExecutionError
+from traitlets import default
+
+_TRACEBACK_LINES = 12
+_STARTS = 3
+
+
+class _Client(AsyncKernelClient):
+    """Removes the file with the key to the kernel once both ends have read it, so that no kill leaves it behind."""
+
+    async def wait_for_ready(self, timeout: float | None = None) -> None:
+        await super().wait_for_ready(timeout)
+        Path(self.connection_file).unlink(missing_ok=True)
+
+
+class _OwnKernelManager(AsyncKernelManager):
+    """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
+
+    key_file_prefix: str  # of the stage
+
+    @default("client_factory")
+    def _removes_the_key(self) -> type:
+        return _Client
+
+    @default("connection_file")
+    def _key_file_of_the_stage(self) -> str:
+        handle, name = tempfile.mkstemp(prefix=self.key_file_prefix, suffix=".json")
+        os.close(handle)
+        return name
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        environment = {
+            # So that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+            # tqdm recommends widgets, which would stand still in a page.
+            "PYTHONWARNINGS": "ignore:IProgress not found",
+        }
+        return KernelSpec(**get_kernel_dict(), env=environment)
+
+    @default("transport_encryption")
+    def _encrypt_where_possible(self) -> str:
+        # Without it ipykernel warns in every log that the connection is open to other users of the machine.
+        return "auto"
+
+
+def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
+    """Run all cells, saving as they finish, and return what went wrong, or None."""
+    prefix = f"epsdpo-kernel-{hashlib.sha256(os.fsencode(executed.resolve())).hexdigest()[:16]}-"
+    for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
+        with contextlib.suppress(OSError):
+            left_over.unlink()
+    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix})
+    for attempt in range(1, _STARTS + 1):
+        try:
+            result = papermill.execute_notebook(
+                _literal(notebook),
+                _literal(executed),
+                parameters,
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                stdout_file=sys.stdout,
+                stderr_file=sys.stderr,
+                kernel_manager_class=manager,
+                iopub_timeout=60,  # seconds; nbclient's 4 are too few for a figure to arrive on a busy machine
+            )
+            break
+        except PapermillExecutionError as error:
+            lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
+            return "\n".join([f"{error.ename}: {error.evalue}", *lines])
+        except DeadKernelError:
+            return (
+                "its kernel was killed from outside. Most often the machine ran out of memory: free some, or use "
+                "smaller batches, a shorter max_length or a smaller model"
+            )
+        except RuntimeError as error:
+            # No cell has run. The kernel's ports are chosen before it binds them, and another process may be faster.
+            if attempt == _STARTS:
+                return f"its kernel did not start, {attempt} times: {error}"
+            print(f"the kernel did not start ({error}); once more", file=sys.stderr, flush=True)
+    if result.metadata.papermill.get("exception"):
+        # papermill takes sys.exit(0) for success although the cells after it were not run.
+        return "a cell left the notebook early by exit(); let it run to its last cell"
+    return None
+
+
+def _literal(path: Path) -> str:
+    """A path for papermill, which fills in what stands in braces, and to which a dash at the beginning means a pipe."""
+    return str(path.absolute()).replace("{", "{{").replace("}", "}}")
