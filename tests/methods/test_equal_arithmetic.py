@@ -17,7 +17,7 @@ from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.methods.heads import expose_hidden_states
 from epsdpo.methods.other_configs import config_class
 from epsdpo.methods.trainer_of import trainer_class
-from epsdpo.paper.epsilon_bound import decisions_at, precision_of
+from epsdpo.paper.frozen import decisions_at, precision_of
 from epsdpo.paper.precision.decisions import criterion_sums
 from epsdpo.paper.precision.rounding import decisions
 
