@@ -37,12 +37,11 @@ from epsdpo.evaluation.scores.clusters import conversations_of_rendered
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.methods.config import EpsilonDPOConfig
-from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_arithmetic, require_same_vocabulary
-from epsdpo.methods.kernels import pair_steps, score_tokens
-from epsdpo.methods.loading import load_causal_lm
+from epsdpo.methods.heads import require_same_vocabulary
 from epsdpo.methods.record import DamagedRecord, read_steps
 from epsdpo.models.start import after_sft, start_of
 from epsdpo.paper.drawing_bound import epsilon_bounds
+from epsdpo.paper.frozen import decisions_at, load_frozen, precision_of
 from epsdpo.plots.csv_files import write_csv
 from epsdpo.runs.layout import MODEL_FOLDER, experiment_of
 from epsdpo.train.checkpoints import whole_checkpoints
@@ -56,61 +55,7 @@ BOOTSTRAP_SAMPLES = 2000
 _SECONDS_BETWEEN_LINES = 30.0
 
 
-# ------------------------------------------------------------------------------------------------ decisions and bounds
-
-
-@torch.no_grad()
-def decisions_at(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    batch: dict[str, torch.Tensor],
-    epsilons: Sequence[float],
-    criterion_dtype: torch.dtype,
-) -> np.ndarray:
-    """The decision of each pair at each ε, (epsilons, pairs) int64, as `pair_steps` has it.
-
-    Args:
-        policy, reference: both after `expose_hidden_states`; each runs once.
-        batch: input_ids, attention_mask and completion_mask, (2·pairs, sequence): chosen first, then rejected.
-        criterion_dtype: arithmetic of the criterion, as in training.
-    """
-    hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
-    heads = head_of(policy), head_of(reference)
-    steps = []
-    for epsilon in epsilons:
-        scores = score_tokens(hidden, heads[0], ref_hidden, heads[1], labels, epsilon, criterion_dtype)
-        per_token = scores.criterion.new_zeros(3, *completion_mask.shape)
-        per_token.masked_scatter_(completion_mask.expand_as(per_token), scores.criterion)
-        steps.append(pair_steps(per_token.sum(dim=2), criterion_dtype))
-    return torch.stack(steps).cpu().numpy()
-
-
-@torch.no_grad()
-def completion_states(
-    policy: PreTrainedModel, reference: PreTrainedModel, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Both models' last hidden states where completion tokens are predicted, these tokens, and where they stand.
-
-    Args:
-        policy, reference, batch: as for `decisions_at`.
-
-    Returns:
-        (tokens, hidden) of policy and of reference, (tokens,) labels, (2·pairs, sequence - 1) mask of the tokens.
-
-    Raises:
-        ValueError: if the two are computed in different arithmetic.
-    """
-    require_same_arithmetic(policy, reference)
-    inputs = {key: batch[key].to(policy.device) for key in ("input_ids", "attention_mask")}
-    completion_mask = batch["completion_mask"][:, 1:].bool().to(policy.device)
-    labels = inputs["input_ids"][:, 1:][completion_mask]
-
-    def completion_tokens(hidden_states: torch.Tensor, _: PreTrainedModel) -> torch.Tensor:
-        return hidden_states[:, :-1][completion_mask]
-
-    hidden = policy(**inputs, on_hidden_states=completion_tokens)
-    ref_hidden = reference(**inputs, on_hidden_states=completion_tokens)
-    return hidden, ref_hidden, labels, completion_mask
+# ------------------------------------------------------------------------------------------------------------- bounds
 
 
 def upper_bounds(decisions: np.ndarray, epsilons: Sequence[float]) -> np.ndarray:
@@ -266,26 +211,6 @@ def _load_policy(experiment: Experiment, folder: Path, device: torch.device) -> 
     policy = load_frozen(experiment, source, device, revision=revision)
     sharded.load({"model": policy.state_dict()}, checkpoint_id=shards, no_dist=True)
     return policy
-
-
-def load_frozen(
-    experiment: Experiment, source: str, device: torch.device, revision: str | None = None
-) -> PreTrainedModel:
-    """A model of the experiment on `device`, ready for `decisions_at`."""
-    model = load_causal_lm(
-        source,
-        revision=revision,
-        dtype=getattr(torch, experiment.model.dtype),
-        attn_implementation=experiment.model.attn_implementation,
-    )
-    expose_hidden_states(model)
-    return model.to(device).eval()
-
-
-def precision_of(arguments: EpsilonDPOConfig) -> torch.autocast:
-    """The mixed precision of the run, so that hidden states are rounded as in training."""
-    dtype = torch.float16 if arguments.fp16 else torch.bfloat16
-    return torch.autocast(arguments.device.type, dtype, enabled=arguments.fp16 or arguments.bf16)
 
 
 class _Progress:

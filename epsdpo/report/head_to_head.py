@@ -3,8 +3,6 @@
 import itertools
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,26 +11,18 @@ from epsdpo.evaluation.scores.annotations import read_annotations
 from epsdpo.evaluation.scores.clusters import distinct
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.evaluation.scores.seeds import join_seeds
-from epsdpo.experiment import Experiment
+from epsdpo.report.collect import Run
 from epsdpo.runs.layout import ANNOTATIONS, RESPONSES
 
 _PAIR_COLUMNS = ["title", "baseline", "difference", "low", "high", "better_share", "prompts", "distinct"]
 
 
-class EvaluatedRun(Protocol):
-    """A collected run: its folder, its experiment, and the numbers of its evaluation."""
-
-    directory: Path
-    experiment: Experiment
-    evaluation: dict[str, Any] | None
-
-
-def with_win_rate(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+def with_win_rate(runs: Sequence[Run]) -> list[Run]:
     """The runs that a judge compared."""
     return [run for run in runs if run.evaluation is not None and "win_rate" in run.evaluation]
 
 
-def head_to_head(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def head_to_head(runs: Sequence[Run], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Win rate of each run less that of each before it, prompt by prompt, in percentage points.
 
     Two runs are compared on the prompts for which one judge compared both with one and the same response. So the
@@ -69,7 +59,7 @@ def head_to_head(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
     return pd.DataFrame(rows, columns=_PAIR_COLUMNS)
 
 
-def _preferences(run: EvaluatedRun) -> pd.Series:
+def _preferences(run: Run) -> pd.Series:
     """Preferences by prompt and the response that the policy's was compared with."""
     opponent = f"{run.evaluation['against']}_response"
     responses = pd.read_parquet(run.directory / "evaluate" / RESPONSES)
@@ -78,7 +68,7 @@ def _preferences(run: EvaluatedRun) -> pd.Series:
     )
 
 
-def seeds_joined(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
+def seeds_joined(runs: Sequence[Run], samples: int = 2000, seed: int = 0) -> pd.DataFrame:
     """Runs of one recipe, equal but for name, title and seed, joined; see `join_seeds` for the intervals.
 
     Where the opponent is the reference, each run drew the reference's responses anew by its seed, so that the spread
@@ -88,7 +78,7 @@ def seeds_joined(runs: Sequence[EvaluatedRun], samples: int = 2000, seed: int = 
         One row per recipe with two seeds at least: runs (titles), seeds, win_rate, low, high (other seeds and other
         prompts), deviation (between seeds, in points), prompts.
     """
-    recipes: dict[str, dict[int, EvaluatedRun]] = {}
+    recipes: dict[str, dict[int, Run]] = {}
     for run in with_win_rate(runs):
         recipe = run.experiment.model_dump(exclude={"name", "title", "seed"})
         recipe = json.dumps([recipe, run.evaluation["judge"]], sort_keys=True, default=str)

@@ -16,7 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.heads import expose_hidden_states
-from epsdpo.paper.epsilon_bound import decisions_at, precision_of
+from epsdpo.paper.frozen import decisions_at, precision_of
 from epsdpo.paper.precision.decisions import criterion_sums
 from epsdpo.paper.precision.rounding import decisions
 

@@ -21,7 +21,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.methods.heads import expose_hidden_states, head_of
 from epsdpo.methods.kernels import Head
-from epsdpo.paper.epsilon_bound import decisions_at
+from epsdpo.paper.frozen import decisions_at
 
 SIZES = {
     "vocab_size": 355,

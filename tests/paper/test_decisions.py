@@ -5,7 +5,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.paper.epsilon_bound import decisions_at
+from epsdpo.paper.frozen import decisions_at
 from epsdpo.paper.precision.decisions import criterion_sums, decisions_table, in_bins, measure_pairs, shares
 from epsdpo.paper.precision.released import MAX_LENGTH, load_models, load_pairs, released_decisions
 from epsdpo.paper.precision.rounding import decisions, rounded_decisions

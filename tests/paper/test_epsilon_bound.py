@@ -20,7 +20,8 @@ from epsdpo.paper import epsilon_bound
 from epsdpo.paper.claims import bounds as claim_bounds
 from epsdpo.paper.claims.settings import has_fixed_reference
 from epsdpo.paper.drawing_bound import epsilon_bounds
-from epsdpo.paper.epsilon_bound import decisions_at, mean_bounds, upper_bounds, with_limit
+from epsdpo.paper.epsilon_bound import mean_bounds, upper_bounds, with_limit
+from epsdpo.paper.frozen import decisions_at
 from epsdpo.runs.layout import data_folder, sft_folder
 from epsdpo.train import preferences as training
 from epsdpo.trajectory.summary import DECISIONS

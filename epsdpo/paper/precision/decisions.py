@@ -18,7 +18,7 @@ from epsdpo.evaluation.scores.clusters import conversations_of_rendered
 from epsdpo.evaluation.scores.intervals import share_interval
 from epsdpo.methods.heads import head_of
 from epsdpo.methods.kernels import pair_steps, score_tokens
-from epsdpo.paper.epsilon_bound import completion_states
+from epsdpo.paper.frozen import completion_states
 from epsdpo.paper.precision import rounding
 from epsdpo.trajectory.summary import DECISIONS
 

@@ -8,7 +8,8 @@ import pandas as pd
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment.paths import resolve_path
 from epsdpo.models.start import after_sft, start_of
-from epsdpo.paper.epsilon_bound import PAIRS, load_frozen, measured_pairs, precision_of
+from epsdpo.paper.epsilon_bound import PAIRS, measured_pairs
+from epsdpo.paper.frozen import load_frozen, precision_of
 from epsdpo.paper.precision.decisions import measure_pairs
 from epsdpo.paper.precision.recipes import world_seed
 from epsdpo.report.collect import Run
