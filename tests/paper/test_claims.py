@@ -13,7 +13,7 @@ from kit.claim_runs import write_run
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.paper.claims import page
 from epsdpo.paper.claims.bounds import bound_measures
-from epsdpo.paper.claims.drawing_verdicts import verdicts as draw_verdicts
+from epsdpo.paper.claims.drawing_verdicts import all_verdicts
 from epsdpo.paper.claims.effects import effects_of, extra_time, frontier_height
 from epsdpo.paper.claims.page import claims_table
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, finished_runs, first_training, measure_runs, tightened_margin
@@ -355,7 +355,7 @@ def test_a_bound_at_the_largest_epsilon_is_said_to_be_a_lower_limit(measure, at_
     assert shown in claims_table([verdict])
     (row,) = as_table([verdict]).to_dict("records")
     assert row["lower_limit"] == shown.startswith("≥") and row["at_largest"] == np.mean(at_largest)
-    (axes,) = draw_verdicts(as_table([verdict]), "title").axes
+    (axes,) = all_verdicts(as_table([verdict]), "title").axes
     (point,) = [line for line in axes.lines if line.get_marker() == "X" and len(line.get_xdata())]
     assert (point.get_markerfacecolor() == "white") == row["lower_limit"]
 
