@@ -13,19 +13,18 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from epsdpo.data.prepared import PreparedData, load_prepared
 from epsdpo.experiment import ConfigError, Experiment, SftSection
 from epsdpo.files import written_whole
 from epsdpo.methods.loading import never_running_code
-from epsdpo.methods.method_config import ON_A_CPU, ResumingConfig, has_accelerator
+from epsdpo.methods.method_config import ON_A_CPU, has_accelerator
 from epsdpo.methods.record_writer import StepRecord
 from epsdpo.methods.resuming import CannotContinue, Resumable
 from epsdpo.methods.sharding import saved_whole, warn_of_lost_updates
@@ -38,6 +37,7 @@ from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
 from epsdpo.train.progress_lines import LossLines
+from epsdpo.train.sft_config import SFTArguments
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ def demonstrations(data: PreparedData, max_length: int) -> datasets.Dataset:
     return data.train.map(demonstration, remove_columns=data.train.column_names)
 
 
-def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, processes: int) -> "_Arguments":
+def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, processes: int) -> SFTArguments:
     at_once = section.per_device_train_batch_size * processes
     accumulation, left_over = divmod(section.global_batch_size, at_once)
     if accumulation == 0 or left_over:
@@ -138,7 +138,7 @@ def _arguments(experiment: Experiment, section: SftSection, output_dir: Path, pr
         "learning_rate", "num_train_epochs", "per_device_train_batch_size", "lr_scheduler_type", "warmup_steps",
         "weight_decay", "bf16", "save_steps", "logging_steps", "seed",
     )  # fmt: skip
-    return _Arguments(
+    return SFTArguments(
         fresh_record=experiment.train.get("fresh_record", False),
         output_dir=str(output_dir),
         gradient_accumulation_steps=accumulation,
@@ -187,11 +187,6 @@ def _claim(settings: dict[str, Any], output_dir: Path) -> None:
     output_dir.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         partial.write_text(json.dumps(parts, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-@dataclass
-class _Arguments(ResumingConfig, SFTConfig):
-    """TRL's, and what is done about an earlier run."""
 
 
 class _Trainer(Resumable, SFTTrainer):

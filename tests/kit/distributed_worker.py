@@ -147,6 +147,7 @@ def make_trainer(folder: Path, name: str, *callbacks: TrainerCallback) -> Epsilo
     tokenizer = AutoTokenizer.from_pretrained(OFFICIAL / "tok")
     pairs = tokenised_pairs(tokenizer)
     method = name.removesuffix(RESUMED)
+    method = method if method in OTHER_METHODS else "epsilon_dpo"
     check = BetasAgree()
     check.trainer = trainer_class(method)(
         **models(folder.parent / MODELS),
