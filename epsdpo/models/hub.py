@@ -5,7 +5,7 @@ import re
 
 from epsdpo.models.api_key import require_sendable
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def commit_of(repository: str, revision: str | None, repo_type: str) -> str:
@@ -17,7 +17,7 @@ def commit_of(repository: str, revision: str | None, repo_type: str) -> str:
     Raises:
         Exception: whatever the HTTP client behind huggingface_hub raises, which changes from release to release.
     """
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and COMMIT.fullmatch(revision):
         return revision
     # Of line breaks the hub's client rids it itself.
     require_sendable("".join(os.environ.get("HF_TOKEN", "").split()), "the environment variable HF_TOKEN")
