@@ -7,7 +7,7 @@ from pathlib import Path
 
 from epsdpo.models.api_key import require_sendable
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 # What decides what a model in a folder says, among what else may lie there.
 _DECISIVE_SUFFIXES = (".safetensors", ".bin", ".json", ".jinja", ".model", ".txt")
@@ -23,7 +23,7 @@ def commit_of(repository: str, revision: str | None, repo_type: str) -> str:
     Raises:
         Exception: whatever the HTTP client behind huggingface_hub raises, which changes from release to release.
     """
-    if revision is not None and _COMMIT.fullmatch(revision):
+    if revision is not None and COMMIT.fullmatch(revision):
         return revision
     # Line breaks in it are taken out by the hub's client.
     require_sendable("".join(os.environ.get("HF_TOKEN", "").split()), "the environment variable HF_TOKEN")

@@ -12,11 +12,11 @@ from pathlib import Path
 from epsdpo.batch.check.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.experiment import WORLD, Experiment
 from epsdpo.experiment.paths import looks_local
+from epsdpo.models.hub import COMMIT
 from epsdpo.models.local_models import local_problems
 
 # Publishers whose models are given out on conditions that each user has to accept on the hub.
 _GATED = ("meta-llama/", "google/gemma", "mistralai/")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def check_sources(experiment: Experiment) -> Iterator[Finding]:
@@ -26,7 +26,7 @@ def check_sources(experiment: Experiment) -> Iterator[Finding]:
         kind = "dataset" if section == "data" or section.endswith("prompts") else "model"
         if not on_hub(name):
             continue
-        if revision is not None and _COMMIT.fullmatch(revision):
+        if revision is not None and COMMIT.fullmatch(revision):
             yield Finding(OK, f"{section}: {name} is pinned at {revision}")
         else:
             yield Finding(
