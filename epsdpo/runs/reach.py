@@ -6,9 +6,9 @@ of training that another experiment has, makes nothing due, and a constant that 
 that do something when their module is imported count with any import of it. Comments, docstrings and layout do not
 count.
 
-Seen are names, not values: what is found by a computed name is not. There is one such place, the methods' trainers,
-which whoever asks names as further beginnings; and what one statement of a notebook does to an object that another has
-made is seen only if it assigns to it.
+Seen are names, not values. What is found by a computed name is not seen; methods' trainers are found so, and are given
+as further beginnings. Nor is what one statement of a notebook does to an object that another made, unless it assigns to
+it; nor what an experiment says of itself beyond its settings, such as whether β follows the decisions.
 """
 
 from __future__ import annotations
