@@ -14,7 +14,10 @@ import pytest
 from kit.official import save_official_model
 
 from epsdpo import read_pairs, read_steps
+from epsdpo.batch.specs import STAGES, code_digests
 from epsdpo.methods.catalogue import CATALOGUE
+from epsdpo.runs import reach
+from epsdpo.runs.layout import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -98,3 +101,16 @@ def test_the_judge_prefers_the_shorter_output(followed):
     assert [row["preference"] for row in rows] == [2.0, 1.0] and rows[0]["annotator"] == "shorter"
     assert len((folder / "answers" / "judgements.jsonl").read_text(encoding="utf-8").splitlines()) == 2
     assert re.search(r"win_rate\W+50\b", printed)
+
+
+def test_nothing_that_is_finished_is_due_for_it(followed, monkeypatch):
+    """Neither a training of another method nor what was made of it."""
+    folder, _ = followed
+
+    def code():
+        return {stage: code_digests(stage, NOTEBOOKS / STAGES[stage].notebook, "epsilon_dpo") for stage in STAGES}
+
+    before = code()
+    monkeypatch.setattr(reach, "PACKAGE", folder / "epsdpo")
+    after = code()
+    assert {stage for stage in STAGES if after[stage] != before[stage]} == set()
