@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-OFFICIAL = Path(__file__).parents[1] / "data" / "official"
+from kit.official import OFFICIAL
 
 _CODE = """
 with open({mark!r}, "a") as file:

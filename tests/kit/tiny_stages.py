@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from epsdpo.data.on_policy.sample import sample_pairs
 from epsdpo.experiment import Experiment, check_experiment, load_experiment
+from kit.official import OFFICIAL
 
-OFFICIAL = Path(__file__).parents[1] / "data" / "official"
 TURN = "<turn>"  # ends a turn, as Gemma's <end_of_turn> does; the base model has never seen it as an end
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ ' so' if message['role'] == 'assistant' else '' }}"

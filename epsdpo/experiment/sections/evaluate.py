@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from epsdpo.experiment.sections.base import WORLD, PositiveInt, Section
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.experiment.sections.on_policy import PromptsSection
-from epsdpo.experiment.sections.server import ServerSection, check_engine, check_server
+from epsdpo.experiment.sections.server import Engine, ServerSection, check_server
 
 
 class CalibrateSection(Section):
@@ -33,7 +33,7 @@ class EvaluateSection(Section):
     """How policy and reference answer prompts, and how the answers are compared."""
 
     prompts: PromptsSection = Field(default_factory=PromptsSection, description="Which prompts are answered. [K]")
-    engine: Annotated[Literal["transformers", "server"], BeforeValidator(check_engine)] = Field(
+    engine: Engine = Field(
         "transformers",
         description="What decodes: transformers in this process, or the `server`, such as `vllm serve` starts one. [K]",
     )

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from epsdpo.experiment.sections.base import WORLD, PositiveInt, Section, Seed
-from epsdpo.experiment.sections.server import SamplingServerSection, check_engine, check_server
+from epsdpo.experiment.sections.server import Engine, SamplingServerSection, check_server
 
 
 class PromptsSection(Section):
@@ -63,7 +63,7 @@ class OnPolicySection(Section):
     responses_per_prompt: Annotated[int, Field(ge=2)] = Field(
         5, description="Responses to each prompt, of which best and worst become chosen and rejected. [K; SimPO]"
     )
-    engine: Annotated[Literal["transformers", "server"], BeforeValidator(check_engine)] = Field(
+    engine: Engine = Field(
         "transformers",
         description="What decodes: transformers in this process, or the `server`, such as `vllm serve` starts one. "
         "[K; SimPO: vLLM]",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from epsdpo.experiment.sections.base import PositiveInt, Section
 
@@ -98,6 +98,10 @@ def check_engine(engine: Any) -> Any:
             "and the models' names in the section `server`"
         )
     return engine
+
+
+# What decodes, wherever a config says so.
+Engine = Annotated[Literal["transformers", "server"], BeforeValidator(check_engine)]
 
 
 def check_server(engine: str, server: GenerationServer | None, holds: str) -> None:
