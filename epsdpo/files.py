@@ -21,6 +21,7 @@ AFTER_DISK_FULL = (
     "whole checkpoint"
 )
 
+_PARTIAL = ".partial"
 _CANNOT_FLUSH = (errno.EINVAL, errno.ENOTSUP)  # what some network file systems answer, for folders above all
 _ROOM_TO_WORK = 2**20  # bytes; with less, hardly a log line can be written
 
@@ -32,11 +33,17 @@ def written_whole(path: Path) -> Iterator[Path]:
     Content and name are on the disk when the block has ended, so that also a machine that loses power keeps either what
     was there or what is new.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + _PARTIAL)
     yield partial
     flush_to_disk(partial)
     partial.replace(path)
     flush_to_disk(path.parent)
+
+
+def is_left_over(name: str | Path) -> bool:
+    """Whether a path, from the folder in question, is what a killed writer left of a file, or lies in what one left of
+    a folder: the next that writes there takes it away, so it belongs in no list of what the folder holds."""
+    return any(part.endswith(_PARTIAL) for part in Path(name).parts)
 
 
 def flush_to_disk(path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from epsdpo.files import flush_to_disk, written_whole
+from epsdpo.files import flush_to_disk, is_left_over, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -59,8 +59,11 @@ def seal(checkpoint: Path, rows: dict[str, Any] | None) -> None:
     """
     files = {}
     for path in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+        name = path.relative_to(checkpoint).as_posix()
+        if name == FILES_LIST or is_left_over(name):  # of an earlier writer of the same checkpoint
+            continue
         flush_to_disk(path)
-        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
     for folder in (checkpoint, *(path for path in checkpoint.rglob("*") if path.is_dir())):
         flush_to_disk(folder)
     with written_whole(checkpoint / FILES_LIST) as partial:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
-from epsdpo.files import flush_tree, read_object, writable, written_whole
+from epsdpo.files import flush_tree, is_left_over, read_object, writable, written_whole
 from epsdpo.runs.fingerprint import key_of
 
 MANIFEST = "manifest.json"
@@ -82,6 +82,7 @@ def write_manifest(
             path.relative_to(output_dir).as_posix(): _describe(path)
             for path in _files_below(output_dir)
             if path.name not in (STAGE_FILE, LOG)  # which change until the end, and after it
+            and not is_left_over(path.relative_to(output_dir))
         },
     }
     flush_tree(output_dir)
@@ -181,7 +182,7 @@ def changed_outputs(folder: Path, only: Callable[[str], bool] = lambda name: Tru
     for name, described in manifest.get("outputs", {}).items():
         path = folder / name
         removed = "/" in name and manifest.get("stage") in TRAININGS and not (folder / name.split("/")[0]).exists()
-        if removed or not only(name):
+        if removed or is_left_over(name) or not only(name):  # manifests of before this was looked at list them
             continue
         if not path.is_file():
             changes.append(f"{path} is gone")

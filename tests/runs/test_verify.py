@@ -130,6 +130,25 @@ def test_large_files_are_compared_by_size(run, capsys):
     assert len(changed_outputs(run / "data-1")) == 1
 
 
+def test_what_a_killed_writer_left_is_no_output(run, capsys):
+    """The next one that writes there takes it away: it was listed, and missed by the stages that came after."""
+    folder = run / "eps" / "train"
+    for left in (folder / "manifest.json.partial", folder / "model.partial" / "model.safetensors"):
+        left.parent.mkdir(exist_ok=True)
+        left.write_text("hal", encoding="utf-8")
+    (folder / "manifest.json").unlink()
+    facts = {"stage": "train", "parameters": {}, "facts": {}, "parts": {}, "inputs": []}
+    manifest = write_manifest(folder, **facts, started=datetime.now(UTC), repository=REPOSITORY)
+    outputs = json.loads(manifest.read_text(encoding="utf-8"))["outputs"]
+    assert outputs and not any("partial" in name for name in outputs)
+    check_inputs([run], run / "report")
+    content = json.loads(manifest.read_text(encoding="utf-8"))
+    content["outputs"]["manifest.json.partial"] = {"bytes": 3, "sha256": "0"}  # as manifests of before have it
+    manifest.write_text(json.dumps(content), encoding="utf-8")
+    check_inputs([run], run / "report")
+    assert main(["status", "--verify", str(run)]) == 0
+
+
 def test_checkpoints_and_weights_may_be_removed_as_a_whole(run):
     """From trainings; of other stages whatever is gone is missed."""
     for name, gone in (("eps/train", []), ("eps/evaluate", ["is gone", "is gone"])):

@@ -21,7 +21,7 @@ from epsdpo.data.prepared import prepare
 from epsdpo.experiment import ConfigError, check_experiment, save_experiment
 from epsdpo.methods.beta_dpo import BetaDPOTrainer
 from epsdpo.methods.beta_dpo_config import BetaDPOConfig
-from epsdpo.methods.checkpoint_files import FILES_LIST, seal
+from epsdpo.methods.checkpoint_files import FILES_LIST, read_list, require_listed, seal
 from epsdpo.methods.record import DamagedRecord, incompleteness, read_pairs, read_steps
 from epsdpo.models.start import load_tokenizer
 from epsdpo.train.preferences import main, train
@@ -525,3 +525,14 @@ def test_what_a_run_could_not_resume_with_is_refused_where_it_resumes_by_itself(
     with pytest.raises(ConfigError, match=message):
         experiment(method, **settings)
     experiment(method, save_only_model=False, ignore_data_skip=False)
+
+
+def test_a_checkpoint_written_over_what_a_killed_process_left_of_it_is_whole(tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    for name in ("model.safetensors", f"{FILES_LIST}.partial", FILES_LIST):
+        (checkpoint / name).write_text("of the first process", encoding="utf-8")
+    seal(checkpoint, None)
+    listed = read_list(checkpoint)["files"]
+    assert set(listed) == {"model.safetensors"}
+    require_listed(checkpoint, listed)
