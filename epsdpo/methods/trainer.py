@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
@@ -37,6 +37,7 @@ from epsdpo.methods.heads import (
     round_rotary_frequencies,
 )
 from epsdpo.methods.kernels import ARITHMETICS, TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.methods.launches import arithmetic_of
 from epsdpo.methods.loading import never_running_code
 from epsdpo.methods.metrics import decision_metrics, pair_table, preference_metrics, stack_columns, step_row
 from epsdpo.methods.pair_index import (
@@ -155,6 +156,14 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
                 round_rotary_frequencies(self.accelerator.unwrap_model(each))
         self.data_collator = KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
+        self.record.criterion = {
+            "arithmetic": self.args.criterion_dtype,
+            "released_launch": arithmetic_of(
+                self.accelerator.mixed_precision,
+                self.accelerator.distributed_type == DistributedType.DEEPSPEED,
+                str(self.model.dtype).removeprefix("torch."),
+            ),
+        }
         self.add_callback(_Bookkeeping(self))
         warn_of_lost_updates(self.model, self.accelerator, self.args.learning_rate)
         self._loaded_dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}

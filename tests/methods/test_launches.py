@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.methods.heads import expose_hidden_states, round_rotary_frequencies
 from epsdpo.methods.kernels import ARITHMETICS
-from epsdpo.methods.record import read_pairs
+from epsdpo.methods.record import read_criterion, read_pairs
 from epsdpo.paper.frozen import decisions_at
 
 FOLDER = OFFICIAL.parent / "regimes"
@@ -143,5 +143,7 @@ def test_a_training_decides_as_the_launch(name, epsilon, rows, make_trainer):
         num_train_epochs=1,
     )
     trainer.train()
+    released = read_criterion(trainer.args.output_dir)
+    assert released == {"arithmetic": launch.criterion_dtype, "released_launch": launch.criterion_dtype}
     pairs = read_pairs(trainer.args.output_dir).sort_values("pair_id", key=lambda ids: ids.astype(int))
     assert differing(pairs["decision"].to_numpy(), recorded(name)[epsilon], launch) == []
