@@ -15,6 +15,7 @@ from epsdpo.batch.progress import StageStatus, batch_status
 from epsdpo.evaluation.benchmarks.results import benchmark_table
 from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
+from epsdpo.methods.launches import IN_WORDS
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
 from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, link_to, shared_folders
 from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, commit_of, read_manifest
@@ -52,7 +53,7 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 {%- if failed %}, <span class="failed">{{ failed|length }} failed</span>{% endif %}.
 {% if report %}<a href="{{ report }}">The report</a> joins the runs below.{% endif %}</p>
 <table class="runs">
-<tr class="heads"><th>experiment</th><th>method</th><th class="number">ε</th>
+<tr class="heads"><th>experiment</th><th>method</th><th class="number">ε</th><th>criterion</th>
 <th class="number">β at start</th><th class="number">β at end</th>
 <th class="number">win rate (%)</th><th class="number">length-controlled (%)</th>
 <th>stages</th><th class="number">time</th><th>commit</th></tr>
@@ -62,6 +63,7 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 {% for file in row.changed %}<br><span class="failed">{{ file }} is not as its stage left it</span>{% endfor %}</td>
 <td data-head="method">{{ row.method }}</td>
 <td class="number" data-head="ε">{{ row.epsilon }}</td>
+<td data-head="criterion">{{ row.criterion }}</td>
 <td class="number" data-head="β at start">{{ row.beta_initial }}</td>
 <td class="number" data-head="β at end">{{ row.beta_final }}</td>
 <td class="number" data-head="win rate (%)">{{ row.win_rate[0] }} <span class="interval">{{ row.win_rate[1] }}</span>
@@ -136,6 +138,7 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
         "method": experiment.method,
         "record": _record(folder / "train"),
         "epsilon": f"{experiment.criterion()['epsilon']:g}" if experiment.method == "epsilon_dpo" else "–",
+        "criterion": IN_WORDS.get(experiment.criterion().get("criterion_dtype"), "–"),
         "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",
         "beta_final": f"{betas[1]:.4g}" if betas else "–",
         "win_rate": _with_interval(evaluation, "win_rate") if judged else ("no judge asked for", ""),

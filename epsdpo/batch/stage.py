@@ -23,7 +23,7 @@ from epsdpo.batch.specs import STAGES, code_digests, inputs_of_run, settings_of
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, load_variant
 from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.experiment.values import number_advice
-from epsdpo.methods.record import first_step, incompleteness
+from epsdpo.methods.record import first_step, incompleteness, read_criterion
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.runs.fingerprint import key_parts
 from epsdpo.runs.layout import EXECUTED, MODEL_FOLDER, NOTEBOOKS, PAGE, experiment_of, kept_in
@@ -226,9 +226,12 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
 
 
 def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:
-    """What a manifest says of a record that was begun anew in the middle of a training."""
-    problem = incompleteness(output_dir) if stage in TRAININGS else None
-    return {"record": {"first_step": first_step(output_dir), "problem": problem}} if problem else {}
+    """What a manifest says of a training's record: its arithmetic, and whether it was begun anew in the middle."""
+    if stage not in TRAININGS:
+        return {}
+    criterion, problem = read_criterion(output_dir), incompleteness(output_dir)
+    anew = {"record": {"first_step": first_step(output_dir), "problem": problem}} if problem else {}
+    return ({"criterion": criterion} if criterion else {}) | anew
 
 
 def _experiment(parameters: dict[str, Any]) -> Experiment | None:

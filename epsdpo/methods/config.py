@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from trl import DPOConfig
 
+from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.methods.method_config import MethodConfig
 
-CRITERION_DTYPES = ("float32", "bfloat16")
 BETA_UPDATES = ("mean_step", "mean_beta")
 
 
@@ -44,11 +44,22 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
     criterion_dtype: str = field(
         default="float32",
         metadata={
-            "help": "Arithmetic of the criterion. 'float32' is exact; 'bfloat16' rounds every operation from logits to "
-            "sequence sums as the paper's DeepSpeed ZeRO-3 runs very probably did, where most pairs tie. It reproduces "
-            "the decisions of such a run and not its loss, which was made of bfloat16 sums too; here the loss is exact "
-            "under either. [K]",
-            "choices": list(CRITERION_DTYPES),
+            "help": "Arithmetic of the criterion, by which launch of the released code it is. 'float32' is exact: its "
+            "launch without bf16. 'bfloat16' rounds every operation from logits to sequence sums: its launch under "
+            "DeepSpeed ZeRO-3, the published one, where most pairs tie; its decisions are reproduced and not its loss, "
+            "which was made of bfloat16 sums too and is exact here. 'bfloat16_logits' rounds both models' logits and "
+            "nothing after them, the loss included: its launch with bf16 on one process, DDP or FSDP, where hardly any "
+            "pair ties. 'float16' rounds as 'bfloat16' does, to eight times as fine a grid. [K]",
+            "choices": list(ARITHMETICS),
+        },
+    )
+    round_rotary_frequencies: bool = field(
+        default=False,
+        metadata={
+            "help": "Round the rotary frequencies of policy and reference to bfloat16 in training, as DeepSpeed 0.16 "
+            "did in the published launch and as it no longer does with transformers 5: for decisions that are to be "
+            "equal to the bit, with criterion_dtype: bfloat16 and weights in bfloat16. Models are saved and evaluated "
+            "without it. [R]",
         },
     )
     beta_update: str = field(
@@ -84,8 +95,8 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
             raise ValueError(
                 f"beta={self.beta} must be positive: ε-DPO scales it and can never leave 0. The paper starts from 0.01"
             )
-        if self.criterion_dtype not in CRITERION_DTYPES:
-            raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {CRITERION_DTYPES}")
+        if self.criterion_dtype not in ARITHMETICS:
+            raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {tuple(ARITHMETICS)}")
         if self.beta_update not in BETA_UPDATES:
             raise ValueError(f"beta_update={self.beta_update!r} is not one of {BETA_UPDATES}")
         for key, (set_by_user, remedy) in self._refusals().items():

@@ -54,6 +54,24 @@ def head_of(model: PreTrainedModel) -> Head:
     )
 
 
+def round_rotary_frequencies(model: PreTrainedModel) -> None:
+    """Round a model's rotary frequencies to bfloat16, in place, as DeepSpeed 0.16 did with every buffer of a model.
+
+    They are no part of the weights that are saved.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    buffers = [buffer for name, buffer in model.named_buffers() if name.rpartition(".")[2].endswith("inv_freq")]
+    if not buffers:
+        raise ValueError(
+            f"round_rotary_frequencies is true, and {type(model).__name__} has no rotary frequencies (buffers called "
+            "inv_freq). Leave it false"
+        )
+    for buffer in buffers:
+        buffer.copy_(buffer.bfloat16())
+
+
 def require_separable_head(model: PreTrainedModel) -> None:
     """Refuse a model whose backbone and head cannot be run one after the other.
 

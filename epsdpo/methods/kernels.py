@@ -16,7 +16,7 @@ size tokens × vocabulary is ever kept.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -41,6 +41,8 @@ class Head:
         divisor: what the logits are divided by (Granite's `logits_scaling`), which rounds otherwise than a factor.
         divides_hidden: whether the model divides its hidden states in place of the logits, as MiniCPM3 does.
         gathered: makes the context in which a weight that is sharded between processes is whole.
+        rounded_to: dtype of states and weight in the product, and of what each operation after it is rounded to; None
+            rounds nothing.
     """
 
     weight: torch.Tensor
@@ -50,16 +52,25 @@ class Head:
     divisor: float = 1.0
     divides_hidden: bool = False
     gathered: Callable[[], AbstractContextManager] = nullcontext
+    rounded_to: torch.dtype | None = None
 
     def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
         """Logits (tokens, columns) of `hidden` (tokens, hidden), accumulated and returned in float32 (or float64)."""
-        return self._shaped(self._products(hidden, columns))
+        if self.rounded_to is None:
+            return self._shaped(self._products(hidden, columns))
+        hidden = hidden.to(self.rounded_to)
+        return self._rounded(self._products(hidden, columns), hidden, columns, self.rounded_to).float()
 
     def exact_and_rounded_logits(
         self, hidden: torch.Tensor, columns: slice, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """`logits`, and what a model makes of them that computes in `dtype`: rounded to it after each operation."""
         products = self._products(hidden, columns)
+        return self._shaped(products), self._rounded(products, hidden, columns, dtype)
+
+    def _rounded(
+        self, products: torch.Tensor, hidden: torch.Tensor, columns: slice, dtype: torch.dtype
+    ) -> torch.Tensor:
         rounded = products.to(dtype)
         if self.divides_hidden:
             rounded = self._products(hidden / self.divisor, columns).to(dtype)
@@ -69,7 +80,7 @@ class Head:
             rounded = rounded * self.scale
         if self.softcap is not None:
             rounded = torch.tanh(rounded / self.softcap) * self.softcap
-        return self._shaped(products), rounded
+        return rounded
 
     def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The logit (tokens,) of each token's label alone, equal to `logits` up to the order of a sum."""
@@ -103,6 +114,30 @@ class Head:
         if self.softcap is not None:
             gradient = gradient * (1.0 - (logits / self.softcap) ** 2)
         return gradient if self._factor == 1.0 else gradient * self._factor
+
+
+class Arithmetic(NamedTuple):
+    """Where the pass over both heads rounds.
+
+    Attributes:
+        criterion: dtype that every operation of the criterion is rounded to, from the heads' products to sums and
+            log-ratios, as a model does that computes in it throughout. float32 evaluates the criterion exactly.
+        logits: dtype that both models' logits are rounded to, for the criterion and for the loss; None rounds neither.
+    """
+
+    criterion: torch.dtype = torch.float32
+    logits: torch.dtype | None = None
+
+
+EXACT = Arithmetic()
+
+# By the names that `criterion_dtype` has for them.
+ARITHMETICS = {
+    "float32": EXACT,
+    "bfloat16": Arithmetic(torch.bfloat16),
+    "bfloat16_logits": Arithmetic(logits=torch.bfloat16),
+    "float16": Arithmetic(torch.float16),
+}
 
 
 class TokenScores(NamedTuple):
@@ -179,7 +214,7 @@ def score_tokens(
     ref_head: Head,
     labels: torch.Tensor,
     epsilon: float,
-    criterion_dtype: torch.dtype = torch.float32,
+    arithmetic: Arithmetic = EXACT,
 ) -> TokenScores:
     """Score completion tokens under policy, reference and both perturbed policies (Eqs. 3, 4) in one tiled pass.
 
@@ -190,16 +225,17 @@ def score_tokens(
         ref_head: the reference's head, over the same vocabulary.
         labels: (tokens,) int64.
         epsilon: size ε_c of the perturbation.
-        criterion_dtype: float32 evaluates the criterion exactly; bfloat16 rounds every operation on the way from hidden
-            states to log-softmax as a model does that computes in bfloat16 throughout. Only `criterion` depends on it.
+        arithmetic: of the criterion, and of the logits behind all that is returned.
 
     Returns:
         TokenScores of `tokens` values. Gradients flow from `logps` to `hidden`, `head.weight` and `head.bias`.
     """
+    if arithmetic.logits is not None:
+        head, ref_head = (replace(each, rounded_to=arithmetic.logits) for each in (head, ref_head))
     with head.gathered(), ref_head.gathered():
         # Weight and bias are passed beside the head that holds them: autograd tracks only arguments that are tensors.
         scores = _ScoreTokens.apply(
-            hidden, head.weight, head.bias, head, ref_hidden, ref_head, labels, epsilon, criterion_dtype
+            hidden, head.weight, head.bias, head, ref_hidden, ref_head, labels, epsilon, arithmetic.criterion
         )
     return TokenScores(*scores)
 
@@ -252,7 +288,7 @@ class _ScoreTokens(torch.autograd.Function):
             bias_gradient = torch.empty_like(bias) if needs_bias else None
             # The vocabulary is the outer loop, so that the weight's gradient needs float32 for one tile at a time only.
             for columns in _vocabulary_tiles(head):
-                wide_weight = weight[columns].to(accumulate)
+                wide_weight = weight[columns].to(head.rounded_to or weight.dtype).to(accumulate)
                 weight_tile = torch.zeros_like(wide_weight) if needs_weight else None
                 bias_tile = torch.zeros_like(wide_weight[:, 0]) if needs_bias else None
                 for tokens in _token_tiles(hidden):

@@ -2,7 +2,8 @@
 
     steps.jsonl     one line per optimiser step
     pairs.parquet   one row per optimiser step and pair; while training runs, the newest rows are in pairs.arrow
-    progress.json   how many steps there will be, with which the record begins, and how many rows a finished one has
+    progress.json   how many steps there will be, with which the record begins, and how many rows a finished one has; in
+                    which arithmetic pairs are decided
 
 A run may be killed at any time, and its record read at any time: what is read is whole rows, as they were written, of
 steps that follow one another, or it is refused.
@@ -140,6 +141,15 @@ def first_step(directory: str | Path) -> int:
     progress = progress_of(directory)
     first = progress.get("first_step", 1)
     return 1 if first == progress.get("steps_per_row") else first
+
+
+def read_criterion(directory: str | Path) -> dict[str, str]:
+    """In which arithmetic a run decides, and in which the released code would have under its launch.
+
+    Returns:
+        arithmetic and released_launch, names as `criterion_dtype` has them; nothing for a run without decisions.
+    """
+    return progress_of(directory).get("criterion", {})
 
 
 def incompleteness(directory: str | Path) -> str | None:

@@ -42,6 +42,7 @@ class StepRecord:
         self.steps_per_row = steps_per_row
         self.first_step = steps_per_row
         self._steps = LineDigest()
+        self.criterion: dict[str, str] = {}
         self._total_steps: int | None = None
         self._done_before = 0
 
@@ -99,6 +100,7 @@ class StepRecord:
             "done_before": self._done_before,
             "first_step": self.first_step,
             "steps_per_row": self.steps_per_row,
+            **({"criterion": self.criterion} if self.criterion else {}),
             **more,
         }
         with written_whole(self.directory / PROGRESS_FILE) as path:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_utils import SaveStrategy
@@ -29,8 +29,15 @@ from epsdpo.methods.chat_template import writes_date
 from epsdpo.methods.config import EpsilonDPOConfig
 from epsdpo.methods.evaluations import SeparateEvaluations
 from epsdpo.methods.former_names import refuse_former_arguments
-from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_vocabulary, require_separable_head
-from epsdpo.methods.kernels import TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.methods.heads import (
+    expose_hidden_states,
+    head_of,
+    require_same_vocabulary,
+    require_separable_head,
+    round_rotary_frequencies,
+)
+from epsdpo.methods.kernels import ARITHMETICS, TokenScores, dpo_loss, pair_beta, pair_steps, score_tokens, updated_beta
+from epsdpo.methods.launches import arithmetic_of
 from epsdpo.methods.loading import never_running_code
 from epsdpo.methods.metrics import decision_metrics, pair_table, preference_metrics, stack_columns, step_row
 from epsdpo.methods.pair_index import (
@@ -82,7 +89,15 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
     """
 
     # Keys of the config that a run must not change when it is resumed.
-    kept_settings = ("beta", "epsilon", "epsilon_step", "criterion_dtype", "beta_update", "global_batch_size")
+    kept_settings = (
+        "beta",
+        "epsilon",
+        "epsilon_step",
+        "criterion_dtype",
+        "round_rotary_frequencies",
+        "beta_update",
+        "global_batch_size",
+    )
 
     _ref_model = None
     _tag_names = ["trl", "dpo", "epsilon-dpo"]
@@ -136,8 +151,19 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         if self.ref_model is not None:
             require_same_vocabulary(policy, self.accelerator.unwrap_model(self.ref_model))
         hold_to_policy(self.model, self.ref_model, self.accelerator)
+        if self.args.round_rotary_frequencies:
+            for each in filter(None, (self.model, self.ref_model)):
+                round_rotary_frequencies(self.accelerator.unwrap_model(each))
         self.data_collator = KeepPairIndex(self.data_collator)
         self.record = BetaRecord(self.args.output_dir)
+        self.record.criterion = {
+            "arithmetic": self.args.criterion_dtype,
+            "released_launch": arithmetic_of(
+                self.accelerator.mixed_precision,
+                self.accelerator.distributed_type == DistributedType.DEEPSPEED,
+                str(self.model.dtype).removeprefix("torch."),
+            ),
+        }
         self.add_callback(_Bookkeeping(self))
         warn_of_lost_updates(self.model, self.accelerator, self.args.learning_rate)
         self._loaded_dtypes = {name: parameter.dtype for name, parameter in self.model.named_parameters()}
@@ -235,7 +261,7 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
             token_logps=per_token(scores.logps),
             ref_token_logps=per_token(scores.ref_logps),
             log_ratio_margin=chosen_log_ratios - rejected_log_ratios,
-            steps=pair_steps(criterion, getattr(torch, self.args.criterion_dtype)),
+            steps=pair_steps(criterion, self._arithmetic.criterion),
         )
         losses, beta = self.losses(scored)
         pairs = self._gather_pairs(
@@ -294,12 +320,16 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
                 ref_head,
                 labels,
                 self.args.epsilon,
-                getattr(torch, self.args.criterion_dtype),
+                self._arithmetic,
             )
 
         with torch.no_grad(), self._reference() as reference:
             ref_hidden, ref_head = reference(**model_inputs, on_hidden_states=keep)
         return model(**model_inputs, on_hidden_states=score)
+
+    @property
+    def _arithmetic(self):
+        return ARITHMETICS[self.args.criterion_dtype]
 
     @contextlib.contextmanager
     def _reference(self):

@@ -38,6 +38,7 @@ from epsdpo.evaluation.scores.intervals import bootstrap_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.methods.config import EpsilonDPOConfig
 from epsdpo.methods.heads import require_same_vocabulary
+from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.methods.record import DamagedRecord, read_steps
 from epsdpo.models.start import after_sft, start_of
 from epsdpo.paper.drawing_bound import epsilon_bounds
@@ -184,7 +185,7 @@ def measure(
             rows = pairs.select(range(start, min(start + arguments.per_device_eval_batch_size, len(pairs)))).to_list()
             with precision_of(arguments):
                 decisions = decisions_at(
-                    policy, reference, collate(rows), epsilons, getattr(torch, arguments.criterion_dtype)
+                    policy, reference, collate(rows), epsilons, ARITHMETICS[arguments.criterion_dtype]
                 )
             table = {"step": step, "pair_id": [row["pair_id"] for row in rows]}
             table |= {"prompt": prompts[start : start + len(rows)]}

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from epsdpo.experiment import Experiment
 from epsdpo.methods.config import EpsilonDPOConfig
 from epsdpo.methods.heads import expose_hidden_states, head_of, require_same_arithmetic
-from epsdpo.methods.kernels import pair_steps, score_tokens
+from epsdpo.methods.kernels import Arithmetic, pair_steps, score_tokens
 from epsdpo.methods.loading import load_causal_lm
 
 
@@ -39,23 +39,23 @@ def decisions_at(
     reference: PreTrainedModel,
     batch: dict[str, torch.Tensor],
     epsilons: Sequence[float],
-    criterion_dtype: torch.dtype,
+    arithmetic: Arithmetic,
 ) -> np.ndarray:
     """The decision of each pair at each ε, (epsilons, pairs) int64, as `pair_steps` has it.
 
     Args:
         policy, reference: both after `expose_hidden_states`; each runs once.
         batch: input_ids, attention_mask and completion_mask, (2·pairs, sequence): chosen first, then rejected.
-        criterion_dtype: arithmetic of the criterion, as in training.
+        arithmetic: of the criterion, as in training.
     """
     hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
     heads = head_of(policy), head_of(reference)
     steps = []
     for epsilon in epsilons:
-        scores = score_tokens(hidden, heads[0], ref_hidden, heads[1], labels, epsilon, criterion_dtype)
+        scores = score_tokens(hidden, heads[0], ref_hidden, heads[1], labels, epsilon, arithmetic)
         per_token = scores.criterion.new_zeros(3, *completion_mask.shape)
         per_token.masked_scatter_(completion_mask.expand_as(per_token), scores.criterion)
-        steps.append(pair_steps(per_token.sum(dim=2), criterion_dtype))
+        steps.append(pair_steps(per_token.sum(dim=2), arithmetic.criterion))
     return torch.stack(steps).cpu().numpy()
 
 

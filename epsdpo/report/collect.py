@@ -9,7 +9,8 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
-from epsdpo.methods.record import read_steps
+from epsdpo.methods.launches import IN_WORDS
+from epsdpo.methods.record import read_criterion, read_steps
 from epsdpo.runs.layout import MODEL_FOLDER, SUMMARY, experiment_of, experiments_in
 from epsdpo.runs.manifest import MANIFEST, STAGE_FILE, commit_of, read_manifest
 from epsdpo.trajectory.summary import summarise
@@ -90,7 +91,8 @@ def results_table(runs: list[Run]) -> pd.DataFrame:
                 "title": run.experiment.title,  # by now; the evaluation has that which it was made under
                 "method": run.experiment.method,
                 "epsilon": criterion.get("epsilon"),
-                "criterion": criterion.get("criterion_dtype"),
+                "criterion": IN_WORDS.get(criterion.get("criterion_dtype")),
+                "released_launch": IN_WORDS.get(read_criterion(run.directory / "train").get("released_launch")),
                 **run.trajectory,
             }
         )

@@ -16,6 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo.evaluation.kl import sequence_kl
 from epsdpo.methods.catalogue import config_class, trainer_class
 from epsdpo.methods.heads import expose_hidden_states
+from epsdpo.methods.kernels import EXACT
 from epsdpo.paper.frozen import decisions_at, precision_of
 from epsdpo.paper.precision.decisions import criterion_sums
 from epsdpo.paper.precision.rounding import decisions
@@ -155,7 +156,7 @@ def measured(policy, reference, official_pairs):
         expose_hidden_states(model.eval())
     (sums,) = criterion_sums(policy, reference, batch, [0.1])
     yield decisions(sums.exact)
-    yield decisions_at(policy, reference, batch, [0.01, 0.1], torch.float32)
+    yield decisions_at(policy, reference, batch, [0.01, 0.1], EXACT)
     yield sequence_kl(policy, reference, [(row["prompt_ids"], row["chosen_ids"]) for row in rows], batch_size=3).nats
 
 
@@ -175,7 +176,7 @@ def test_models_that_round_differently_are_refused_outside_training(official_pai
     batch = DataCollatorForPreference(pad_token_id=0, max_length=128)(official_pairs.select(range(2)).to_list())
     for compare in (
         lambda: criterion_sums(policy, reference, batch, [0.1]),
-        lambda: decisions_at(policy, reference, batch, [0.1], torch.float32),
+        lambda: decisions_at(policy, reference, batch, [0.1], EXACT),
         lambda: sequence_kl(policy, reference, [([1], [2, 3])], batch_size=1),
     ):
         with pytest.raises(ValueError, match="Load both in the same dtype"):

@@ -20,7 +20,7 @@ from transformers import (
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.methods.heads import expose_hidden_states, head_of
-from epsdpo.methods.kernels import Head
+from epsdpo.methods.kernels import ARITHMETICS, Head
 from epsdpo.paper.frozen import decisions_at
 
 SIZES = {
@@ -95,7 +95,7 @@ def test_decisions_are_those_of_the_formulas_on_the_models_own_logits(models, ba
     assert z.dtype == torch.bfloat16
     for model in models:
         expose_hidden_states(model)
-    decided = decisions_at(policy, reference, batch, EPSILONS, torch.bfloat16)
+    decided = decisions_at(policy, reference, batch, EPSILONS, ARITHMETICS["bfloat16"])
     for epsilon, decisions in zip(EPSILONS, decided, strict=True):
         expected = released_decisions(z, r, batch, epsilon)
         assert decisions.tolist() == expected.tolist()

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from epsdpo.methods import kernels
-from epsdpo.methods.kernels import Head, dpo_loss, pair_beta, pair_steps, score_tokens, token_kl, updated_beta
+from epsdpo.methods.kernels import (
+    ARITHMETICS,
+    Head,
+    dpo_loss,
+    pair_beta,
+    pair_steps,
+    score_tokens,
+    token_kl,
+    updated_beta,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +171,7 @@ def test_bfloat16_criterion_equals_full_logits_in_bfloat16(epsilon):
     hidden, policy, ref_hidden, reference, labels = random_problem(tokens=64, dtype=torch.bfloat16)
     policy = Head(policy.weight)  # with a bias, full logits would be rounded twice
     z, r = full_logits(hidden, policy), full_logits(ref_hidden, reference)
-    scores = score_tokens(hidden, policy, ref_hidden, reference, labels, epsilon, torch.bfloat16)
+    scores = score_tokens(hidden, policy, ref_hidden, reference, labels, epsilon, ARITHMETICS["bfloat16"])
     expected = torch.stack(
         [
             label_log_probs(logits, labels)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.paper.frozen import decisions_at
 from epsdpo.paper.precision.decisions import criterion_sums, decisions_table, in_bins, measure_pairs, shares
 from epsdpo.paper.precision.released import MAX_LENGTH, load_models, load_pairs, released_decisions
@@ -62,7 +63,7 @@ def test_sums_are_those_of_the_kernel(official, pairs):
     batch = DataCollatorForPreference(pad_token_id=0, max_length=MAX_LENGTH)(pairs.select(range(32)).to_list())
     (sums,) = criterion_sums(policy, reference, batch, [0.1])
     exact, coarse = (
-        decisions_at(policy, reference, batch, [0.1], dtype)[0] for dtype in (torch.float32, torch.bfloat16)
+        decisions_at(policy, reference, batch, [0.1], ARITHMETICS[name])[0] for name in ("float32", "bfloat16")
     )
     assert np.mean(decisions(sums.exact) == exact) > 0.95  # ties of float32 itself may fall either way
     np.testing.assert_array_equal(sums.bfloat16_steps, coarse)

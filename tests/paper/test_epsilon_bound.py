@@ -16,6 +16,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.experiment import ConfigError, load_experiments, save_experiment
 from epsdpo.methods.heads import expose_hidden_states
+from epsdpo.methods.kernels import EXACT
 from epsdpo.paper import epsilon_bound
 from epsdpo.paper.claims import bounds as claim_bounds
 from epsdpo.paper.claims.settings import has_fixed_reference
@@ -57,7 +58,7 @@ def brute_force(policy, reference, batch, epsilon):
 def test_decisions_are_those_of_full_logits(official, batch):
     policy, reference = load(official / "policy"), load(official / "ref")
     expected = torch.stack([brute_force(policy, reference, batch, epsilon) for epsilon in GRID]).numpy()
-    decisions = decisions_at(policy, reference, batch, GRID, torch.float32)
+    decisions = decisions_at(policy, reference, batch, GRID, EXACT)
     assert {-1, 1} <= set(expected[0]) and (expected != expected[0]).any(axis=0).sum() > 3  # something changes
     np.testing.assert_array_equal(decisions, expected)
 
@@ -65,7 +66,7 @@ def test_decisions_are_those_of_full_logits(official, batch):
 def test_a_policy_that_is_the_reference_decides_nothing(official, batch):
     """In bfloat16 it may at such large ε: there (1 + ε) z - ε z is rounded twice, and is not z."""
     model = load(official / "policy", torch.float32)
-    decisions = decisions_at(model, model, batch, GRID, torch.float32)
+    decisions = decisions_at(model, model, batch, GRID, EXACT)
     assert not decisions.any()
     assert np.isnan(upper_bounds(decisions, GRID)).all()
 

@@ -146,7 +146,7 @@ def test_settings_that_a_config_leaves_to_the_trainer_are_shown(tmp_path):
     write_trained(tmp_path, "simpo", "simpo", [0.1, 0.1], method="simpo")
     table = overview(results_table(collect(tmp_path)[0]))
     assert table.loc[["eps", "stated", "simpo"], "ε"].tolist() == ["0.01", "0.02", "–"]
-    assert table.loc[["eps", "stated", "simpo"], "criterion"].tolist() == ["float32", "bfloat16", "–"]
+    assert table.loc[["eps", "stated", "simpo"], "criterion"].tolist() == ["exact", "all bfloat16", "–"]
 
 
 def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):

@@ -17,7 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 from epsdpo.evaluation.scores.clusters import conversations_of_rendered
 from epsdpo.evaluation.scores.intervals import share_interval
 from epsdpo.methods.heads import head_of
-from epsdpo.methods.kernels import pair_steps, score_tokens
+from epsdpo.methods.kernels import Arithmetic, pair_steps, score_tokens
 from epsdpo.paper.frozen import completion_states
 from epsdpo.paper.precision import rounding
 from epsdpo.trajectory.summary import DECISIONS
@@ -63,8 +63,8 @@ def criterion_sums(
     with torch.no_grad():
         for epsilon in epsilons:
             arguments = (hidden, head_of(policy), ref_hidden, head_of(reference), labels, epsilon)
-            exact = score_tokens(*arguments, torch.float32)
-            rounded = summed(score_tokens(*arguments, torch.bfloat16).criterion)
+            exact = score_tokens(*arguments)
+            rounded = summed(score_tokens(*arguments, Arithmetic(torch.bfloat16)).criterion)
             results.append(
                 CriterionSums(
                     # The exact criterion is known up to the current log-probability, which the rounding needs.
