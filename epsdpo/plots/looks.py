@@ -29,6 +29,8 @@ OTHER = "other"  # TRL's other losses and trainers, and runs of which only a log
 FAMILIES = {
     "dpo": Look(METHOD_COLOURS["dpo"], "--", "s"),
     "epsilon_dpo bfloat16": Look(METHOD_COLOURS["epsilon_dpo bfloat16"], "-", "o"),
+    "epsilon_dpo bfloat16_logits": Look(METHOD_COLOURS["epsilon_dpo bfloat16_logits"], "--", "X"),
+    "epsilon_dpo float16": Look(METHOD_COLOURS["epsilon_dpo bfloat16"], ":", "P"),
     "epsilon_dpo float32": Look(METHOD_COLOURS["epsilon_dpo float32"], "-.", "^"),
     "beta_dpo": Look(METHOD_COLOURS["beta_dpo"], ":", "D"),
     "tr_dpo hard": Look(METHOD_COLOURS["tr_dpo"], "-", "v"),

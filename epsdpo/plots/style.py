@@ -15,9 +15,10 @@ from matplotlib.text import Text
 
 # Every colour of every figure. A colour means one thing: a method, a decision, or how something came out. Colours of
 # one table can be told apart by readers who do not see red and green as others do.
-METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with greys
+METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with greys and an indigo
     "dpo": "#555555",
     "epsilon_dpo bfloat16": "#0072B2",
+    "epsilon_dpo bfloat16_logits": "#1900B2",
     "epsilon_dpo float32": "#D55E00",
     "beta_dpo": "#009E73",
     "tr_dpo": "#56B4E9",

@@ -18,6 +18,7 @@ from matplotlib.text import Text
 
 from epsdpo import paper, plots
 from epsdpo.experiment import Experiment
+from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.paper.claims.verdicts import VERDICTS
 from epsdpo.plots import style
 from epsdpo.plots.looks import FAMILIES, STARTING_MODEL, family_of, run_looks
@@ -110,6 +111,8 @@ def test_families_follow_from_method_and_settings():
     assert family_of(experiment("dpo", criterion_dtype="bfloat16")) == "dpo"
     assert family_of(experiment("epsilon_dpo")) == "epsilon_dpo float32"
     assert family_of(experiment("epsilon_dpo", criterion_dtype="bfloat16")) == "epsilon_dpo bfloat16"
+    for arithmetic in ARITHMETICS:  # each that a run may have is drawn
+        assert family_of(experiment("epsilon_dpo", criterion_dtype=arithmetic)) in FAMILIES
     assert family_of(experiment("tr_dpo", ref_model_mixup_alpha=1.0)) == "tr_dpo hard"
     assert family_of(experiment("tr_dpo")) == "tr_dpo soft"
     assert family_of(experiment("hinge")) == "other"
