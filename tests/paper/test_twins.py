@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.paper.precision import drawing
 from epsdpo.paper.precision.answer import answer
 from epsdpo.paper.precision.decisions import ARITHMETICS
 from epsdpo.paper.precision.recipes import typical_runs
@@ -12,7 +13,7 @@ from epsdpo.paper.precision.twins import differences, runs_by_precision, shares_
 from epsdpo.report.collect import Run
 
 
-def run(tmp_path, name, world=0, method="epsilon_dpo", beta_final=0.1, win_rate=None, relaxed=0.5, **train):
+def run(tmp_path, name, world=0, method="epsilon_dpo", beta_final=0.1, win_rate=None, kl=1.0, relaxed=0.5, **train):
     values = {"name": name, "title": name, "method": method, "data": {"source": "world", "world": {"seed": world}}}
     values["model"] = {"name_or_path": "world"}
     values["train"] = {"beta": 0.2, "learning_rate": 1.0e-3, "max_length": 64, "bf16": False, "use_cpu": True, **train}
@@ -23,13 +24,15 @@ def run(tmp_path, name, world=0, method="epsilon_dpo", beta_final=0.1, win_rate=
         experiment=check_experiment(values, where="test"),
         steps=pd.DataFrame({"step": [1, 2], "beta_before": [0.2, beta_final]}),
         trajectory=trajectory,
-        evaluation=None if win_rate is None else {"win_rate": win_rate},
+        evaluation=None if win_rate is None else {"win_rate": win_rate, "forward_kl_per_response": kl},
     )
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """Three worlds in both precisions, a second ε in one world, a coarse run without a twin, and DPO."""
+    """Three worlds exact and in bfloat16, two of them with bfloat16 logits, a second ε in one world, a coarse run
+    without an exact twin and a middle one beside it, and DPO.
+    """
     made = []
     for world, gain in enumerate((1.0, 2.0, 6.0)):
         made += [
@@ -59,7 +62,24 @@ def runs(tmp_path):
         for precision in ("float32", "bfloat16")
     ]
     other_beta = [run(tmp_path, f"dpo-other-{world}", world, method="dpo", beta=0.5) for world in (0, 1, 2)]
-    return [*other_beta, *made, run(tmp_path, "alone", epsilon=0.05, criterion_dtype="bfloat16")]
+    middle = [
+        run(
+            tmp_path,
+            f"middle-{world}",
+            world,
+            epsilon=0.01,
+            criterion_dtype="bfloat16_logits",
+            beta_final=0.1,
+            win_rate=60.0,
+            kl=kl,
+        )
+        for world, kl in enumerate((1.1, 1.3))
+    ]
+    alone = [
+        run(tmp_path, f"alone-{precision}", epsilon=0.05, criterion_dtype=precision)
+        for precision in ("bfloat16", "bfloat16_logits")
+    ]
+    return [*other_beta, *made, *middle, *alone]
 
 
 def test_the_typical_recipe_of_each_method_is_measured_once_per_world(runs):
@@ -69,9 +89,11 @@ def test_the_typical_recipe_of_each_method_is_measured_once_per_world(runs):
 
 
 def test_twins_differ_in_precision_alone(runs):
+    """Beside each exact run stand all that there are; runs without an exact twin are left out."""
     twins = runs_by_precision(runs)
     assert sorted(twins["run"]) == sorted(
-        [f"{kind}-{world}" for kind in ("exact", "coarse") for world in range(3)] + ["wide-float32", "wide-bfloat16"]
+        [f"{kind}-{world}" for kind in ("exact", "coarse") for world in range(3)]
+        + ["middle-0", "middle-1", "wide-float32", "wide-bfloat16"]
     )
     assert dict.fromkeys(twins["setting"]) == dict.fromkeys(["ε = 0.01", "ε = 0.02"])
     steps = steps_of_twins(runs, twins)
@@ -81,16 +103,42 @@ def test_twins_differ_in_precision_alone(runs):
 
 def test_differences_by_hand(runs):
     """Gains of 1, 2 and 6: mean 3, deviation √7, and t = 4.303 at two degrees of freedom."""
-    changes = differences(runs_by_precision(runs)).set_index(["setting", "measure"])
-    gain = changes.loc[("ε = 0.01", "win_rate")]
+    changes = differences(runs_by_precision(runs)).set_index(["precision", "setting", "measure"])
+    gain = changes.loc[("bfloat16", "ε = 0.01", "win_rate")]
     half = 4.302653 * np.sqrt(7.0 / 3.0)
-    assert gain[["twins", "float32", "bfloat16", "difference"]].tolist() == [3, 60.0, 63.0, 3.0]
+    assert gain[["twins", "exact", "rounded", "change"]].tolist() == [3, 60.0, 63.0, 3.0]
     assert gain[["low", "high"]].tolist() == pytest.approx([3.0 - half, 3.0 + half], rel=1e-5)
-    assert changes.loc[("ε = 0.01", "mean_step"), "difference"] == pytest.approx(-0.2)
-    wide = changes.loc[("ε = 0.02", "win_rate")]
-    assert wide["twins"] == 0 and np.isnan(wide["difference"])
-    beta = changes.loc[("ε = 0.02", "beta_final")]
+    assert changes.loc[("bfloat16", "ε = 0.01", "mean_step"), "change"] == pytest.approx(-0.2)
+    wide = changes.loc[("bfloat16", "ε = 0.02", "win_rate")]
+    assert wide["twins"] == 0 and np.isnan(wide["change"])
+    beta = changes.loc[("bfloat16", "ε = 0.02", "beta_final")]
     assert beta["twins"] == 1 and np.isnan(beta["low"])
+
+
+def test_each_arithmetic_is_held_against_its_own_exact_twins(runs):
+    """More divergence by 0.1 and 0.3: mean 0.2, and t = 12.706 at one degree of freedom times a deviation of 0.1."""
+    changes = differences(runs_by_precision(runs))
+    settings = changes.groupby("precision", sort=False)["setting"].unique().map(list)
+    assert settings.to_dict() == {"bfloat16": ["ε = 0.01", "ε = 0.02"], "bfloat16_logits": ["ε = 0.01"]}
+    middle = changes[changes["precision"] == "bfloat16_logits"].set_index("measure")
+    assert middle["twins"].tolist() == [2] * 4
+    divergence = middle.loc["forward_kl_per_response", ["exact", "rounded", "change", "low", "high"]]
+    assert divergence.tolist() == pytest.approx([1.0, 1.2, 0.2, 0.2 - 1.2706205, 0.2 + 1.2706205], rel=1e-6)
+    assert (middle.loc[["mean_step", "beta_final", "win_rate"], ["change", "low", "high"]] == 0.0).all(axis=None)
+
+
+def test_the_figures_show_every_arithmetic_by_its_name(runs):
+    twins = runs_by_precision(runs)
+    steps, changes = steps_of_twins(runs, twins), differences(twins)
+    of_beta, of_changes = drawing.beta_by_precision(steps, "title"), drawing.by_precision(changes, "title")
+    rounded = ["criterion: all bfloat16", "criterion: bfloat16 logits"]
+    for figure, names in ((of_beta, ["criterion: exact", *rounded]), (of_changes, rounded)):
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == names
+    # A thin line for each run and a thick one for each mean; of the second setting there are no runs between the two.
+    assert [sum(len(line.get_xdata()) > 0 for line in axes.lines) for axes in of_beta.axes] == [8 + 3, 2 + 2]
+    assert [axes.get_title() for axes in of_changes.axes][2] == "KL(π_ref‖π) per response (nats)"
+    assert [len(container[0].get_xdata()) for container in of_changes.axes[2].containers] == [2, 1]
 
 
 def test_shares_in_training_are_means_over_runs(runs):
@@ -99,6 +147,8 @@ def test_shares_in_training_are_means_over_runs(runs):
         ("bfloat16", 0.01): 3,
         ("bfloat16", 0.02): 1,
         ("bfloat16", 0.05): 1,
+        ("bfloat16_logits", 0.01): 2,
+        ("bfloat16_logits", 0.05): 1,
         ("float32", 0.01): 3,
         ("float32", 0.02): 1,
     }
@@ -125,10 +175,12 @@ def test_the_answer_states_the_numbers_and_what_may_be_chance(runs):
     assert "misses no share by more than 4 points there and 4 on" in text
     assert "moves shares by up to 1 and 1 points" in text
     assert (
-        "at ε = 0.01 β ends at 0.15 in place of 0.1 and the win rate moves by +3.0 points [-3.6, +9.6], which may"
-        in text
-    )
-    assert "at ε = 0.02 β ends at 0.1 in place of 0.1 (win rates were not judged)" in text
+        "In whole runs, with `bfloat16` in place of `float32`, at ε = 0.01 β ends at 0.15 in place of 0.1 and the win "
+        "rate moves by +3.0 points [-3.6, +9.6], which may be chance; "
+        "at ε = 0.02 β ends at 0.1 in place of 0.1 (win rates were not judged); "
+        "with `bfloat16_logits` in place of `float32`, at ε = 0.01 β ends at 0.1 in place of 0.1 and the win rate "
+        "moves by +0.0 points [+0.0, +0.0], which may be chance."
+    ) in text
 
 
 def test_a_batch_without_twins_says_so(runs):

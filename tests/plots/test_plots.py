@@ -140,7 +140,13 @@ def test_a_method_has_one_look_and_its_runs_stay_apart():
 
 # --------------------------------------------------------------------------------------- one colour, one meaning
 
-TITLES = {"run a": "dpo", "run b": "epsilon_dpo bfloat16", "run c": "epsilon_dpo float32", "run d": "ipo"}
+TITLES = {
+    "run a": "dpo",
+    "run b": "epsilon_dpo bfloat16",
+    "run c": "epsilon_dpo float32",
+    "run d": "ipo",
+    "run e": "epsilon_dpo bfloat16_logits",
+}
 LOOKS = {title: FAMILIES[family].colour for title, family in TITLES.items()}
 OURS = FAMILIES["epsilon_dpo bfloat16"].colour
 RUNS = {title: STEPS.assign(reward_margin=0.3, mean_step=0.1, share_of_run=0.5, beta_ratio=1.0) for title in TITLES}
@@ -179,7 +185,7 @@ def main_table():
 def twins():
     rows = [
         {"setting": "one", "precision": precision, "run": run, "step": step, "beta_before": 0.1}
-        for precision in ("float32", "bfloat16")
+        for precision in ("float32", "bfloat16", "bfloat16_logits")
         for run in "ab"
         for step in (1, 2)
     ]
@@ -207,8 +213,9 @@ LENGTHS = pd.DataFrame(
 SCORES = pd.DataFrame({"score": [0.1, 0.4, 0.9], "chosen_score": [0.9] * 3, "rejected_score": [0.1] * 3})
 CHANGES = pd.DataFrame(
     [
-        {"setting": "one", "measure": measure, "difference": 0.1, "low": 0.0, "high": 0.2}
-        for measure in ("mean_step", "beta_final", "win_rate")
+        {"precision": precision, "setting": "one", "measure": measure, "change": 0.1, "low": 0.0, "high": 0.2}
+        for precision in ("bfloat16", "bfloat16_logits")
+        for measure in ("mean_step", "beta_final", "forward_kl_per_response", "win_rate")
     ]
 )
 FITTED = pd.DataFrame({"epsilon": [0.01, 0.02], "relaxed": 0.5, "tied": 0.3, "tightened": 0.2})

@@ -33,17 +33,25 @@ def answer(released: pd.DataFrame, miniature: pd.DataFrame, changes: pd.DataFram
             "`criterion_dtype` alone."
         )
     else:
-        parts = [_change_in_words(rows.set_index("measure")) for _, rows in changes.groupby("setting", sort=False)]
-        consequence = f"With bfloat16 in place of float32, {'; '.join(parts)}."
+        parts = [
+            f"with `{precision}` in place of `float32`, {'; '.join(_changes_in_words(rows))}"
+            for precision, rows in changes.groupby("precision", sort=False)
+        ]
+        consequence = f"In whole runs, {'; '.join(parts)}."
     return "\n\n".join((occurrence, model, consequence))
+
+
+def _changes_in_words(of_precision: pd.DataFrame) -> list[str]:
+    """What an arithmetic changes at each setting."""
+    return [_change_in_words(rows.set_index("measure")) for _, rows in of_precision.groupby("setting", sort=False)]
 
 
 def _change_in_words(of_setting: pd.DataFrame) -> str:
     beta, win_rate = of_setting.loc["beta_final"], of_setting.loc["win_rate"]
-    text = f"at {beta['setting']} β ends at {beta['bfloat16']:.3g} in place of {beta['float32']:.3g}"
+    text = f"at {beta['setting']} β ends at {beta['rounded']:.3g} in place of {beta['exact']:.3g}"
     if not win_rate["twins"]:
         return f"{text} (win rates were not judged)"
-    text += f" and the win rate moves by {win_rate['difference']:+.1f} points"
+    text += f" and the win rate moves by {win_rate['change']:+.1f} points"
     if np.isnan(win_rate["low"]):
         return f"{text} (one pair of runs, no interval)"
     chance = ", which may be chance" if win_rate["low"] <= 0.0 <= win_rate["high"] else ""

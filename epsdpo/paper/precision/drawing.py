@@ -8,15 +8,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from epsdpo.plots.looks import FAMILIES, line_of
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, new_figure
+from epsdpo.methods.launches import IN_WORDS
+from epsdpo.plots.looks import FAMILIES, Look, line_of
+from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
 
 # ε-DPO with its criterion in each precision looks as in every figure.
 _EXACT, _ROUNDED = FAMILIES["epsilon_dpo float32"], FAMILIES["epsilon_dpo bfloat16"]
-_LOOKS = {"float32": _EXACT, "bfloat16": _ROUNDED}
 _CASES = (("-", "o"), ("--", "s"), ("-.", "^"))  # of one colour, since they are neither methods nor decisions
 _COLUMNS = 3  # of panels with a setting each
-_MEASURES = {"mean_step": "mean step", "beta_final": "β at the end", "win_rate": "win rate (points)"}
+_MEASURES = {
+    "mean_step": "mean step",
+    "beta_final": "β at the end",
+    "forward_kl_per_response": "KL(π_ref‖π) per response (nats)",
+    "win_rate": "win rate (points)",
+}
 
 
 def chance_curves(curves: pd.DataFrame, title: str) -> Figure:
@@ -80,7 +85,7 @@ def shares_over_quantities(tables: Mapping[str, pd.DataFrame], title: str) -> Fi
 
 
 def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
-    """β over optimiser steps, one panel per setting: thin lines are runs, thick ones their mean, by precision.
+    """β over optimiser steps, one panel per setting: thin lines are runs, thick ones their mean, by arithmetic.
 
     Args:
         steps: of `steps_of_twins`.
@@ -92,44 +97,58 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
     figure, panels = new_figure(width=max(5.5, 3.6 * columns), height=0.6 + 3.0 * lines, rows=lines, columns=columns)
     for axes in panels[len(settings) :]:
         axes.remove()
+    looks = _looks(steps)
+    handles = {}
     for axes, setting in zip(panels, settings, strict=False):
-        for precision, rows in steps[steps["setting"] == setting].groupby("precision", sort=False):
-            style = line_of(_LOOKS[precision])
+        for precision, look in looks.items():
+            rows, style = steps[(steps["setting"] == setting) & (steps["precision"] == precision)], line_of(look)
             for _, of_run in rows.groupby("run"):
                 axes.plot(of_run["step"], of_run["beta_before"], alpha=0.3, linewidth=0.8, **style)
             mean = rows.groupby("step")["beta_before"].mean()
-            axes.plot(mean.index, mean, linewidth=2.0, label=precision, **style)
+            (handles[IN_WORDS[precision]],) = axes.plot(mean.index, mean, linewidth=2.0, **style)
         axes.set_title(setting, fontsize="medium")
         axes.set_xlabel("optimiser step")
         axes.set_ylim(bottom=0.0)
     panels[0].set_ylabel("β (KL penalty)")
-    panels[0].legend(frameon=False, title="criterion")
     figure.suptitle(title)
+    legend_below(figure, list(handles.values()), [f"criterion: {words}" for words in handles])
     return figure
 
 
 def by_precision(table: pd.DataFrame, title: str) -> Figure:
-    """What bfloat16 changes in mean step, final β and win rate, with 95 % t-intervals over twins.
+    """What each arithmetic changes in mean step, final β, KL and win rate, with 95 % t-intervals over twins.
 
     Args:
         table: of `differences`.
         title: what to see.
     """
-    settings = list(dict.fromkeys(table["setting"]))
-    figure, panels = new_figure(width=10.5, height=1.6 + 0.4 * len(settings), columns=len(_MEASURES))
+    settings = list(dict.fromkeys(table["setting"]))[::-1]
+    looks = _looks(table)
+    figure, panels = new_figure(width=12.0, height=1.2 + 0.5 * len(settings), columns=len(_MEASURES))
+    handles = {}
     for axes, (measure, label) in zip(panels, _MEASURES.items(), strict=True):
-        rows = table[table["measure"] == measure].reset_index(drop=True)
-        errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["difference"].to_numpy())
-        heights = [len(settings) - 1 - settings.index(setting) for setting in rows["setting"]]
-        axes.errorbar(rows["difference"], heights, xerr=errors, fmt=_ROUNDED.marker, color=_ROUNDED.colour, capsize=3)
+        for place, (precision, look) in enumerate(looks.items()):
+            rows = table[(table["measure"] == measure) & (table["precision"] == precision)]
+            errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["change"].to_numpy())
+            below = 0.3 * (place - (len(looks) - 1) / 2)  # arithmetics of a setting lie under each other
+            heights = [settings.index(setting) - below for setting in rows["setting"]]
+            handles[IN_WORDS[precision]] = axes.errorbar(
+                rows["change"], heights, xerr=errors, fmt=look.marker, color=look.colour, capsize=3
+            )
         axes.axvline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
-        labels = settings[::-1] if axes is panels[0] else [""] * len(settings)
-        axes.set_yticks(range(len(settings)), labels, fontsize="small")
+        axes.set_yticks(range(len(settings)), settings if axes is panels[0] else [""] * len(settings), fontsize="small")
         axes.set_ylim(-0.6, len(settings) - 0.4)
         axes.set_title(label, fontsize="medium")
-        axes.set_xlabel("bfloat16 less float32")
+        axes.set_xlabel("less that of the exact criterion")
     figure.suptitle(title)
+    legend_below(figure, list(handles.values()), [f"criterion: {words}" for words in handles])
     return figure
+
+
+def _looks(table: pd.DataFrame) -> dict[str, Look]:
+    """How each arithmetic of a table is drawn, as in every figure; in the order of `IN_WORDS`."""
+    present = set(table["precision"])
+    return {precision: FAMILIES[f"epsilon_dpo {precision}"] for precision in IN_WORDS if precision in present}
 
 
 def table_5(fits: pd.DataFrame, shares: pd.DataFrame, title: str) -> Figure:

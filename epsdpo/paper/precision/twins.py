@@ -1,4 +1,4 @@
-"""What the precision of the criterion does to whole runs: pairs of runs that differ in `criterion_dtype` alone."""
+"""What the precision of the criterion does to whole runs, which differ from an exact one in `criterion_dtype` alone."""
 
 import json
 from collections.abc import Sequence
@@ -7,25 +7,29 @@ import numpy as np
 import pandas as pd
 
 from epsdpo.evaluation.scores.intervals import Interval, t_interval
+from epsdpo.methods.launches import IN_WORDS
 from epsdpo.paper.precision.recipes import recipe_of, world_seed
 from epsdpo.report.collect import Run
 from epsdpo.trajectory.summary import DECISIONS
 
-MEASURES = ("mean_step", "beta_final", "win_rate")
+EXACT = "float32"
+MEASURES = ("mean_step", "beta_final", "forward_kl_per_response", "win_rate")
 
 
 def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
-    """ε-DPO runs that have a twin which differs in the criterion's precision alone.
+    """ε-DPO runs whose criterion is not exact and that have a twin which differs in that alone, and these twins.
 
     Returns:
         One row per run: setting (what tells it from the other twins, but for seeds, as text), epsilon, seed (of the
-        world and of training), precision, run (title), mean_step, beta_final, win_rate (percent; NaN if not judged).
+        world and of training), precision (`criterion_dtype`), run (title), mean_step, beta_final,
+        forward_kl_per_response (nats) and win_rate (percent); NaN for what was not evaluated.
     """
     rows = []
     for run in runs:
         experiment = run.experiment
         if experiment.method != "epsilon_dpo":
             continue
+        measured = run.trajectory | (run.evaluation or {})
         rows.append(
             {
                 "recipe": recipe_of(experiment),
@@ -33,35 +37,42 @@ def runs_by_precision(runs: Sequence[Run]) -> pd.DataFrame:
                 "seed": f"{world_seed(experiment)}/{experiment.seed}",
                 "precision": experiment.criterion()["criterion_dtype"],
                 "run": experiment.title,
-                "mean_step": run.trajectory["mean_step"],
-                "beta_final": run.trajectory["beta_final"],
-                "win_rate": (run.evaluation or {}).get("win_rate", np.nan),
+                **{measure: measured.get(measure, np.nan) for measure in MEASURES},
             }
         )
     table = pd.DataFrame(rows, columns=["recipe", "epsilon", "seed", "precision", "run", *MEASURES])
-    twins = table[table.groupby(["recipe", "seed"])["precision"].transform("nunique") == 2]
+    alike = table.assign(exact=table["precision"] == EXACT).groupby(["recipe", "seed"])
+    twins = table[alike["exact"].transform("any") & (alike["precision"].transform("nunique") > 1)]
     twins = twins.assign(setting=_told_apart(twins["recipe"])).drop(columns="recipe")
     return twins.sort_values(["epsilon", "setting", "seed", "precision"], ignore_index=True)
 
 
 def differences(twins: pd.DataFrame) -> pd.DataFrame:
-    """What bfloat16 changes, over the twins of each setting that differ in their seeds.
+    """What each arithmetic changes against the exact one, over the twins of a setting that differ in their seeds.
 
     Args:
         twins: from `runs_by_precision`.
 
     Returns:
-        One row per setting and measure (mean_step, beta_final, win_rate): setting, measure, twins, float32, bfloat16
-        (means), difference (bfloat16 - float32), low, high (95 % t-interval over twins; NaN for one).
+        One row per setting, arithmetic and measure, those of an arithmetic together: precision (the arithmetic),
+        setting, measure, twins (how many), exact, rounded (means), change (rounded - exact), low, high (95 %
+        t-interval over twins; NaN for one).
     """
     rows = []
-    for setting, alike in twins.groupby("setting", sort=False):
-        for measure in MEASURES:
-            by_seed = alike.pivot(index="seed", columns="precision", values=measure).dropna()
-            change = by_seed["bfloat16"] - by_seed["float32"]
-            interval = t_interval(change) if len(change) > 1 else Interval(np.nan, np.nan)
-            row = {"setting": setting, "measure": measure, "twins": len(change), **by_seed.mean()}
-            rows.append(row | {"difference": change.mean(), "low": interval.low, "high": interval.high})
+    for precision in (each for each in IN_WORDS if each != EXACT):
+        pairs = twins[twins["precision"] == precision].merge(
+            twins[twins["precision"] == EXACT], on=["setting", "seed"], suffixes=("_rounded", "_exact")
+        )
+        for setting, alike in pairs.groupby("setting", sort=False):
+            for measure in MEASURES:
+                judged = (
+                    alike[[f"{measure}_exact", f"{measure}_rounded"]].set_axis(["exact", "rounded"], axis=1).dropna()
+                )
+                change = judged["rounded"] - judged["exact"]
+                interval = t_interval(change) if len(change) > 1 else Interval(np.nan, np.nan)
+                row = {"precision": precision, "setting": setting, "measure": measure, "twins": len(change)}
+                row |= {**judged.mean(), "change": change.mean(), "low": interval.low, "high": interval.high}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
