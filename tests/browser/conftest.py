@@ -88,7 +88,7 @@ def checkout(tmp_path_factory, official):
     # What the defaults of 06 and 07 name, which takes more than an hour to run: here, runs of the demo stand for it.
     claimed = Path("runs") / "paper-mini"
     as_two_worlds(folder / "runs" / "demo", {"epsilon_dpo_fp32": "eps"}, folder / claimed)
-    shutil.copytree(official, folder / "tests" / "data" / "official")
+    shutil.copytree(official.parent / "regimes", folder / "tests" / "data" / "regimes")
     for stage in ("claims", "precision"):
         last = [sys.executable, "-m", "epsdpo", "stage", stage, "--output", str(claimed / stage)]
         last += ["--parameter", f"run_dir={claimed}"]

@@ -288,7 +288,8 @@ def test_precision_counts_a_pair_once_however_many_policies_it_was_measured_on()
     decisions = [1, 0, -1, 1, 1] * 4
     table = pd.DataFrame({"pair_id": [f"pair-{n}" for n in range(20)], "epsilon": 0.01})
     table = table.assign(**dict.fromkeys(criterion_precision.ARITHMETICS, decisions))
-    table = table.assign(chance_relaxed=0.5, chance_tied=0.25, chance_tightened=0.25)
+    chances = [f"{name} {decision}" for name in criterion_precision.ARITHMETICS for decision in trajectory.DECISIONS]
+    table = table.assign(**dict.fromkeys(chances, 0.25))
     once = criterion_precision.shares(table)
     often = criterion_precision.shares(pd.concat([table] * 4, ignore_index=True))
     for end in ("low", "high"):

@@ -1,4 +1,4 @@
-"""The model of rounded sums: by hand, against torch's own bfloat16, and its fit to the paper's Table 5."""
+"""The models of rounding: by hand, against torch's own bfloat16 and float16, and the fit to the paper's Table 5."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from epsdpo.methods.kernels import pair_steps
-from epsdpo.paper.precision.rounding import chances_of_shifts, grid_spacing, rounded, rounded_decisions, step_chances
+from epsdpo.methods.kernels import Head, pair_steps
+from epsdpo.paper.precision.logit_noise import slope_variances
+from epsdpo.paper.precision.rounding import (
+    BFLOAT16,
+    FLOAT16,
+    chances_of_shifts,
+    grid_spacing,
+    noisy_chances,
+    rounded,
+    rounded_decisions,
+    step_chances,
+)
 from epsdpo.paper.precision.table_5 import SlopePopulation, fit_rounded_sums, fits
 
 BOTH_SIDES = np.array([[1.0], [-1.0]])
@@ -19,8 +29,8 @@ def pair(chosen, rejected, chosen_shift, rejected_shift):
     return np.stack([current, current + shift, current - shift])
 
 
-def as_torch(values):
-    return torch.tensor(values, dtype=torch.float64).bfloat16().double().numpy()
+def as_torch(values, dtype):
+    return torch.tensor(values, dtype=torch.float32).to(dtype).double().numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------ the grid
@@ -34,7 +44,13 @@ def test_spacing_by_hand():
 @given(st.lists(st.floats(-1e4, 1e4, width=32, allow_subnormal=False), min_size=1, max_size=20))
 @settings(deadline=None, max_examples=50)
 def test_rounding_is_torchs(values):
-    np.testing.assert_array_equal(rounded(values), as_torch(values))
+    np.testing.assert_array_equal(rounded(values), as_torch(values, torch.bfloat16))
+
+
+@given(st.lists(st.floats(2.0**-14, 65504.0, width=32), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=50)
+def test_rounding_to_float16_is_torchs(values):
+    np.testing.assert_array_equal(rounded(values, FLOAT16), as_torch(values, torch.float16))
 
 
 # ------------------------------------------------------------------------------------------------------ chances by hand
@@ -92,6 +108,7 @@ def test_sums_that_move_together_below_half_a_step_tie(chosen, rejected, spacing
 # ----------------------------------------------------------------------------------- chances against torch's numbers
 
 
+@pytest.mark.parametrize(("dtype", "bits", "finer"), [(torch.bfloat16, BFLOAT16, 1), (torch.float16, FLOAT16, 8)])
 @pytest.mark.parametrize(
     ("chosen", "rejected", "chosen_shift", "rejected_shift"),
     [
@@ -102,20 +119,65 @@ def test_sums_that_move_together_below_half_a_step_tie(chosen, rejected, spacing
         (-45.0, -24.0, 0.21, 0.02),
     ],
 )
-def test_chances_are_frequencies_of_rounded_numbers(chosen, rejected, chosen_shift, rejected_shift):
+def test_chances_are_frequencies_of_rounded_numbers(chosen, rejected, chosen_shift, rejected_shift, dtype, bits, finer):
     """Sums spread over many grid cells, rounded by torch: within 4 standard errors of 40,000 pairs."""
     count = 40_000
     rng = np.random.default_rng(0)
     current = np.concatenate([chosen + rng.uniform(-2, 2, count), rejected + rng.uniform(-2, 2, count)])
-    shift = np.repeat([chosen_shift, rejected_shift], count)
+    shift = np.repeat([chosen_shift, rejected_shift], count) / finer
     # In float32, because torch rounds float64 to bfloat16 in two goes.
     sums = torch.tensor(np.stack([current, current + shift, current - shift]), dtype=torch.float32)
-    steps = pair_steps(sums, torch.bfloat16).numpy()
-    np.testing.assert_array_equal(steps, rounded_decisions(sums.numpy()))
-    expected = step_chances(sums.numpy()).mean(axis=0)
+    steps = pair_steps(sums, dtype).numpy()
+    np.testing.assert_array_equal(steps, rounded_decisions(sums.numpy(), bits))
+    expected = step_chances(sums.numpy(), bits).mean(axis=0)
     observed = [(steps == step).mean() for step in (1, 0, -1)]
     np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / count))
     assert 0.0 < expected[1] < 1.0
+
+
+# ------------------------------------------------------------------------------------------------------ rounded logits
+
+
+@pytest.mark.parametrize(
+    ("lowered", "raised", "deviation", "chances"),
+    [
+        (1.0, -1.0, 0.0, (1.0, 0.0, 0.0)),  # no error: the exact decision
+        (-1.0, 1.0, 0.0, (0.0, 0.0, 1.0)),
+        (0.0, 0.0, 0.0, (0.0, 1.0, 0.0)),
+        (1.0, 1.0, 0.0, (0.0, 1.0, 0.0)),
+        (1.0, -1.0, 1.0, (0.841345, 0.0, 0.158655)),  # one standard deviation
+        (2.0, -1.0, 1.0, (0.841345, 0.135905, 0.022750)),  # between the two edges it ties
+    ],
+)
+def test_noisy_chances_by_hand(lowered, raised, deviation, chances):
+    sums = np.array([[0.0, 0.0], [lowered, 0.0], [raised, 0.0]])
+    np.testing.assert_allclose(noisy_chances(sums, np.array([deviation])), [chances], atol=1e-6)
+
+
+@pytest.mark.parametrize("apart", [0.02, 2.0])
+def test_rounded_logits_disturb_slopes_as_derived(apart):
+    """Random logits on a grid of 1/16 and coarser, models apart by less than it and by much more: to within 5 %."""
+    generator = torch.Generator().manual_seed(0)
+    r = 12.0 + torch.randn(4000, 64, generator=generator).clamp(-4, 4) / 2
+    z = r + apart * torch.randn(r.shape, generator=generator)
+    labels = torch.randint(64, (4000,), generator=generator)
+
+    def slopes(z, r):
+        d = z - r
+        return d.gather(1, labels.unsqueeze(1)).squeeze(1) - (z.softmax(dim=1) * d).sum(dim=1)
+
+    # The heads hand their states on: as many words as the states have numbers.
+    head = Head(weight=torch.eye(64))
+    variances = slope_variances(z, head, r, head, labels)
+    errors = slopes(z.bfloat16().float(), r.bfloat16().float()) - slopes(z, r)
+    scaled = errors / variances.sqrt()
+    assert scaled.std().item() == pytest.approx(1.0, abs=0.05)
+    assert abs(scaled.mean().item()) < 0.1
+
+
+def test_equal_logits_are_not_disturbed():
+    head, states = Head(weight=torch.eye(8)), torch.linspace(-3.0, 3.0, 16).reshape(2, 8)
+    assert slope_variances(states, head, states, head, torch.tensor([1, 2])).tolist() == [0.0, 0.0]
 
 
 # ------------------------------------------------------------------------------------------------- the paper's table

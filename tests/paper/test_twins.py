@@ -159,7 +159,7 @@ def shares_table(ties):
     """Ties as given in bfloat16, a point fewer when sums alone are rounded, five fewer by the model."""
     rows = []
     for epsilon, tie in ties.items():
-        for arithmetic, share in zip(ARITHMETICS, (0.0, tie - 0.01, tie), strict=True):
+        for arithmetic, share in zip(ARITHMETICS, (0.0, 0.0, tie - 0.01, tie - 0.01, tie), strict=True):
             row = {"epsilon": epsilon, "arithmetic": arithmetic, "predicted": tie - 0.05}
             rows += [
                 row | {"decision": "tied", "share": share},
@@ -171,9 +171,10 @@ def shares_table(ties):
 def test_the_answer_states_the_numbers_and_what_may_be_chance(runs):
     table = shares_table({0.01: 0.75, 0.1: 0.2})
     text = answer(table, table, differences(runs_by_precision(runs)))
-    assert "100% step in float32 at ε = 0.01 and 100% at ε = 0.1; in bfloat16 25% and 80%" in text
-    assert "misses no share by more than 4 points there and 4 on" in text
-    assert "moves shares by up to 1 and 1 points" in text
+    assert "100% step in float32 at ε = 0.01 and 100% at ε = 0.1; with bfloat16 logits 100% and 100%" in text
+    assert "all in bfloat16 25% and 80%" in text
+    assert "misses no share by more than 4 and 4 points, on these pairs and on those" in text
+    assert "moves shares by up to 1 and 1. With bfloat16 logits" in text
     assert (
         "In whole runs, with `bfloat16` in place of `float32`, at ε = 0.01 β ends at 0.15 in place of 0.1 and the win "
         "rate moves by +3.0 points [-3.6, +9.6], which may be chance; "

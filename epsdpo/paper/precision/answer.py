@@ -8,24 +8,30 @@ def answer(released: pd.DataFrame, miniature: pd.DataFrame, changes: pd.DataFram
     """The study's answer in three sentences, from its numbers.
 
     Args:
-        released, miniature: shares by ε of the released reference runs and of the batch's policies.
+        released, miniature: shares by ε on the pairs of the recorded launches and of the batch's policies.
         changes: from `differences`; empty if the batch has no twins.
     """
     steps = {
-        precision: 1.0 - _shares_of(miniature, precision, "tied").set_index("epsilon")["share"]
-        for precision in ("float32", "bfloat16")
+        arithmetic: 1.0 - _shares_of(miniature, arithmetic, "tied").set_index("epsilon")["share"]
+        for arithmetic in ("float32", "bfloat16_logits", "bfloat16")
     }
     low, high = miniature["epsilon"].min(), miniature["epsilon"].max()
     occurrence = (
         f"On held-out pairs of this batch's policies, {steps['float32'][low]:.0%} step in float32 at ε = {low:g} and "
-        f"{steps['float32'][high]:.0%} at ε = {high:g}; in bfloat16 {steps['bfloat16'][low]:.0%} and "
+        f"{steps['float32'][high]:.0%} at ε = {high:g}; with bfloat16 logits {steps['bfloat16_logits'][low]:.0%} and "
+        f"{steps['bfloat16_logits'][high]:.0%}, all in bfloat16 {steps['bfloat16'][low]:.0%} and "
         f"{steps['bfloat16'][high]:.0%}."
     )
+
+    def miss(arithmetic: str) -> str:
+        return " and ".join(f"{_largest_miss(table, arithmetic):.0f}" for table in (miniature, released))
+
     model = (
         "Where the sums alone are rounded, the model, which has no free parameter, misses no share by more than "
-        f"{_largest_miss(miniature):.0f} points there and {_largest_miss(released):.0f} on the released code's "
-        f"reference runs; rounding the tokens as well moves shares by up to {_effect_of_tokens(miniature):.0f} and "
-        f"{_effect_of_tokens(released):.0f} points."
+        f"{miss('sums_rounded')} points, on these pairs and on those of the recorded launches; rounding the tokens as "
+        f"well moves shares by up to {_effect_of_tokens(miniature):.0f} and {_effect_of_tokens(released):.0f}. With "
+        f"bfloat16 logits the shares are missed by up to {miss('bfloat16_logits')} points, all in float16 by up to "
+        f"{miss('float16')}."
     )
     if changes.empty:
         consequence = (
@@ -58,8 +64,8 @@ def _change_in_words(of_setting: pd.DataFrame) -> str:
     return f"{text} [{win_rate['low']:+.1f}, {win_rate['high']:+.1f}]{chance}"
 
 
-def _largest_miss(table: pd.DataFrame) -> float:
-    rounded = table[table["arithmetic"] == "sums_rounded"]
+def _largest_miss(table: pd.DataFrame, arithmetic: str) -> float:
+    rounded = table[table["arithmetic"] == arithmetic]
     return 100.0 * (rounded["share"] - rounded["predicted"]).abs().max()
 
 

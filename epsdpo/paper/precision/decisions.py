@@ -1,7 +1,8 @@
-"""What the criterion decides in float32 and in bfloat16 on given models and pairs, beside what rounding should lead to.
+"""What the criterion decides in each arithmetic on given models and pairs, beside what rounding should lead to.
 
-Each pair is looked at in three arithmetics: exact; with its sums rounded and nothing else; and with everything rounded
-as `criterion_dtype: bfloat16` does it (logits, perturbed logits, log-softmax, sums).
+Each pair is looked at in those of `criterion_dtype`: exact; with both models' logits rounded to bfloat16; with
+everything rounded (logits, perturbed logits, log-softmax, sums), to bfloat16 or to float16. And, as no launch does it,
+with its sums rounded to bfloat16 and nothing else, which is what the model describes.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,17 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.evaluation.scores.clusters import conversations_of_rendered
 from epsdpo.evaluation.scores.intervals import share_interval
+from epsdpo.methods import kernels
 from epsdpo.methods.heads import head_of
-from epsdpo.methods.kernels import Arithmetic, pair_steps, score_tokens
+from epsdpo.methods.kernels import pair_steps, score_tokens
 from epsdpo.paper.frozen import completion_states
 from epsdpo.paper.precision import rounding
+from epsdpo.paper.precision.logit_noise import slope_variances
 from epsdpo.trajectory.summary import DECISIONS
 
-ARITHMETICS = ("float32", "sums_rounded", "bfloat16")
+# From the finest to the coarsest.
+ARITHMETICS = ("float32", "bfloat16_logits", "float16", "sums_rounded", "bfloat16")
+_ROUNDED = {name: arithmetic for name, arithmetic in kernels.ARITHMETICS.items() if arithmetic != kernels.EXACT}
 # The paper's values and, beyond them, up to where rounding no longer matters in small models.
 EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
@@ -33,14 +38,14 @@ class CriterionSums:
 
     Attributes:
         exact: (3, 2·pairs) float64, at 0, +ε and -ε, from float32 arithmetic.
-        rounded_tokens: likewise, from tokens whose logits, perturbed logits and log-softmax were rounded to bfloat16.
-        bfloat16_steps: (pairs,) decisions of the kernel when the sums are rounded too.
+        slope_variances: (2·pairs,) nats², of the slope of each by rounding both models' logits to bfloat16, as derived.
+        steps: name of an arithmetic that rounds -> decisions (pairs,) of the kernel in it.
         tokens: (2·pairs,) length of each completion.
     """
 
     exact: np.ndarray
-    rounded_tokens: np.ndarray
-    bfloat16_steps: np.ndarray
+    slope_variances: np.ndarray
+    steps: dict[str, np.ndarray]
     tokens: np.ndarray
 
 
@@ -54,23 +59,29 @@ def criterion_sums(
     """
     hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
 
+    heads = head_of(policy), head_of(reference)
+
     def summed(per_token: torch.Tensor) -> torch.Tensor:
-        placed = per_token.new_zeros(3, *completion_mask.shape)
+        placed = per_token.new_zeros(*per_token.shape[:-1], *completion_mask.shape)
         placed.masked_scatter_(completion_mask.expand_as(placed), per_token)
-        return placed.sum(dim=2)
+        return placed.sum(dim=-1)
 
     results = []
     with torch.no_grad():
+        variances = summed(slope_variances(hidden, heads[0], ref_hidden, heads[1], labels)).double().cpu().numpy()
         for epsilon in epsilons:
-            arguments = (hidden, head_of(policy), ref_hidden, head_of(reference), labels, epsilon)
+            arguments = (hidden, heads[0], ref_hidden, heads[1], labels, epsilon)
             exact = score_tokens(*arguments)
-            rounded = summed(score_tokens(*arguments, Arithmetic(torch.bfloat16)).criterion)
+            steps = {
+                name: pair_steps(summed(score_tokens(*arguments, arithmetic).criterion), arithmetic.criterion)
+                for name, arithmetic in _ROUNDED.items()
+            }
             results.append(
                 CriterionSums(
                     # The exact criterion is known up to the current log-probability, which the rounding needs.
                     exact=summed(exact.criterion.double() + exact.logps.double()).cpu().numpy(),
-                    rounded_tokens=rounded.double().cpu().numpy(),
-                    bfloat16_steps=pair_steps(rounded, torch.bfloat16).cpu().numpy(),
+                    slope_variances=variances,
+                    steps={name: of_arithmetic.cpu().numpy() for name, of_arithmetic in steps.items()},
                     tokens=completion_mask.sum(dim=1).cpu().numpy(),
                 )
             )
@@ -81,29 +92,39 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
     """One row per pair: what each arithmetic decides and what rounding should lead to.
 
     Returns:
-        pair_id, epsilon; the decision (+1, 0, -1) under float32, sums_rounded and bfloat16; the chances of the model of
-        rounded sums, chance_relaxed, chance_tied and chance_tightened; size (of the larger sum, nats), spacing (its
-        grid, nats), slope_chosen and slope_rejected (d log π̂/dε, nats), grid_shift (ε times the larger slope, in steps
-        of that grid), tokens (of both completions).
+        pair_id, epsilon; the decision (+1, 0, -1) in each of `ARITHMETICS`; the chances that a model of rounding gives
+        it, such as "bfloat16 relaxed", for all but float32; size (of the larger sum, nats), spacing (its bfloat16 grid,
+        nats), slope_chosen and slope_rejected (d log π̂/dε, nats), slope_noise (deviation of their difference by
+        rounded logits, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of both
+        completions).
     """
     count = len(pairs)
     size = np.abs(sums.exact[0]).reshape(2, count).max(axis=0)
     slopes = ((sums.exact[1] - sums.exact[2]) / (2.0 * epsilon)).reshape(2, count)
+    noise = np.sqrt(sums.slope_variances.reshape(2, count).sum(axis=0))
     table = {
         "pair_id": list(pairs),
         "epsilon": epsilon,
         "float32": rounding.decisions(sums.exact),
         "sums_rounded": rounding.rounded_decisions(sums.exact),
-        "bfloat16": sums.bfloat16_steps,
+        **sums.steps,
         "size": size,
         "spacing": rounding.grid_spacing(size),
         "slope_chosen": slopes[0],
         "slope_rejected": slopes[1],
+        "slope_noise": noise,
         "grid_shift": epsilon * np.abs(slopes).max(axis=0) / rounding.grid_spacing(size),
         "tokens": sums.tokens.reshape(2, count).sum(axis=0),
     }
-    chances = rounding.step_chances(sums.exact)
-    table |= {f"chance_{name}": chances[:, place] for place, name in enumerate(DECISIONS)}
+    coarse = rounding.step_chances(sums.exact)
+    chances = {
+        "bfloat16_logits": rounding.noisy_chances(sums.exact, epsilon * noise),
+        "float16": rounding.step_chances(sums.exact, rounding.FLOAT16),
+        "sums_rounded": coarse,
+        "bfloat16": coarse,
+    }
+    for arithmetic, of_pairs in chances.items():
+        table |= {f"{arithmetic} {name}": of_pairs[:, place] for place, name in enumerate(DECISIONS)}
     return pd.DataFrame(table)
 
 
@@ -134,7 +155,7 @@ def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
     Returns:
         One row per value of `by`, arithmetic and decision: by, arithmetic, decision, pairs, distinct (prompts of
         these), share, low, high (95 % Wilson interval over prompts, or pairs where these are not known) and predicted
-        (mean chance by the model of rounded sums; NaN for float32).
+        (mean chance by the model of rounding; NaN for float32).
     """
     rows = []
     for value, alike in table.groupby(by):
@@ -147,7 +168,7 @@ def shares(table: pd.DataFrame, by: str = "epsilon") -> pd.DataFrame:
                 row = {by: value, "arithmetic": arithmetic, "decision": name, "pairs": len(alike)}
                 row |= {"distinct": prompts.nunique(), "share": int(hits.sum()) / len(alike)}
                 row |= {"low": interval.low, "high": interval.high}
-                row["predicted"] = np.nan if arithmetic == "float32" else alike[f"chance_{name}"].mean()
+                row["predicted"] = np.nan if arithmetic == "float32" else alike[f"{arithmetic} {name}"].mean()
                 rows.append(row)
     return pd.DataFrame(rows)
 

@@ -46,15 +46,23 @@ def chance_curves(curves: pd.DataFrame, title: str) -> Figure:
 
 
 def shares_over_epsilon(tables: Mapping[str, pd.DataFrame], title: str) -> Figure:
-    """Measured shares in bfloat16 over ε with 95 % intervals, the model's as lines, and the exact ones dotted.
+    """Measured shares over ε with 95 % intervals, the model's as lines, and the exact ones dotted.
+
+    A row of panels for each arithmetic that the criterion can be computed in and that rounds, a column for each table.
 
     Args:
         tables: what was measured -> its shares, of `shares` by epsilon.
         title: what to see.
     """
-    figure, panels = new_figure(width=5.2 * len(tables), height=4.4, columns=len(tables))
-    for axes, (name, table) in zip(panels, tables.items(), strict=True):
-        _draw_measured(axes, table, "epsilon")
+    rounded = [name for name in IN_WORDS if any(name in set(table["arithmetic"]) for table in tables.values())]
+    rounded.remove("float32")
+    figure, panels = new_figure(
+        width=5.2 * len(tables), height=1.2 + 2.9 * len(rounded), rows=len(rounded), columns=len(tables)
+    )
+    places = [(arithmetic, name) for arithmetic in rounded for name in tables]
+    for axes, (arithmetic, name) in zip(panels, places, strict=True):
+        table = tables[name]
+        _draw_measured(axes, table[table["arithmetic"] == arithmetic], "epsilon")
         for decision, rows in table[table["arithmetic"] == "float32"].groupby("decision", sort=False):
             axes.plot(rows["epsilon"], rows["share"], ":", color=DECISION_COLOURS[decision], linewidth=1.4)
         axes.set_xscale("log")
@@ -62,7 +70,7 @@ def shares_over_epsilon(tables: Mapping[str, pd.DataFrame], title: str) -> Figur
         axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
         axes.minorticks_off()
         axes.set_xlabel("ε of the criterion")
-        axes.set_title(name, fontsize="medium")
+        axes.set_title(f"{IN_WORDS[arithmetic]}: {name}", fontsize="medium")
     figure.suptitle(title)
     _legend_below(figure, exact=True)
     return figure
@@ -77,7 +85,7 @@ def shares_over_quantities(tables: Mapping[str, pd.DataFrame], title: str) -> Fi
     """
     figure, panels = new_figure(width=3.7 * len(tables), height=4.0, columns=len(tables))
     for axes, (label, table) in zip(panels, tables.items(), strict=True):
-        _draw_measured(axes, table, "bin")
+        _draw_measured(axes, table[table["arithmetic"] == "bfloat16"], "bin")
         axes.set_xlabel(label)
     figure.suptitle(title)
     _legend_below(figure, exact=False)
@@ -185,8 +193,8 @@ def table_5(fits: pd.DataFrame, shares: pd.DataFrame, title: str) -> Figure:
 
 
 def _draw_measured(axes: Axes, table: pd.DataFrame, position: str) -> None:
-    """Shares of bfloat16: points with their intervals, and the model of rounded sums as lines."""
-    for decision, rows in table[table["arithmetic"] == "bfloat16"].groupby("decision", sort=False):
+    """Shares in one arithmetic: points with their intervals, and the model's as lines."""
+    for decision, rows in table.groupby("decision", sort=False):
         colour = DECISION_COLOURS[decision]
         errors = np.clip([rows["share"] - rows["low"], rows["high"] - rows["share"]], 0.0, None)
         axes.errorbar(rows[position], rows["share"], yerr=errors, fmt="o", color=colour, markersize=4, capsize=2)
@@ -203,7 +211,7 @@ def _legend_below(figure: Figure, exact: bool) -> None:
         axes.plot([], [], "o", color=colour, label=DECISION_LABELS[decision])[0]
         for decision, colour in DECISION_COLOURS.items()
     ]
-    lines = {"-": "model: sums rounded"} | ({":": "measured, float32"} if exact else {})
+    lines = {"-": "model of rounding"} | ({":": "measured, float32"} if exact else {})
     handles += [axes.plot([], [], line, color=NEUTRAL, label=label)[0] for line, label in lines.items()]
-    handles[0].set_label(f"{handles[0].get_label()}, measured, bfloat16")
+    handles[0].set_label(f"{handles[0].get_label()}, measured")
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize="small")

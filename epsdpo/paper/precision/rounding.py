@@ -1,4 +1,4 @@
-"""What bfloat16 leaves of the criterion of Eq. 5: how often a pair can step when its sums are rounded.
+"""What rounding leaves of the criterion of Eq. 5: how often a pair can step when its sums, or its logits, are rounded.
 
 Arithmetic on sums of log-probabilities, in nats; no model is run.
 
@@ -23,31 +23,40 @@ z itself is rounded too. It is a multiple of the finer of the two grids, and exa
 of that grid, which is where one sum is more than twice the other. The finer grid then counts for nothing, and z's own
 takes its place.
 
+**float16** has 11 significant bits: the same with q between S/2048 and S/1024, so that a shift is eight times as many
+grid steps. Sums beyond 65,504 would be infinite in it, and such a pair would tie; those of the study are below 1,000.
+
 **What the model leaves out**: second roundings that fall half-way between two values; grids that change because a shift
 carries a sum over a power of two; and the rounding of logits, perturbed logits and log-softmax, which comes before the
 sums. That last error is a fixed function of each logit, other at each ε, and does not shrink with ε. It can make and
 unmake steps, and it need not favour both directions alike.
+
+**Logits rounded and nothing else** is another case: the sums lie on no grid but are those of two slightly different
+models, and the exact criterion is applied to these. The slope of a pair's log-ratio has an error whose size
+`logit_noise` derives. Taken as normal it turns the sign of the slope where that is small beside it, and makes no ties:
+`noisy_chances`.
 """
 
 import numpy as np
 import pandas as pd
+from scipy.special import ndtr
 
-SIGNIFICANT_BITS = 8  # of bfloat16, the leading one included
+BFLOAT16, FLOAT16 = 8, 11  # significant bits, the leading one included
 
 
-def grid_spacing(size: np.ndarray) -> np.ndarray:
-    """Distance between neighbouring bfloat16 numbers around `size`, in its units; 0 around 0.
+def grid_spacing(size: np.ndarray, bits: int = BFLOAT16) -> np.ndarray:
+    """Distance between neighbouring numbers of so many significant bits around `size`, in its units; 0 around 0.
 
-    A number of size 2^k up to 2^(k+1) has neighbours 2^(k-7) away.
+    A bfloat16 number of size 2^k up to 2^(k+1) has neighbours 2^(k-7) away.
     """
     _, exponent = np.frexp(size)  # size = m·2^exponent with ½ ≤ |m| < 1
-    return np.where(np.asarray(size) == 0.0, 0.0, np.ldexp(1.0, exponent - SIGNIFICANT_BITS))
+    return np.where(np.asarray(size) == 0.0, 0.0, np.ldexp(1.0, exponent - bits))
 
 
-def rounded(values: np.ndarray) -> np.ndarray:
-    """The nearest bfloat16 numbers, halves to even, as float64."""
+def rounded(values: np.ndarray, bits: int = BFLOAT16) -> np.ndarray:
+    """The nearest numbers of so many significant bits, halves to even, as float64."""
     values = np.asarray(values, dtype=np.float64)
-    spacing = np.where(values == 0.0, 1.0, grid_spacing(values))
+    spacing = np.where(values == 0.0, 1.0, grid_spacing(values, bits))
     return np.rint(values / spacing) * spacing
 
 
@@ -56,35 +65,55 @@ def decisions(sums: np.ndarray) -> np.ndarray:
     return _strict_steps(*np.subtract(*np.split(np.asarray(sums, dtype=np.float64), 2, axis=1)))
 
 
-def rounded_decisions(sums: np.ndarray) -> np.ndarray:
-    """The decisions of Eq. 5 when the sums, and then their differences, are rounded to bfloat16, and nothing else is.
+def rounded_decisions(sums: np.ndarray, bits: int = BFLOAT16) -> np.ndarray:
+    """The decisions of Eq. 5 when the sums, and then their differences, are rounded, and nothing else is.
 
     Args:
         sums: (3, 2·pairs) summed log-probabilities in nats at 0, +ε and -ε, chosen responses first, then rejected.
+        bits: significant ones of what they are rounded to.
 
     Returns:
         (pairs,) int64: +1 for β⁻, -1 for β⁺, 0 for a tie.
     """
-    return _strict_steps(*rounded(np.subtract(*np.split(rounded(sums), 2, axis=1))))
+    return _strict_steps(*rounded(np.subtract(*np.split(rounded(sums, bits), 2, axis=1)), bits))
 
 
-def step_chances(sums: np.ndarray) -> np.ndarray:
+def step_chances(sums: np.ndarray, bits: int = BFLOAT16) -> np.ndarray:
     """How likely each decision is when the sums are rounded and their places in their grid cells are left to chance.
 
     Args:
-        sums: as for `rounded_decisions`. Of the current sums only the size counts, of the others the shift.
+        sums, bits: as for `rounded_decisions`. Of the current sums only the size counts, of the others the shift.
 
     Returns:
         (pairs, 3): chances of β⁻, tie and β⁺.
     """
     chosen, rejected = np.split(np.asarray(sums, dtype=np.float64), 2, axis=1)
-    of_difference = grid_spacing(chosen[0] - rejected[0])
+    of_difference = grid_spacing(chosen[0] - rejected[0], bits)
     return chances_of_shifts(
         chosen[1:] - chosen[0],
         rejected[1:] - rejected[0],
-        np.maximum(grid_spacing(chosen[0]), of_difference),
-        np.maximum(grid_spacing(rejected[0]), of_difference),
+        np.maximum(grid_spacing(chosen[0], bits), of_difference),
+        np.maximum(grid_spacing(rejected[0], bits), of_difference),
     )
+
+
+def noisy_chances(sums: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """How likely each decision is when one normal error is added to the log-ratio's shift at +ε and taken off at -ε.
+
+    Args:
+        sums: as for `rounded_decisions`.
+        deviation: (pairs,) of the error, in nats; where it is 0 the decision is the exact one.
+
+    Returns:
+        (pairs, 3): chances of β⁻, tie and β⁺.
+    """
+    current, lowered, raised = np.subtract(*np.split(np.asarray(sums, dtype=np.float64), 2, axis=1))
+    # Above both edges the error makes a β⁻, below both a β⁺.
+    low, high = np.sort([current - lowered, raised - current], axis=0)
+    scale = np.where(deviation > 0.0, deviation, 1.0)
+    below_low = np.where(deviation > 0.0, ndtr(low / scale), low > 0.0)
+    below_high = np.where(deviation > 0.0, ndtr(high / scale), high >= 0.0)
+    return np.stack([1.0 - below_high, below_high - below_low, below_low], axis=1)
 
 
 def chances_of_shifts(
