@@ -131,8 +131,8 @@ def test_the_figures_show_every_arithmetic_by_its_name(runs):
     twins = runs_by_precision(runs)
     steps, changes = steps_of_twins(runs, twins), differences(twins)
     of_beta, of_changes = drawing.beta_by_precision(steps, "title"), drawing.by_precision(changes, "title")
-    rounded = ["criterion: all bfloat16", "criterion: bfloat16 logits"]
-    for figure, names in ((of_beta, ["criterion: exact", *rounded]), (of_changes, rounded)):
+    rounded = ["all bfloat16", "bfloat16 logits"]
+    for figure, names in ((of_beta, ["exact", *rounded]), (of_changes, rounded)):
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == names
     # A thin line for each run and a thick one for each mean; of the second setting there are no runs between the two.

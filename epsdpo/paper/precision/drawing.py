@@ -119,7 +119,7 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
         axes.set_ylim(bottom=0.0)
     panels[0].set_ylabel("β (KL penalty)")
     figure.suptitle(title)
-    legend_below(figure, list(handles.values()), [f"criterion: {words}" for words in handles])
+    legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -149,7 +149,7 @@ def by_precision(table: pd.DataFrame, title: str) -> Figure:
         axes.set_title(label, fontsize="medium")
         axes.set_xlabel("less that of the exact criterion")
     figure.suptitle(title)
-    legend_below(figure, list(handles.values()), [f"criterion: {words}" for words in handles])
+    legend_below(figure, list(handles.values()), list(handles))
     return figure
 
 
