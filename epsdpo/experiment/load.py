@@ -32,7 +32,7 @@ def load_experiment(path: str | Path) -> Experiment:
         ConfigError: naming file, key, value and remedy, for a missing file, bad YAML, an unknown or mistyped key, or a
             sweep of several experiments.
     """
-    experiments = _read(Path(path), {})
+    experiments = [experiment for experiment, _ in layered_experiments(path)]
     if len(experiments) > 1:
         raise ConfigError(_several(path, experiments))
     return experiments[0]
@@ -62,7 +62,8 @@ def load_variant(path: str | Path, overrides: Sequence[str] | None) -> Experimen
     (suffix,) = point_names([point], OVERRIDE)
     stated = _merged(_layers(Path(path))).get("train") or {}
     foreign = keys_of_others(point["method"], stated) if "method" in point else ()
-    experiments = _read(Path(path), point, without=[key for key in foreign if f"train.{key}" not in point])
+    without = [key for key in foreign if f"train.{key}" not in point]
+    experiments = [experiment for experiment, _ in layered_experiments(path, point, without=without)]
     if len(experiments) > 1:
         raise ConfigError(_several(path, experiments))
     (experiment,) = experiments
@@ -95,7 +96,7 @@ def load_experiments(
     problems: list[str] = []
     for file in (file for path in paths for file in _config_files(Path(path))):
         try:
-            experiments += _read(file, overrides or {}, checked)
+            experiments += [experiment for experiment, _ in layered_experiments(file, overrides, checked)]
         except ConfigError as error:
             problems += str(error).splitlines()
     # Folders go by name, tables and figures by title: of two runs that share one, one would be lost.
@@ -129,10 +130,22 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
-def _read(
-    path: Path, overrides: Mapping[str, Any], checked: Checked = (), without: Sequence[str] = ()
-) -> list[Experiment]:
-    """The experiments of one file: one, or one for each point of its sweep; `without` some keys of its `train`."""
+def layered_experiments(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    checked: Checked = (),
+    without: Sequence[str] = (),
+) -> list[tuple[Experiment, Layers]]:
+    """The experiments of one file, one for each point of its sweep, each with the layers that it was merged from.
+
+    Args:
+        overrides, checked: as for `load_experiments`.
+        without: keys of its `train` that are left out.
+
+    Raises:
+        ConfigError: as `load_experiments` does.
+    """
+    path, overrides = Path(path), overrides or {}
     if path.name.startswith(BASE_MARK):
         raise ConfigError(
             f"{path}: a name that begins with {BASE_MARK!r} marks a file that others extend, not an experiment. "
@@ -153,7 +166,7 @@ def _read(
             if isinstance(values.get(key), str):
                 values[key] += addition
         try:
-            experiments.append(check_experiment(values, str(path), layers, checked))
+            experiments.append((check_experiment(values, str(path), layers, checked), layers))
         except ConfigError as error:
             problems += str(error).splitlines()
     if problems:

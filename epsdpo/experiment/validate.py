@@ -47,7 +47,7 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
     """
     unfit = [(key, f"{'.'.join(map(str, key))} {problem}") for key, problem in unusable(values)]
     if unfit:
-        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in unfit))
+        raise ConfigError("\n".join(f"{place_of(key, layers) or where}: {problem}" for key, problem in unfit))
     values = dict(values)
     values.setdefault("title", values.get("name"))
     try:
@@ -58,7 +58,7 @@ def check_experiment(values: dict[str, Any], where: str, layers: Layers = (), ch
         unchecked = (experiment.method, experiment.train) not in checked
         problems = [(("train", key), problem) for key, problem in _train_problems(experiment)] if unchecked else []
     if problems:
-        raise ConfigError("\n".join(f"{_place(key, layers) or where}: {problem}" for key, problem in problems))
+        raise ConfigError("\n".join(f"{place_of(key, layers) or where}: {problem}" for key, problem in problems))
     return experiment
 
 
@@ -103,7 +103,7 @@ def no_held_out_pairs(arguments: MethodConfig) -> tuple[str, str]:
     )
 
 
-def _place(location: Sequence[Any], layers: Layers) -> str | None:
+def place_of(location: Sequence[Any], layers: Layers) -> str | None:
     """Where the value at a location was decided: the topmost layer that states it, or else what it lies in."""
     for length in range(len(location), 0, -1):
         for place, values in reversed(layers):

@@ -83,7 +83,7 @@ class Head:
         return rounded
 
     def label_logits(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The logit (tokens,) of each token's label alone, equal to `logits` up to the order of a sum."""
+        """The logit (tokens,) of each token's label alone, not rounded: `logits` up to that, and the order of a sum."""
         accumulate = _accumulation_dtype(hidden)
         logits = (hidden.to(accumulate) * self.weight[labels].to(accumulate)).sum(dim=1)
         return self._shaped(logits if self.bias is None else logits + self.bias[labels])

@@ -14,6 +14,8 @@ IN_WORDS = {
     "float16_logits": "float16 logits",  # nothing here computes so
 }
 
+PUBLISHED = "bfloat16"  # the paper's runs: DeepSpeed ZeRO-3 with bf16
+
 
 def arithmetic_of(mixed_precision: str, zero: bool, weights: str) -> str:
     """The arithmetic of the released code's criterion under a launch, by its name in `IN_WORDS`.

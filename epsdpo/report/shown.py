@@ -25,7 +25,7 @@ def overview(results: pd.DataFrame) -> pd.DataFrame:
             "method": results["method"],
             "ε": results["epsilon"].map("{:g}".format, na_action="ignore").fillna("–"),
             "criterion": results["criterion"].fillna("–"),
-            "of the released code, so launched": results["released_launch"].fillna("–"),
+            "released code under this launch": results["released_launch"].fillna("–"),
             "steps": results["steps"],
             "β at start": results["beta_initial"].map("{:.4g}".format),
             "β at end": results["beta_final"].map("{:.4g}".format),

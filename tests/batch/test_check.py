@@ -8,10 +8,12 @@ from kit.tiny_architectures import save_data, save_miniature
 from transformers import AutoConfig, AutoTokenizer
 
 from epsdpo.__main__ import main
+from epsdpo.batch.check.arithmetic import check_arithmetic
 from epsdpo.batch.check.configs import ERROR, NOTE, OK, WARNING, check_configs, config_files
 from epsdpo.batch.check.pins import check_sources
 from epsdpo.batch.check.texts import check_rendering, sample_rows
 from epsdpo.experiment import DataSection, check_experiment, load_experiments
+from epsdpo.experiment.load import layered_experiments
 from epsdpo.train.memory import ModelShape, Setting, Sharding, estimate_memory
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,6 +62,71 @@ def test_every_config_of_the_repository_passes(file):
     for checked in check_configs([file], processes=16 if "paper" in file.parts else 1):
         assert not checked.fails, checked.text()
         assert [finding.level for finding in checked.findings][:2] == [OK, OK]  # arguments and batch
+        criterion = [finding for finding in checked.findings if finding.text.startswith("criterion")]
+        assert all(finding.level == OK for finding in criterion), checked.text()
+
+
+def criterion_of(file, overrides=None):
+    """Names of the experiments of a file, each with its finding on the criterion."""
+    return {
+        experiment.name: finding
+        for experiment, layers in layered_experiments(file, overrides)
+        for finding in check_arithmetic(experiment, layers)
+    }
+
+
+@pytest.mark.parametrize("file", config_files([CONFIGS / "paper_mini", CONFIGS / "stages"]), ids=lambda file: file.stem)
+def test_what_departs_on_purpose_and_is_no_recipe_of_the_paper_is_not_warned_of(file):
+    assert {finding.level for finding in criterion_of(file).values()} <= {OK}
+
+
+PUBLISHED = "train.criterion_dtype: bfloat16 restores the published algorithm"
+
+
+@pytest.mark.parametrize(
+    ("extended", "text", "overrides", "said"),
+    [
+        ("paper/table1_mistral/epsilon_dpo.yaml", "", None, None),
+        ("paper/table1_mistral/dpo.yaml", "train: {criterion_dtype: float32}", None, None),  # keeps β
+        ("paper/table1_llama3/epsilon_dpo.yaml", "", {"train.epsilon_step": 0.0}, None),  # and so does this
+        ("paper_mini/epsilon_dpo_fp32.yaml", "", None, None),
+        ("paper/_llama3_instruct.yaml", "method: epsilon_dpo", None, "exact (train.criterion_dtype is 'float32', its"),
+        ("small/table1/epsilon_dpo.yaml", "train: {criterion_dtype: float16}", None, "'float16', by {file})"),
+        ("small/_anthropic_hh.yaml", "method: epsilon_dpo", {"train.criterion_dtype": "bfloat16_logits"}, "by --set)"),
+        (
+            "small/table3_qwen2.5/epsilon_dpo.yaml",
+            "sweep: {train.criterion_dtype: [bfloat16, bfloat16_logits]}",
+            None,
+            "bfloat16 logits (train.criterion_dtype is 'bfloat16_logits', by {file}: sweep)",
+        ),
+    ],
+)
+def test_a_recipe_of_the_paper_with_another_criterion_is_warned_of(tmp_path, extended, text, overrides, said):
+    """Wherever the value is from; and no error, since it is a choice."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"extends: {CONFIGS / extended}\n{text}\n", encoding="utf-8")
+    warnings = [finding for finding in criterion_of(file, overrides).values() if finding.level != OK]
+    assert [finding.level for finding in warnings] == ([WARNING] if said else [])
+    for finding in warnings:
+        assert said.format(file=file) in finding.text and finding.text.endswith(PUBLISHED)
+
+
+@pytest.mark.parametrize(
+    ("train", "dtype", "released"),
+    [
+        ({}, "bfloat16", "all bfloat16 under DeepSpeed ZeRO, bfloat16 logits elsewhere"),
+        ({"bf16": True}, "float32", "all bfloat16 under DeepSpeed ZeRO, bfloat16 logits elsewhere"),
+        ({"fp16": True}, "float32", "all float16 under DeepSpeed ZeRO, float16 logits elsewhere"),
+        ({"bf16": False}, "float32", "exact"),
+        ({"bf16": False}, "bfloat16", "all bfloat16"),
+    ],
+)
+def test_what_the_released_code_would_compute_follows_from_precision_and_launch(tmp_path, train, dtype, released):
+    file = tmp_path / "mine.yaml"
+    values = {"method": "epsilon_dpo", "train": {**train, "criterion_dtype": "float32"}, "model": {"dtype": dtype}}
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    [finding] = criterion_of(file).values()
+    assert finding.text == f"criterion: exact; the released code with these settings: {released}"
 
 
 def test_folders_are_searched_at_any_depth_and_bases_left_out():

@@ -183,6 +183,37 @@ def test_bfloat16_criterion_equals_full_logits_in_bfloat16(epsilon):
     torch.testing.assert_close(scores.criterion.bfloat16(), expected, rtol=2**-7, atol=0.0)
 
 
+def test_with_rounded_logits_all_is_of_them():
+    """Products of bfloat16 states and weights, rounded once; nothing after them is."""
+    hidden, policy, ref_hidden, reference, labels = random_problem(tokens=64, dtype=torch.float32)
+    scores = score_tokens(hidden, policy, ref_hidden, reference, labels, 0.1, ARITHMETICS["bfloat16_logits"])
+
+    def rounded(states, head):
+        products = states.bfloat16().double() @ head.weight.bfloat16().double().T
+        return (products if head.bias is None else products + head.bias.double()).bfloat16().double()
+
+    z, r = rounded(hidden, policy), rounded(ref_hidden, reference)
+    logps = label_log_probs(z, labels)
+    raised, lowered = (label_log_probs(z + shift * (z - r), labels) - logps for shift in (-0.1, 0.1))
+    torch.testing.assert_close(scores.logps.double(), logps, rtol=0, atol=2e-6)
+    torch.testing.assert_close(scores.ref_logps.double(), label_log_probs(r, labels), rtol=0, atol=2e-6)
+    torch.testing.assert_close(scores.criterion[1].double(), lowered, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scores.criterion[2].double(), raised, rtol=0, atol=1e-6)
+    entropy = torch.distributions.Categorical(logits=z).entropy()
+    torch.testing.assert_close(scores.entropy.double(), entropy, rtol=0, atol=1e-5)
+    torch.testing.assert_close(scores.mean_logits.double(), z.mean(dim=1), rtol=0, atol=1e-6)
+    assert torch.equal(scores.is_top1, z.gather(1, labels[:, None])[:, 0] == z.amax(dim=1))  # also of several
+
+
+@pytest.mark.parametrize("arithmetic", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_all_but_the_criterion_is_exact_where_that_alone_is_rounded(dtype, arithmetic):
+    problem = random_problem(tokens=64, dtype=dtype, softcap=5.0)
+    exact, rounded = (score_tokens(*problem, 0.1, ARITHMETICS[name]) for name in ("float32", arithmetic))
+    for name in exact._fields:
+        assert torch.equal(getattr(exact, name), getattr(rounded, name)) == (name != "criterion"), name
+
+
 @pytest.mark.parametrize("head", [{}, {"scale": 1.5, "softcap": 4.0}])
 def test_gradients_pass_a_float64_check(head):
     hidden, policy, ref_hidden, reference, labels = random_problem(tokens=7, vocabulary=23, **head)

@@ -144,7 +144,13 @@ def test_settings_that_a_config_leaves_to_the_trainer_are_shown(tmp_path):
     write_trained(tmp_path, "eps", "eps", [0.1, 0.1], method="epsilon_dpo")
     write_trained(tmp_path, "stated", "stated", [0.1, 0.1], "epsilon_dpo", epsilon=0.02, criterion_dtype="bfloat16")
     write_trained(tmp_path, "simpo", "simpo", [0.1, 0.1], method="simpo")
+    record = BetaRecord(tmp_path / "stated" / "train")  # the others' are of before this was recorded
+    record.criterion = {"arithmetic": "bfloat16", "released_launch": "bfloat16_logits"}
+    record.announce(total_steps=1)
+    record.close()
     table = overview(results_table(collect(tmp_path)[0]))
+    released = table.loc[["eps", "stated", "simpo"], "released code under this launch"]
+    assert released.tolist() == ["–", "bfloat16 logits", "–"]
     assert table.loc[["eps", "stated", "simpo"], "ε"].tolist() == ["0.01", "0.02", "–"]
     assert table.loc[["eps", "stated", "simpo"], "criterion"].tolist() == ["exact", "all bfloat16", "–"]
 

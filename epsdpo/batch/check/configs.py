@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from epsdpo.batch.check.arithmetic import check_arithmetic
 from epsdpo.batch.check.findings import ERROR, NOTE, OK, WARNING, Checked, Finding, text_of
 from epsdpo.batch.check.pins import check_sources
 from epsdpo.batch.check.texts import check_texts
 from epsdpo.batch.check.training import check_training
-from epsdpo.experiment import ConfigError, load_experiments
-from epsdpo.experiment.load import BASE_MARK
+from epsdpo.experiment import ConfigError
+from epsdpo.experiment.load import BASE_MARK, layered_experiments
 from epsdpo.models.own_code import own_code
 
 __all__ = ["ERROR", "NOTE", "OK", "WARNING", "Checked", "Finding", "check_configs", "config_files", "text_of"]
@@ -34,15 +35,16 @@ def check_configs(
     """
     for file in config_files(paths):
         try:
-            experiments = load_experiments(file, overrides)
+            experiments = layered_experiments(file, overrides)
         except ConfigError as error:
             yield Checked(file, [file.stem], [Finding(ERROR, line) for line in str(error).splitlines()])
             continue
         alike: dict[tuple[Finding, ...], list[str]] = {}
-        for experiment in experiments:
+        for experiment, layers in experiments:
             own = [Finding(ERROR, problem) for problem in own_code(experiment)]
             findings = (
                 *(own or check_training(experiment, processes)),
+                *check_arithmetic(experiment, layers),
                 *check_sources(experiment),
                 *([] if own else check_texts(experiment)),
             )
