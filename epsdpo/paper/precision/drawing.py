@@ -117,7 +117,8 @@ def beta_by_precision(steps: pd.DataFrame, title: str) -> Figure:
         axes.set_title(setting, fontsize="medium")
         axes.set_xlabel("optimiser step")
         axes.set_ylim(bottom=0.0)
-    panels[0].set_ylabel("β (KL penalty)")
+    for axes in panels[: len(settings) : columns]:
+        axes.set_ylabel("β (KL penalty)")
     figure.suptitle(title)
     legend_below(figure, list(handles.values()), list(handles))
     return figure
