@@ -134,7 +134,7 @@ def test_ours_come_before_trls_and_each_after_its_section(capsys):
         ("evaluate.top_p", "evaluate.top_p  (float > 0 and ≤ 1; default: 1.0)"),
         (
             "train.criterion",
-            "train.criterion_dtype  (float32 or bfloat16 or bfloat16_logits or float16; default: float32",
+            "train.criterion_dtype  (float32 or bfloat16 or bfloat16_logits or float16; default: float32)",
         ),
         ("train.learning", "train.learning_rate  (float; default: 1.0e-06)"),
         ("train.global_batch_size", "train.global_batch_size  (int or null; default: 128)"),
