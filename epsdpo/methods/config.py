@@ -47,9 +47,9 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
             "help": "Arithmetic of the criterion, by which launch of the released code it is. 'float32' is exact: its "
             "launch without bf16. 'bfloat16' rounds every operation from logits to sequence sums: its launch under "
             "DeepSpeed ZeRO-3, the published one, where most pairs tie; its decisions are reproduced and not its loss, "
-            "which was made of bfloat16 sums too and is exact here. 'bfloat16_logits' rounds both models' logits, for the "
-            "criterion and for the loss, and nothing after them: its launch with bf16 on one process, DDP or FSDP, where "
-            "hardly any pair ties. 'float16' rounds as 'bfloat16' does, to eight times as fine a grid. [K]",
+            "which was made of bfloat16 sums too and is exact here. 'bfloat16_logits' rounds both models' logits, "
+            "for the criterion and for the loss, and nothing after them: its launch with bf16 on one process, DDP or "
+            "FSDP, where hardly any pair ties. 'float16' rounds as 'bfloat16' does, to eight times as fine a grid. [K]",
             "choices": list(ARITHMETICS),
         },
     )

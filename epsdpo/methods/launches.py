@@ -14,7 +14,7 @@ IN_WORDS = {
     "float16_logits": "float16 logits",  # nothing here computes so
 }
 
-PUBLISHED = "bfloat16"  # the paper's runs: DeepSpeed ZeRO-3 with bf16
+PUBLISHED = "bfloat16"  # by the launch that was released with the code: DeepSpeed ZeRO-3 with bf16
 
 
 def arithmetic_of(mixed_precision: str, zero: bool, weights: str) -> str:

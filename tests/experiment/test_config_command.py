@@ -132,7 +132,10 @@ def test_ours_come_before_trls_and_each_after_its_section(capsys):
         ("name", "name  (text; default: the file's name)"),
         ("data.max_prompt_length", "data.max_prompt_length  (int > 0 or null; default: null)"),
         ("evaluate.top_p", "evaluate.top_p  (float > 0 and ≤ 1; default: 1.0)"),
-        ("train.criterion", "train.criterion_dtype  (float32 or bfloat16; default: float32)"),
+        (
+            "train.criterion",
+            "train.criterion_dtype  (float32 or bfloat16 or bfloat16_logits or float16; default: float32)",
+        ),
         ("train.learning", "train.learning_rate  (float; default: 1.0e-06)"),
         ("train.global_batch_size", "train.global_batch_size  (int or null; default: 128)"),
         ("eval_strategy", "train.eval_strategy  ('no' or steps or epoch; default: 'no')"),

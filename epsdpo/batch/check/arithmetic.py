@@ -29,7 +29,7 @@ def check_arithmetic(experiment: Experiment, layers: Layers) -> Iterator[Finding
         yield Finding(
             WARNING,
             f"criterion: {IN_WORDS[name]} ({key} is {name!r}, {f'by {where}' if where else 'its default'}), where the "
-            f"paper's runs had {IN_WORDS[PUBLISHED]}: other pairs tie, and β moves otherwise (docs/launches.md). "
+            f"published launch has {IN_WORDS[PUBLISHED]}: other pairs tie, and β moves otherwise (docs/launches.md). "
             f"{key}: {PUBLISHED} restores the published algorithm",
         )
         return
