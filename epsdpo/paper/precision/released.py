@@ -104,4 +104,23 @@ def launches_in_words(shares: pd.DataFrame) -> pd.DataFrame:
     shown = shown.rename(columns={"ties": "tie", "steps": "β⁻ / β⁺ (mean step)"})
     wide = shown.pivot(index=["launch", "arithmetic"], columns="epsilon", values=["tie", "β⁻ / β⁺ (mean step)"])
     order = shares[["launch", "arithmetic"]].drop_duplicates().apply(tuple, axis=1)
-    return wide.swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False).loc[list(order)]
+    return (
+        wide.swaplevel(axis=1)
+        .sort_index(axis=1, level=0, sort_remaining=False)
+        .loc[list(order)]
+        .rename_axis(index=["launch of the released code", "criterion_dtype here"], columns=["ε", None])
+    )
+
+
+def agreement(measured: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
+    """The share of pairs that are decided as under a launch, in the arithmetic that it has: launches by ε.
+
+    Args:
+        measured: of `measure_pairs`, on the same pairs.
+        recorded: of `recorded_decisions`.
+    """
+    shares = {}
+    for launch, alike in recorded.merge(measured, on=["pair_id", "epsilon"]).groupby("launch", sort=False):
+        words, arithmetic = LAUNCHES[launch]
+        shares[words] = (alike[arithmetic] == alike["released"]).groupby(alike["epsilon"]).mean()
+    return pd.DataFrame(shares).T.rename_axis(index="launch", columns="epsilon")
