@@ -98,7 +98,7 @@ def launch_shares(recorded: pd.DataFrame) -> pd.DataFrame:
 def launches_in_words(shares: pd.DataFrame) -> pd.DataFrame:
     """`launch_shares` as a page shows it: a row per launch, and for each ε its ties with interval and its mean step."""
     shown = shares.assign(
-        ties=[f"{row.tied:.0%} [{row.tied_low:.0%}, {row.tied_high:.0%}]" for row in shares.itertuples()],
+        ties=[f"{row.tied:.0%} [{100 * row.tied_low:.0f}, {100 * row.tied_high:.0f}]" for row in shares.itertuples()],
         steps=[f"{row.relaxed:.0%} / {row.tightened:.0%} ({row.mean_step:+.2f})" for row in shares.itertuples()],
     )
     shown = shown.rename(columns={"ties": "tie", "steps": "β⁻ / β⁺ (mean step)"})
