@@ -144,6 +144,7 @@ def test_precision_study_of_a_batch(batch, tmp_path):
     text = manifest.with_name("notebook.html").read_text(encoding="utf-8")
     assert "Warning" not in text and "<script>alert" not in text
     assert "it holds no two ε-DPO runs that differ" in text
+    assert "DeepSpeed ZeRO-3, bf16 (published)" in text and "89% [81, 93]" in text
     pictures = {path.stem for path in manifest.parent.glob("*.png")}
     assert pictures == {"chances", "shares_by_epsilon", "shares_by_length", "table_5"}
     shares = pd.read_csv(manifest.with_name("shares_by_epsilon.csv"))

@@ -54,7 +54,6 @@ HEADS = {
     "sums_rounded": "sums rounded",
     "bfloat16_logits": "bfloat16 logits",
     "launch": "launch of the released code",
-    "arithmetic": "criterion_dtype here",
     "twins": "pairs of runs",
     "reported": "Table 5",
     "rounded_sums": "rounded sums",

@@ -98,10 +98,29 @@ def launch_shares(recorded: pd.DataFrame) -> pd.DataFrame:
 def launches_in_words(shares: pd.DataFrame) -> pd.DataFrame:
     """`launch_shares` as a page shows it: a row per launch, and for each ε its ties with interval and its mean step."""
     shown = shares.assign(
-        ties=[f"{row.tied:.0%} [{row.tied_low:.0%}, {row.tied_high:.0%}]" for row in shares.itertuples()],
+        ties=[f"{row.tied:.0%} [{100 * row.tied_low:.0f}, {100 * row.tied_high:.0f}]" for row in shares.itertuples()],
         steps=[f"{row.relaxed:.0%} / {row.tightened:.0%} ({row.mean_step:+.2f})" for row in shares.itertuples()],
     )
     shown = shown.rename(columns={"ties": "tie", "steps": "β⁻ / β⁺ (mean step)"})
     wide = shown.pivot(index=["launch", "arithmetic"], columns="epsilon", values=["tie", "β⁻ / β⁺ (mean step)"])
     order = shares[["launch", "arithmetic"]].drop_duplicates().apply(tuple, axis=1)
-    return wide.swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False).loc[list(order)]
+    return (
+        wide.swaplevel(axis=1)
+        .sort_index(axis=1, level=0, sort_remaining=False)
+        .loc[list(order)]
+        .rename_axis(index=["launch of the released code", "criterion_dtype here"], columns=["ε", None])
+    )
+
+
+def agreement(measured: pd.DataFrame, recorded: pd.DataFrame) -> pd.DataFrame:
+    """The share of pairs that are decided as under a launch, in the arithmetic that it has: launches by ε.
+
+    Args:
+        measured: of `measure_pairs`, on the same pairs.
+        recorded: of `recorded_decisions`.
+    """
+    shares = {}
+    for launch, alike in recorded.merge(measured, on=["pair_id", "epsilon"]).groupby("launch", sort=False):
+        words, arithmetic = LAUNCHES[launch]
+        shares[words] = (alike[arithmetic] == alike["released"]).groupby(alike["epsilon"]).mean()
+    return pd.DataFrame(shares).T.rename_axis(index="launch", columns="epsilon")

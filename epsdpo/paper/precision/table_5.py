@@ -1,4 +1,4 @@
-"""The step rates that the paper reports (Table 5), and what arithmetic could have led to them.
+"""The step rates that the paper reports (Table 5), and which arithmetic leads to such rates.
 
 The table's rows, of constant ε_c, hold nearly the same average step at each ε_s: how far β went does not matter, and
 what the criterion looked at does. Two explanations are fitted, each to the three averages:
@@ -8,7 +8,9 @@ what the criterion looked at does. Two explanations are fitted, each to the thre
   normal over pairs and over training, with means ±μ/2 and one deviation σ, and step with
   `chances_of_shifts`; two parameters.
 
-With three numbers the second leaves one degree of freedom. It is a hypothesis about runs that nobody outside has seen.
+With three numbers the second leaves one degree of freedom. That the published launch rounds its sums was measured; that
+the runs of Table 5 were launched so is assumed, since their config is not released, and what rounding tokens before the
+sums did to them is not known.
 """
 
 from dataclasses import dataclass
