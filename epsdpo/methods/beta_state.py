@@ -57,6 +57,10 @@ def require_beta(step: int, entry: dict[str, Any] | None, beta: float, fresh_bet
         )
 
 
+# Settings that came later, as the runs had them whose checkpoints do not tell.
+_UNSAID = {"round_rotary_frequencies": False}
+
+
 def require_same_run(step: int, entry: dict[str, Any], first: dict[str, Any], settings: dict[str, Any]) -> None:
     """Refuse what the checkpoint at optimiser step `step` says of β if no run, or another one, can have written it.
 
@@ -68,7 +72,7 @@ def require_same_run(step: int, entry: dict[str, Any], first: dict[str, Any], se
         NotWhole: if something is missing, or β is no positive number.
         ValueError: if it belongs to a run with other settings.
     """
-    saved = entry.get("settings") if isinstance(entry.get("settings"), dict) else {}
+    saved = _UNSAID | entry["settings"] if isinstance(entry.get("settings"), dict) else {}
     lacks = [*(first.keys() - entry.keys()), *(f"settings.{key}" for key in settings.keys() - saved.keys())]
     if lacks:
         raise NotWhole(f"what the checkpoint at step {step} says of β lacks {', '.join(sorted(lacks))}")

@@ -536,3 +536,13 @@ def test_a_checkpoint_written_over_what_a_killed_process_left_of_it_is_whole(tmp
     listed = read_list(checkpoint)["files"]
     assert set(listed) == {"model.safetensors"}
     require_listed(checkpoint, listed)
+
+
+def test_a_checkpoint_of_before_a_setting_came_is_gone_on_from(make, run):
+    newest = max(run.glob("checkpoint-*"))
+    state = json.loads((newest / "trainer_state.json").read_text(encoding="utf-8"))
+    entry = state["stateful_callbacks"]["EpsilonDPO"]["attributes"]
+    assert entry["settings"].pop("round_rotary_frequencies") is False
+    make(run).require_same_run(state)
+    with pytest.raises(ValueError, match="round_rotary_frequencies: False → True"):
+        make(run, round_rotary_frequencies=True).require_same_run(state)
