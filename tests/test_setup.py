@@ -149,7 +149,9 @@ STAND_IN = """#!/bin/sh
 # Answers for python and for the python of the environment it "makes"; fails where a file named `broken` says so.
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv" >> calls ;;
-  "-m "*) echo "$*" >> calls; if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
+  "-m "*|"-c import sys; from "*)
+    echo "$*" >> calls
+    if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
 esac
 """
 

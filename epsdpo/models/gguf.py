@@ -35,6 +35,7 @@ _MAGIC = b"GGUF"
 _BYTES_PER_WEIGHT = 4
 _FETCH = "Fetch or write it again"
 _ROOM = "Make room there, or set EPSDPO_CACHE to a folder that has it"
+_WHOLE = ("F64", "F32", "F16", "BF16")  # kinds of weights that are not quantised
 # Names in such files for GPT-2's way of taking a text apart before byte-level BPE. Older files name none.
 _AS_GPT_2 = ("gpt-2", "phi-2", "mpt", "olmo")
 _NONE_NAMED = "default"
@@ -72,8 +73,11 @@ def weights_in_words(source: str) -> str:
     folder, _ = as_folder(source)
     shares: dict[str, float] = json.loads((Path(folder) / WEIGHTS_FILE).read_text(encoding="utf-8"))
     mixture = ", ".join(f"{name} {share:.0%}".replace("%", " %") for name, share in shares.items() if share >= 0.005)
-    bits = re.search(r"Q(\d)", max(shares, key=lambda name: shares[name]))
-    return f"{bits[1]}-bit weights ({mixture}), dequantised" if bits else f"weights as in the file ({mixture})"
+    most = max(shares, key=lambda name: shares[name])
+    if most in _WHOLE:
+        return f"weights as in the file ({mixture})"
+    bits = re.search(r"(?:Q|FP)(\d)", most)
+    return f"{f'{bits[1]}-bit' if bits else 'quantised'} weights ({mixture}), dequantised"
 
 
 def _folder_of(source: str, content: str) -> Path:
@@ -175,7 +179,6 @@ def _unquantised(model: PreTrainedModel) -> PreTrainedModel:
     with torch.device("meta"):
         fresh = type(model)(config)
     fresh.load_state_dict(model.state_dict(), assign=True)
-    fresh.tie_weights()
     fresh.generation_config = model.generation_config
     return fresh
 

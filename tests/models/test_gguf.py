@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from kit.official import OFFICIAL
 from kit.tiny_gguf import TEMPLATE, TEXTS, tiny_llama, tiny_tokenizer, write_gguf
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from epsdpo.batch.check.configs import ERROR, OK, check_configs
@@ -66,7 +67,10 @@ def logits(model):
 @pytest.mark.parametrize("tied", [True, False])
 def test_whole_numbers_come_back_to_the_bit(tmp_path, tied):
     original = tiny_llama(tied=tied)
-    model, _ = converted(write_gguf(tmp_path / "tiny.gguf", original))
+    file = write_gguf(tmp_path / "tiny.gguf", original)
+    model, _ = converted(file)
+    with safe_open(f"{as_folder(str(file))[0]}/model.safetensors", "pt") as weights:
+        assert ("lm_head.weight" in weights.keys()) is not tied  # noqa: SIM118
     assert model.dtype == torch.float32 and model.config.tie_word_embeddings is tied
     assert (model.get_output_embeddings().weight is model.get_input_embeddings().weight) is tied
     assert torch.equal(logits(model), logits(original))
@@ -197,8 +201,10 @@ def test_a_file_is_converted_once_wherever_it_lies_and_anew_when_it_changed(file
 def test_what_lies_beside_the_file_is_no_part_of_it(file, tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}', encoding="utf-8")
     (tmp_path / "chat_template.jinja").write_text("another", encoding="utf-8")
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "owner/base"}', encoding="utf-8")
     model, tokenizer = converted(file)
-    assert model.generation_config.eos_token_id == 2 and tokenizer.chat_template == TEMPLATE
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id == 2
+    assert tokenizer.chat_template == TEMPLATE
 
 
 def test_of_several_processes_one_converts_and_all_get_the_same(file):
