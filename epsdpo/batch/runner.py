@@ -25,6 +25,7 @@ from epsdpo.batch.plan import Standing, check_names, plan_stages, standings
 from epsdpo.batch.progress import PLAN, Display
 from epsdpo.batch.specs import PlannedStage, StageId
 from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_saved, save_experiment
+from epsdpo.experiment.gguf_file import is_gguf
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_whole
 from epsdpo.models.local_models import require_local
@@ -231,7 +232,10 @@ def sole_runner(run_dir: Path) -> Iterator[None]:
 
 
 def _known(experiment: Experiment, run_dir: Path) -> Experiment:
-    """The experiment with the commit of its model that its run resolved before, where the config does not name one."""
+    """The experiment with the commit of its model that its run resolved before, where the config does not name one;
+    with the content of a GGUF file as it is now."""
+    if is_gguf(experiment.model.name_or_path) and Path(experiment.model.name_or_path).exists():
+        return experiment.model_copy(update={"model": pin_revision(experiment.model)})
     file = run_dir / experiment.name / EXPERIMENT_FILE
     if not file.exists() or experiment.model.revision is not None:
         return experiment

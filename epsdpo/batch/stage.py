@@ -24,6 +24,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, ConfigError, Experiment, load_sav
 from epsdpo.experiment.paths import REPOSITORY, output_path, resolve_path
 from epsdpo.experiment.values import number_advice
 from epsdpo.methods.record import first_step, incompleteness, read_criterion
+from epsdpo.models.local_models import gguf_facts
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.runs.fingerprint import key_parts
 from epsdpo.runs.layout import EXECUTED, MODEL_FOLDER, NOTEBOOKS, PAGE, experiment_of, kept_in
@@ -166,7 +167,7 @@ def run_stage(stage: str, parameters: dict[str, Any], output_dir: str | Path, ti
         output_dir,
         stage=stage,
         parameters=parameters,
-        facts={**({} if experiment is None else experiment_facts(experiment)), **_record_facts(stage, output_dir)},
+        facts={**({} if experiment is None else _facts(experiment)), **_record_facts(stage, output_dir)},
         parts=parts,
         inputs=inputs,
         started=started,
@@ -223,6 +224,12 @@ def _inputs(parameters: dict[str, Any]) -> list[Path]:
     names = [name for name in parameters if name in ("config", "compare_with") or name.endswith("_dir")]
     paths = [parameters[name] for name in names if name != "output_dir" and parameters[name]]
     return [resolve_path(path) for path in (*paths, *parameters.get("runs", []))]
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    """What a manifest says of the experiment, and of the GGUF files that it names."""
+    files = gguf_facts(experiment)
+    return {**experiment_facts(experiment), **({"gguf": files} if files else {})}
 
 
 def _record_facts(stage: str, output_dir: Path) -> dict[str, Any]:

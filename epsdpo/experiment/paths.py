@@ -16,7 +16,12 @@ def looks_local(name: str) -> bool:
     """Whether a name that may be a hub id, owner/name, can only be meant as a path: by its form, or since its folder is
     here."""
     path = Path(name)
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or (len(path.parts) > 1 and path.parent.is_dir())
+    return (
+        name.startswith((".", "/", "~"))
+        or name.lower().endswith(".gguf")
+        or name.count("/") > 1
+        or (len(path.parts) > 1 and path.parent.is_dir())
+    )
 
 
 def resolve_path(path: str | Path, made_by: str = "") -> Path:

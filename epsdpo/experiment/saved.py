@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from epsdpo.experiment.gguf_file import is_gguf, told_by_content, with_content
 from epsdpo.experiment.load import load_experiment
 from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS, Experiment
 from epsdpo.experiment.sections.model import ModelSection
@@ -66,7 +67,9 @@ def claim_folder(
     path = Path(folder) / EXPERIMENT_FILE
     if path.exists():
         claimed = load_experiment(path)
-        if experiment.model.revision is None:
+        if is_gguf(experiment.model.name_or_path):
+            experiment = experiment.model_copy(update={"model": with_content(experiment.model)})
+        elif experiment.model.revision is None:
             model = experiment.model.model_copy(update={"revision": claimed.model.revision})
             experiment = experiment.model_copy(update={"model": model})
         old, new = (_decisive(one) for one in (claimed, experiment))
@@ -90,4 +93,5 @@ def claim_folder(
 
 
 def _decisive(experiment: Experiment) -> dict[str, Any]:
-    return flatten(experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)}))
+    values = experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)})
+    return flatten({**values, "model": told_by_content(values["model"], "name_or_path")})

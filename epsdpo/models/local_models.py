@@ -1,6 +1,7 @@
 """What a config names on this machine: folders of models, and files. What cannot work is found before anything runs.
 
-Of a model it looks at names, config.json and tokenizer, and reads no weights. A hub id is left to the hub.
+Of a model it looks at names, config.json and tokenizer, and reads no weights; a GGUF file is converted, once. A hub id
+is left to the hub.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from epsdpo.experiment import ON_POLICY, WORLD, ConfigError, Experiment
+from epsdpo.experiment.gguf_file import GgufError, content_of, is_gguf
 from epsdpo.experiment.paths import looks_local
 from epsdpo.files import read_text
 from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
+from epsdpo.models.gguf import as_folder, weights_in_words
 from epsdpo.models.own_code import require_no_own_code
 
 NOT_HERE = "no such file or folder, seen from {}. Check the path; a hub id has the form owner/name"
@@ -40,9 +43,11 @@ def local_problems(experiment: Experiment) -> Iterator[str]:
     for key, name in _paths(experiment):
         if (looks_local(name) or name.endswith(_FILES)) and not Path(name).expanduser().exists():
             yield f"{key} is {name!r}: {NOT_HERE.format(Path.cwd())}"
-    for key, name in _models(experiment):
+    for key, name, revision in _models(experiment):
         if name.startswith("~") and Path(name).expanduser().exists():
             yield f"{key} is {name!r}, which is not expanded. Write {str(Path(name).expanduser())!r}"
+        elif is_gguf(name):
+            yield from _gguf_problems(key, name, revision)
         elif Path(name).exists() and (problem := folder_problem(Path(name))):
             yield f"{key} is {name!r}: {problem}"
 
@@ -63,7 +68,7 @@ def folder_problem(folder: Path) -> str | None:
 
 def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
     """(key, value) of everything that may be a path, but for `data.source`, which preparation looks at first."""
-    yield from _models(experiment)
+    yield from ((key, name) for key, name, _ in _models(experiment))
     template = experiment.model.chat_template
     if template is not None:
         yield "model.chat_template", template if template.endswith(".jinja") else template.partition("@")[0]
@@ -82,15 +87,33 @@ def _paths(experiment: Experiment) -> Iterator[tuple[str, str]]:
     yield from ((f"evaluate.{key}", name) for key, name in files.items() if name is not None)
 
 
-def _models(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """(key, value) of every model that is loaded here."""
+def _models(experiment: Experiment) -> Iterator[tuple[str, str, str | None]]:
+    """(key, value, revision) of every model that is loaded here."""
     if experiment.model.name_or_path != WORLD:
-        yield "model.name_or_path", experiment.model.name_or_path
+        yield "model.name_or_path", experiment.model.name_or_path, experiment.model.revision
     on_policy, judge = experiment.data.on_policy, experiment.evaluate and experiment.evaluate.judge
     if on_policy is not None and on_policy.ranker.model != WORLD:
-        yield "data.on_policy.ranker.model", on_policy.ranker.model
+        yield "data.on_policy.ranker.model", on_policy.ranker.model, on_policy.ranker.revision
     if judge is not None and judge.kind not in ("gold", "chat"):
-        yield "evaluate.judge.model", judge.model
+        yield "evaluate.judge.model", judge.model, judge.revision
+
+
+def gguf_facts(experiment: Experiment) -> dict[str, dict[str, str]]:
+    """Of each GGUF file that a config names and that is here, by its key: where it lies, its content, and how it holds
+    its weights."""
+    return {
+        key: {"file": name, "content": content_of(name), "weights": weights_in_words(name)}
+        for key, name, revision in _models(experiment)
+        if is_gguf(name) and Path(name).is_file() and revision in (None, content_of(name))
+    }
+
+
+def _gguf_problems(key: str, name: str, revision: str | None) -> Iterator[str]:
+    if Path(name).exists():
+        try:
+            as_folder(name, revision)
+        except GgufError as error:
+            yield f"{key}: {error}"
 
 
 def _config_problem(folder: Path) -> str | None:

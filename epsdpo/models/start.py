@@ -1,7 +1,7 @@
 """Which weights and tokenizer an experiment starts from.
 
-The embedded world's model, a local folder or a pinned hub model. Training and evaluation both ask here, so that the
-reference of one is the reference of the other.
+The embedded world's model, a local folder or GGUF file, or a pinned hub model. Training and evaluation both ask here,
+so that the reference of one is the reference of the other.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from epsdpo.experiment import WORLD, ConfigError, Experiment, ModelSection
+from epsdpo.experiment.gguf_file import GgufError, is_gguf, with_content
 from epsdpo.experiment.paths import looks_local, resolve_path
 from epsdpo.files import read_text
 from epsdpo.methods.loading import OwnCodeError, read_config, read_tokenizer
 from epsdpo.methods.vocabulary import require_known_tokens
+from epsdpo.models.gguf import as_folder
 from epsdpo.models.hub import commit_of
 from epsdpo.models.local_models import NOT_HERE
 from epsdpo.runs.layout import MODEL_FOLDER
@@ -36,7 +38,10 @@ def start_of(experiment: Experiment) -> Start:
         from epsdpo.world.build import reference_model_dir
 
         return Start(str(reference_model_dir(experiment.data.world)), None)
-    return Start(model.name_or_path, model.revision)
+    try:
+        return Start(*as_folder(model.name_or_path, model.revision))
+    except GgufError as error:
+        raise ConfigError(f"model.name_or_path: {error}") from error
 
 
 def load_tokenizer(experiment: Experiment) -> PreTrainedTokenizerBase:
@@ -87,8 +92,9 @@ def read_chat_template(place: str, local_files_only: bool = False) -> str:
         if place.endswith(".jinja"):
             return read_text(resolve_path(place))
         source, _, revision = place.partition("@")
-        template = read_tokenizer(source, revision or None, local_files_only=local_files_only).chat_template
-    except OwnCodeError as error:
+        source, commit = as_folder(source, revision or None)
+        template = read_tokenizer(source, commit, local_files_only=local_files_only).chat_template
+    except (GgufError, OwnCodeError) as error:
         raise ConfigError(f"model.chat_template: {error}") from error
     except (OSError, ValueError) as error:
         raise ConfigError(
@@ -133,11 +139,17 @@ def after_sft(experiment: Experiment, sft_dir: str | Path) -> Experiment:
 
 
 def pin_revision(model: ModelSection) -> ModelSection:
-    """The same section with the commit that a hub model's branch, tag or missing revision stands for today.
+    """The same section with the commit that a hub model's branch, tag or missing revision stands for today, or with
+    the content of a GGUF file.
 
     Raises:
-        ConfigError: if the hub cannot be asked.
+        ConfigError: if the hub cannot be asked, or the file is not there, or not that of the revision.
     """
+    if is_gguf(model.name_or_path):
+        try:
+            return with_content(model)
+        except GgufError as error:
+            raise ConfigError(f"model.name_or_path: {error}") from error
     if model.name_or_path == WORLD or Path(model.name_or_path).exists():
         return model
     _require_folder(model.name_or_path)

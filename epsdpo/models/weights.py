@@ -7,9 +7,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from epsdpo.experiment import ConfigError, ModelSection, RankerSection
+from epsdpo.experiment.gguf_file import GgufError
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.methods.chat_template import draws_at_random
 from epsdpo.methods.loading import OwnCodeError, load_causal_lm, load_model, read_tokenizer
+from epsdpo.models.gguf import as_folder
 from epsdpo.models.hub import model_identity
 
 
@@ -38,18 +40,22 @@ def load_scoring_model(
         ConfigError: if it cannot be loaded, its chat template draws at random, or the checkpoint lacks weights of this
             class, which would be random.
     """
-    name = weights_name(settings.model, settings.revision, section)
-    revision = None if Path(settings.model).is_dir() else name.rpartition("@")[2]
+    try:
+        source, revision = as_folder(settings.model, settings.revision)
+    except GgufError as error:
+        raise ConfigError(f"{section}.model: {error}") from error
+    name = weights_name(source, revision, section)
+    revision = None if Path(source).is_dir() else name.rpartition("@")[2]
     try:
         model, loading = load_model(
-            settings.model,
+            source,
             model_class,
             revision=revision,
             dtype=getattr(torch, settings.dtype),
             use_safetensors=True,
             output_loading_info=True,
         )
-        tokenizer = read_tokenizer(settings.model, revision)
+        tokenizer = read_tokenizer(source, revision)
     except OwnCodeError as error:
         raise ConfigError(f"{section}.model: {error}") from error
     except (OSError, ValueError) as error:

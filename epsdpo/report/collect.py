@@ -117,6 +117,13 @@ def _kept_analyses(directory: Path) -> dict[str, str]:
     return {"kept results": "; ".join(kept)} if kept else {}
 
 
+def quantised_weights(run: Run) -> list[str]:
+    """In words, the weights of each GGUF file that a run was trained or evaluated with, as its manifests tell."""
+    manifests = [read_manifest(run.directory / stage) or {} for stage in ("train", "evaluate")]
+    files = {key: facts for manifest in manifests for key, facts in manifest.get("gguf", {}).items()}
+    return [f"{key} is {facts['file']}, {facts['weights']}" for key, facts in files.items()]
+
+
 def origin_of(train_dir: Path) -> dict[str, str]:
     """Git commit, package versions, machine and time of one training, read from its manifest."""
     manifest = read_manifest(train_dir)

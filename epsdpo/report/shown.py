@@ -8,7 +8,7 @@ import pandas as pd
 
 from epsdpo.evaluation.judges.counts import completeness
 from epsdpo.methods.record import incompleteness
-from epsdpo.report.collect import Run
+from epsdpo.report.collect import Run, quantised_weights
 from epsdpo.report.head_to_head import head_to_head, with_win_rate
 from epsdpo.runs.layout import PAGE, link_to
 from epsdpo.runs.manifest import read_manifest
@@ -79,7 +79,8 @@ def evaluation_overview(results: pd.DataFrame) -> pd.DataFrame:
 def headline(runs: list[Run]) -> str:
     """HTML: what each run came to, a sentence each with intervals; a difference that may be chance is called so.
 
-    First come the runs of which not every comparison was judged, or not every step is recorded.
+    First come the runs of which not every comparison was judged, or not every step is recorded, and what GGUF files
+    their numbers are of.
     """
     judged = with_win_rate(runs)
     baseline = judged[0].experiment.title if judged else None
@@ -104,7 +105,7 @@ def headline(runs: list[Run]) -> str:
                 f"{gain['baseline']}{'' if certain else ', which may be chance'}"
             )
         sentences.append(f"<li><b>{html.escape(title)}</b>: {html.escape(text)}.</li>")
-    return f"{_incomplete(runs)}<ul>{''.join(sentences)}</ul>"
+    return f"{_incomplete(runs)}{_quantised(runs)}<ul>{''.join(sentences)}</ul>"
 
 
 def _evaluation_in_words(summary: dict[str, Any]) -> str:
@@ -130,6 +131,16 @@ def _incomplete(runs: list[Run]) -> str:
         for run, problem in problems
         if problem
     )
+
+
+def _quantised(runs: list[Run]) -> str:
+    """HTML: a paragraph for each GGUF file, with the runs whose numbers are those of its weights."""
+    users: dict[str, list[str]] = {}
+    for run in runs:
+        for weights in quantised_weights(run):
+            users.setdefault(weights, []).append(run.experiment.title)
+    lines = [f"{weights}: {', '.join(titles)}" for weights, titles in users.items()]
+    return "".join(f"<p>{html.escape(line)}.</p>" for line in lines)
 
 
 def links_table(runs: list[Run], page_dir: str | Path) -> str:

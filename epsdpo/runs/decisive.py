@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.gguf_file import told_by_content
 from epsdpo.experiment.schema import ABOUT_EARLIER_PARTS
 from epsdpo.experiment.sections.server import ACCESS
 from epsdpo.runs.reach import digest
@@ -47,6 +48,8 @@ def of_sft(experiment: Experiment) -> dict[str, Any]:
 
 def _data(experiment: Experiment) -> dict[str, Any]:
     data = experiment.data.model_dump()
+    if data["on_policy"] is not None:
+        data["on_policy"]["ranker"] = told_by_content(data["on_policy"]["ranker"], "model")
     if data["on_policy"] is not None and data["on_policy"]["server"] is not None:
         data["on_policy"]["server"] = _decisive("server", data["on_policy"]["server"])
     return data
@@ -58,6 +61,7 @@ def _decisive(name: str, section: dict[str, Any]) -> dict[str, Any]:
 
 def of_training(experiment: Experiment) -> dict[str, Any]:
     values = experiment.model_dump(exclude={"train": set(ABOUT_EARLIER_PARTS)})
+    values["model"] = told_by_content(values["model"], "name_or_path")
     return {section: values[section] for section in ("method", "seed", "model", "train")}
 
 
@@ -70,6 +74,8 @@ def of_evaluation(experiment: Experiment) -> dict[str, Any]:
         return settings
     sections = {"evaluate": evaluate, **{name: evaluate[name] for name in ("server", "judge")}}
     kept = {name: _decisive(name, section) for name, section in sections.items() if section is not None}
+    if evaluate["judge"] is not None and evaluate["judge"]["kind"] != "chat":  # whose model is only a server's name
+        kept["judge"] = told_by_content(kept["judge"], "model")
     template = Path((evaluate["judge"] or {}).get("template") or "")
     if template.is_file():  # one that is not there is refused when the judge is loaded
         kept["judge"]["template"] = digest(template.read_bytes())
@@ -77,7 +83,8 @@ def of_evaluation(experiment: Experiment) -> dict[str, Any]:
 
 
 def _tokenizer(experiment: Experiment) -> dict[str, Any]:
-    return experiment.model.model_dump(include={"name_or_path", "revision", "chat_template"})
+    model = experiment.model.model_dump(include={"name_or_path", "revision", "chat_template"})
+    return told_by_content(model, "name_or_path")
 
 
 def _loaded_model(experiment: Experiment) -> dict[str, Any]:

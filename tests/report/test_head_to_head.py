@@ -155,6 +155,18 @@ def test_settings_that_a_config_leaves_to_the_trainer_are_shown(tmp_path):
     assert table.loc[["eps", "stated", "simpo"], "criterion"].tolist() == ["exact", "all bfloat16", "–"]
 
 
+def test_a_report_begins_with_what_its_runs_owe_to_quantised_weights(tmp_path):
+    write_trained(tmp_path, "a", "whole", [0.1, 0.1])
+    write_trained(tmp_path, "b", "cut <down>", [0.1, 0.1])
+    assert "dequantised" not in headline(collect(tmp_path)[0])
+    facts = {"file": "a&b.gguf", "content": "sha256:0", "weights": "4-bit weights (Q4_1 100 %), dequantised"}
+    manifest = {"key": "train", "gguf": {"model.name_or_path": facts}}
+    (tmp_path / "b" / "train" / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    assert headline(collect(tmp_path)[0]).startswith(
+        "<p>model.name_or_path is a&amp;b.gguf, 4-bit weights (Q4_1 100 %), dequantised: cut &lt;down&gt;.</p>"
+    )
+
+
 def test_the_index_counts_what_was_not_judged_beside_the_rate(tmp_path):
     folder = tmp_path / "run" / "evaluate"
     folder.mkdir(parents=True)

@@ -1,8 +1,6 @@
 """The embedded world: its language and gold reward by hand-made cases, and a tiny world built end to end."""
 
 import random
-import subprocess
-import sys
 from collections import Counter
 
 import pandas as pd
@@ -10,7 +8,6 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from epsdpo.experiment import WorldSection
-from epsdpo.world import build as world
 from epsdpo.world.build import (
     Instruction,
     SftSettings,
@@ -262,22 +259,3 @@ def test_evaluation_prompts():
     for row in prompts.itertuples():
         assert row.prompt == [{"role": "user", "content": row.instruction}]
         assert parse_instruction(row.instruction).task == row.task
-
-
-def test_what_killed_builds_have_left_in_the_cache_goes_and_what_is_being_built_stays(tmp_path, monkeypatch):
-    monkeypatch.setenv("EPSDPO_CACHE", str(tmp_path))
-    (tmp_path / ".pairs-killed" / "new").mkdir(parents=True)
-    with world._scratch("pairs") as building:
-        assert not (tmp_path / ".pairs-killed").exists()
-        other = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "from epsdpo.world import build as world\nwith world._scratch('pairs') as own: print(own.is_dir())",
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert other.stdout == "True\n" and building.is_dir()
-        assert [path.name for path in tmp_path.glob(".pairs-*")] == [building.name]
-    assert not list(tmp_path.glob(".pairs-*"))

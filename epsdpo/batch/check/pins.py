@@ -13,7 +13,7 @@ from epsdpo.batch.check.findings import ERROR, NOTE, OK, WARNING, Finding
 from epsdpo.experiment import WORLD, Experiment
 from epsdpo.experiment.paths import looks_local
 from epsdpo.models.hub import COMMIT
-from epsdpo.models.local_models import local_problems
+from epsdpo.models.local_models import gguf_facts, local_problems
 
 # Publishers whose models are given out on conditions that each user has to accept on the hub.
 _GATED = ("meta-llama/", "google/gemma", "mistralai/")
@@ -21,7 +21,11 @@ _GATED = ("meta-llama/", "google/gemma", "mistralai/")
 
 def check_sources(experiment: Experiment) -> Iterator[Finding]:
     """A finding on every model and data set of the hub, and on what is local only if it cannot be used."""
-    yield from (Finding(ERROR, problem) for problem in local_problems(experiment))
+    if problems := list(local_problems(experiment)):
+        yield from (Finding(ERROR, problem) for problem in problems)
+    else:
+        for key, facts in gguf_facts(experiment).items():
+            yield Finding(OK, f"{key}: {facts['file']} is {facts['content']}, {facts['weights']}")
     for section, name, revision in _named(experiment):
         kind = "dataset" if section == "data" or section.endswith("prompts") else "model"
         if not on_hub(name):

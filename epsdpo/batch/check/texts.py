@@ -34,6 +34,7 @@ from epsdpo.experiment import ON_POLICY, TEMPLATE_DATE, WORLD, ConfigError, Data
 from epsdpo.methods.chat_template import writes_date
 from epsdpo.methods.loading import read_tokenizer
 from epsdpo.methods.vocabulary import token_problem
+from epsdpo.models.gguf import as_folder
 from epsdpo.models.server import require_ids_for_dates
 from epsdpo.models.start import read_chat_template
 
@@ -228,6 +229,6 @@ def sample_rows(section: DataSection) -> Rows:
 def local_tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase | None:
     """A model's tokenizer, if it is here."""
     try:
-        return read_tokenizer(name, revision, local_files_only=True)
+        return read_tokenizer(*as_folder(name, revision), local_files_only=True)
     except Exception:  # what is wrong with a local one is said by `sources`
         return None

@@ -15,6 +15,7 @@ from epsdpo.experiment import WORLD, ConfigError, Experiment
 from epsdpo.experiment.validate import arguments_for_no_machine
 from epsdpo.methods.loading import read_config
 from epsdpo.methods.method_config import HALF_PRECISION, ON_A_CPU, MethodConfig, accumulation_steps, has_accelerator
+from epsdpo.models.gguf import as_folder
 from epsdpo.train.adapters import check_adapters, lora_config
 from epsdpo.train.memory import ModelShape, Setting, Sharding, estimate_memory
 
@@ -124,7 +125,7 @@ def _memory(
 def local_config(name: str, revision: str | None) -> PretrainedConfig | None:
     """A model's config, if it is here."""
     try:
-        return read_config(name, revision, local_files_only=True)
+        return read_config(*as_folder(name, revision), local_files_only=True)
     except Exception:  # what is wrong with a local one is said by `sources`
         return None
 

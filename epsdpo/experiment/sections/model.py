@@ -68,9 +68,13 @@ class SftSection(Section):
 class ModelSection(Section):
     """The policy's starting point, which is also the reference."""
 
-    name_or_path: str = Field(WORLD, description="'world' (its SFT model), a local folder, or a hub id. [K]")
+    name_or_path: str = Field(
+        WORLD, description="'world' (its SFT model), a local folder or GGUF file, or a hub id. [K]"
+    )
     revision: str | None = Field(
-        None, description="Commit of a hub model; null resolves the newest and records it. [K]"
+        None,
+        description="Commit of a hub model, or 'sha256:' and the digest of a GGUF file; null resolves the newest, or "
+        "that of the file, and records it. [K]",
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="Precision in which the weights are loaded. [K; R: bfloat16]"
