@@ -33,19 +33,21 @@ NO_LOG_RATIOS = (
 _COLUMNS = ["measure", "step", "first_step", "last_step", "pairs", "distinct", "value", "low", "high"]
 
 
-def of_run(train_dir: str | Path, steps: pd.DataFrame) -> pd.DataFrame:
-    """`over_training` of a run of this kit, over the prompts of its data where they lie in its batch, else over pairs.
+def of_run(train_dir: Path, steps: pd.DataFrame, texts: pd.DataFrame | None = None) -> pd.DataFrame:
+    """`over_training` of a run of this kit; of a method without a table of pairs `over_steps`.
 
     Args:
-        steps: from `read_steps`, for what is to be said of a method without a table of pairs.
+        steps: from `read_steps`.
+        texts: the prepared data with columns pair_id and prompt; by default that of its batch. Where there is none,
+            intervals are over pairs.
     """
     pairs = read_pairs(train_dir)
     if not len(pairs):
         return over_steps(steps)
-    data = prepared_of(Path(train_dir))
+    data = prepared_of(train_dir) if texts is None else None
     if data is not None:
-        pairs = with_prompts(pairs, pd.read_parquet(data, columns=["pair_id", "prompt"]))
-    return over_training(pairs)
+        texts = pd.read_parquet(data, columns=["pair_id", "prompt"])
+    return over_training(pairs if texts is None else with_prompts(pairs, texts))
 
 
 def over_training(pairs: pd.DataFrame, windows: int = WINDOWS) -> pd.DataFrame:

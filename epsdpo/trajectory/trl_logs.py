@@ -9,8 +9,8 @@ With `logging_steps` above 1 whatever a row holds is a mean over the steps since
 placed at the middle of its steps, and the β that the run began with is that of its configuration, not the first mean.
 
 Rewards are β (log π - log π_ref): divided by the row's β they are the mean log-ratios of chosen and rejected responses,
-to the digits of the log where all pairs of the row have one β, else to about ε. Those of CPO, SimPO and ORPO are
-β log π, and no log-ratios; `logps/*` tell them apart.
+to the digits of the log where all pairs of the row have one β, else to about ε times their mean size. Those of CPO,
+SimPO and ORPO are β log π, and no log-ratios; `logps/*` tell them apart.
 """
 
 import csv
@@ -206,7 +206,7 @@ def _log_ratio(reward: pd.Series, beta: pd.Series, logps: pd.Series) -> pd.Serie
     log_ratio = reward / beta
     both = log_ratio.notna() & logps.notna()
     alone = both.any() and np.allclose(log_ratio[both], logps[both], rtol=_DIGITS)
-    return log_ratio.where(not alone)
+    return log_ratio * math.nan if alone else log_ratio
 
 
 def _beta_at_start(steps: pd.DataFrame, configured: float | None, stated: float | None, path: Path) -> float:
