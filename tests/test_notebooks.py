@@ -87,7 +87,7 @@ def test_both_methods_beat_the_model_they_started_from(batch):
 def test_figures_stand_beside_their_numbers(batch):
     run_dir, _ = batch
     pictures = list(run_dir.glob("**/*.png"))
-    assert len(pictures) >= 1 + 2 * (1 + 4 + 3) + 4
+    assert len(pictures) >= 1 + 2 * (1 + 6 + 3) + 5
     for picture in pictures:
         assert len(pd.read_csv(picture.with_suffix(".csv"))) > 0, picture
         assert picture.with_suffix(".pdf").exists() and picture.with_suffix(".txt").read_text(encoding="utf-8")
@@ -95,6 +95,10 @@ def test_figures_stand_beside_their_numbers(batch):
         steps = [pd.read_csv(folder / f"{name}.csv") for name in ("beta", "training")]
         pd.testing.assert_frame_equal(*steps)
         assert len(pd.read_csv(folder / "beta_steps.csv")) > 0 and (folder / "beta_steps.html").exists()
+        # Its own page and the report say the same of a run, over the same prompts.
+        apart, joined = pd.read_csv(folder / "apart.csv"), pd.read_csv(run_dir / "report" / "apart.csv")
+        title = load_experiment(folder.parent / "experiment.yaml").title
+        pd.testing.assert_frame_equal(joined[joined["run"] == title].drop(columns="run").reset_index(drop=True), apart)
 
 
 def test_report_joins_what_the_stages_wrote(batch):

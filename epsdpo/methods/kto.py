@@ -28,9 +28,10 @@ class KTOTrainer(RecordsSteps, TrlKTOTrainer):
     def trl_metrics(self, mode: str) -> dict[str, list[float]]:
         return self._metrics[mode]
 
-    def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
+    def margins(self, metrics: dict[str, float]) -> dict[str, float]:
         margin = metrics["rewards/margins"]
-        return {"reward_margin": margin, "log_ratio_margin": margin / self.beta, "reward_accuracy": None}
+        log_ratios = {f"{side}_log_ratio": metrics[f"rewards/{side}"] / self.beta for side in ("chosen", "rejected")}
+        return {"reward_margin": margin, "log_ratio_margin": margin / self.beta, **log_ratios}
 
 
 def unpaired(pairs: Dataset, at_once: int) -> Iterator[dict[str, Any]]:

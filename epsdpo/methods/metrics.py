@@ -42,9 +42,14 @@ def pair_table(pair_index: torch.Tensor, columns: torch.Tensor) -> pd.DataFrame:
     return pairs
 
 
+def log_ratio(pairs: pd.DataFrame, side: str) -> pd.Series:
+    """log π - log π_ref of the "chosen" or the "rejected" response of each pair, in nats."""
+    return pairs[f"{side}_logps"] - pairs[f"ref_{side}_logps"]
+
+
 def log_ratio_margin(pairs: pd.DataFrame) -> pd.Series:
     """z - γ: how much more the policy prefers the chosen response than the reference does, in nats."""
-    return (pairs["chosen_logps"] - pairs["ref_chosen_logps"]) - (pairs["rejected_logps"] - pairs["ref_rejected_logps"])
+    return log_ratio(pairs, "chosen") - log_ratio(pairs, "rejected")
 
 
 def decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
@@ -61,8 +66,8 @@ def decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
 def preference_metrics(pairs: pd.DataFrame) -> dict[str, float]:
     """TRL's metrics under TRL's names; rewards are scaled by each pair's β̃, and are of pairs in the loss alone."""
     scaled = pairs.dropna(subset=["beta"])
-    chosen_rewards = scaled["beta"] * (scaled["chosen_logps"] - scaled["ref_chosen_logps"])
-    rejected_rewards = scaled["beta"] * (scaled["rejected_logps"] - scaled["ref_rejected_logps"])
+    chosen_rewards = scaled["beta"] * log_ratio(scaled, "chosen")
+    rejected_rewards = scaled["beta"] * log_ratio(scaled, "rejected")
     chosen_tokens, rejected_tokens = pairs["chosen_tokens"].sum(), pairs["rejected_tokens"].sum()
     metrics = {
         "entropy": pairs["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),
@@ -92,5 +97,7 @@ def step_row(pairs: pd.DataFrame, beta_before: float, beta_after: float) -> dict
         "loss": float(pairs["loss"].mean()),
         "reward_margin": float((pairs["beta"] * margin).mean()),
         "log_ratio_margin": float(margin.mean()),
+        "chosen_log_ratio": float(log_ratio(pairs, "chosen").mean()),
+        "rejected_log_ratio": float(log_ratio(pairs, "rejected").mean()),
         "reward_accuracy": float((margin[pairs["beta"].notna()] > 0).mean()),  # of the pairs in the loss, as TRL's
     }

@@ -62,12 +62,17 @@ STEP_COLUMNS = (
     "loss",
     "reward_margin",  # with each pair's β̃
     "log_ratio_margin",  # nats, without β
+    "chosen_log_ratio",  # log π - log π_ref of the chosen responses, nats; older records have it in their pairs alone
+    "rejected_log_ratio",
     "reward_accuracy",  # like the reward margin, of the pairs that are in the loss
     "pairs_seen",  # since the run began
     "seconds",  # of this step
 )
 
-MAY_BE_MISSING = ("relaxed", "tied", "tightened", "mean_step", "reward_margin", "log_ratio_margin", "reward_accuracy")
+MAY_BE_MISSING = (
+    *("relaxed", "tied", "tightened", "mean_step", "reward_margin", "log_ratio_margin"),
+    *("chosen_log_ratio", "rejected_log_ratio", "reward_accuracy"),
+)
 
 
 class DamagedRecord(ValueError):

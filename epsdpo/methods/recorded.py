@@ -19,6 +19,8 @@ from epsdpo.methods.saved_reference import hold_to_policy
 
 logger = logging.getLogger(__name__)
 
+_OF_PAIRS = ("reward_margin", "log_ratio_margin", "chosen_log_ratio", "rejected_log_ratio", "reward_accuracy")
+
 
 class RecordsSteps(Resumable, SeparateEvaluations):
     """Mixin before a trainer of TRL: logs `kl/beta`, and writes a row of `steps.jsonl` for every optimiser step.
@@ -36,8 +38,8 @@ class RecordsSteps(Resumable, SeparateEvaluations):
         self._step_losses: list[torch.Tensor] = []  # of the micro-batches of the optimiser step under way
         self.add_callback(_StepRows(self))
 
-    def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
-        """`reward_margin`, `log_ratio_margin` and `reward_accuracy` of a step, None for what the method has not."""
+    def margins(self, metrics: dict[str, float]) -> dict[str, float]:
+        """What the record says of margins, log-ratios and accuracy of a step; without what the method has not."""
         raise NotImplementedError
 
     def compute_loss(self, *positional, **named):
@@ -69,6 +71,7 @@ class RecordsSteps(Resumable, SeparateEvaluations):
             "beta_after": self.beta,
             **no_decisions,
             "loss": loss,
+            **dict.fromkeys(_OF_PAIRS),
             **self.margins(metrics),
         }
 

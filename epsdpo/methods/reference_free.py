@@ -64,12 +64,9 @@ class _OnPreparedPairs(RecordsSteps):
     def trl_metrics(self, mode: str) -> dict[str, list[float]]:
         return self._stored_metrics[mode]
 
-    def margins(self, metrics: dict[str, float]) -> dict[str, float | None]:
-        return {
-            "reward_margin": metrics["rewards/margins"],
-            "log_ratio_margin": None,  # there is no reference to compare with
-            "reward_accuracy": metrics["rewards/accuracies"],
-        }
+    def margins(self, metrics: dict[str, float]) -> dict[str, float]:
+        # There is no reference to compare with, and so no log-ratio.
+        return {"reward_margin": metrics["rewards/margins"], "reward_accuracy": metrics["rewards/accuracies"]}
 
 
 class CPOTrainer(_OnPreparedPairs, TrlCPOTrainer):

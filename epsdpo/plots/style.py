@@ -33,6 +33,17 @@ NEUTRAL = "#333333"  # what is none of them: letters, lines to compare with, cou
 
 DECISION_LABELS = {"relaxed": "relaxed (β⁻)", "tied": "tied (β)", "tightened": "tightened (β⁺)"}
 CHOSEN, REJECTED = OUTCOME_COLOURS["good"], OUTCOME_COLOURS["bad"]
+# The lines of what both responses of a pair have.
+SIDES = {"chosen": {"color": CHOSEN, "linestyle": "-"}, "rejected": {"color": REJECTED, "linestyle": "--"}}
+LOG_RATIO = "log π − log π_ref (nats)"
+
+# How a panel says in its corner what it lacks.
+NOTE = {
+    "xycoords": "axes fraction",
+    "fontsize": "small",
+    "bbox": {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.0},
+}
+_LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
 
 LEGEND_LETTERS = 9.0  # points, of a legend under a figure
 
@@ -47,6 +58,12 @@ def new_figure(width: float = 9.0, height: float = 4.0, rows: int = 1, columns: 
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, panels
+
+
+def named(names: Sequence[str]) -> str:
+    """The runs that a panel lacks, as its note calls them."""
+    listed = ", ".join(names)
+    return listed if len(listed) <= _LONGEST_LIST else f"{len(names)} of the runs"
 
 
 def legend_below(

@@ -8,17 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from epsdpo.plots.looks import line_of, run_looks
-from epsdpo.plots.style import DECISION_COLOURS, DECISION_LABELS, NEUTRAL, legend_below, new_figure
+from epsdpo.plots.style import (
+    DECISION_COLOURS,
+    DECISION_LABELS,
+    LOG_RATIO,
+    NEUTRAL,
+    NOTE,
+    SIDES,
+    legend_below,
+    named,
+    new_figure,
+)
 
 _MARKERS_PER_LINE = 12
-_LONGEST_LIST = 16  # letters of the names of runs in a panel; of more only the number is given
 _MOST_THIN_LINES = 4  # runs whose single steps are drawn; those of more hide one another
-# How a panel says in its corner what it lacks.
-_NOTE = {
-    "xycoords": "axes fraction",
-    "fontsize": "small",
-    "bbox": {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1.0},
-}
 _WIDE = 10.0  # a ratio of levels from which a logarithmic axis is needed to see them all
 
 
@@ -52,7 +55,7 @@ def relative_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str,
     known = {name: steps for name, steps in runs.items() if steps["beta_ratio"].notna().any()}
     _draw_runs(axes, known, {name: families[name] for name in known}, "share_of_run", "beta_ratio")
     if missing := [name for name in runs if name not in known]:
-        axes.annotate(f"β of the config not known: {_named(missing)}", (0.03, 0.03), **_NOTE)
+        axes.annotate(f"β of the config not known: {named(missing)}", (0.03, 0.03), **NOTE)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_xlabel("share of the run")
     axes.set_ylabel("β over that of the config")
@@ -115,7 +118,7 @@ def _curves(
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
         missing = [name for name, steps in runs.items() if steps[column].isna().all()]
         if missing:
-            axes.annotate(f"not defined for {_named(missing)}", (0.03, 0.03), **_NOTE)
+            axes.annotate(f"not defined for {named(missing)}", (0.03, 0.03), **NOTE)
         for name, look in run_looks(families).items():
             if name in missing:
                 continue
@@ -133,11 +136,6 @@ def _curves(
     if drawn:
         legend_below(figure, list(drawn.values()), list(drawn))
     return figure
-
-
-def _named(names: Sequence[str]) -> str:
-    listed = ", ".join(names)
-    return listed if len(listed) <= _LONGEST_LIST else f"{len(names)} of the runs"
 
 
 def _fit_scale(axes: Axes, levels: Sequence[float]) -> bool:
@@ -178,13 +176,26 @@ def decisions_by(tables: dict[str, pd.DataFrame], title: str) -> Figure:
 
 
 def live(steps: pd.DataFrame, title: str, colour: str = NEUTRAL) -> Figure:
-    """Loss, implicit reward margin and β of a run that is still training, in the colour of its method."""
-    figure, panels = new_figure(width=10.5, height=2.8, columns=3)
+    """Loss, implicit reward margin and β of a run that is still training, in the colour of its method.
+
+    Beside them are the log-ratios of its chosen and rejected responses, apart.
+    """
+    figure, (*panels, apart) = new_figure(width=11.5, height=2.8, columns=4)
     quantities = {"loss": "loss (nats)", "reward_margin": "implicit reward margin", "beta_before": "β (KL penalty)"}
     for axes, (column, label) in zip(panels, quantities.items(), strict=True):
         axes.plot(steps["step"], steps[column], linewidth=1.5, color=colour)
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(label)
+    apart.sharex(panels[0])
+    for side, line in SIDES.items():
+        apart.plot(steps["step"], steps[f"{side}_log_ratio"], linewidth=1.5, label=side, **line)
+    apart.axhline(0.0, color=NEUTRAL, linewidth=0.8, linestyle=":")
+    apart.set_xlabel("optimiser step")
+    apart.set_ylabel(LOG_RATIO)
+    if steps["chosen_log_ratio"].isna().all():
+        apart.annotate("no log-ratios", (0.03, 0.03), **NOTE)
+    else:
+        apart.legend(frameon=False, fontsize="small")
     figure.suptitle(title)
     return figure
 

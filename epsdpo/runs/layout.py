@@ -94,6 +94,13 @@ def experiment_of(train_dir: Path) -> Experiment:
     raise ConfigError(f"{train_dir} holds no {EXPERIMENT_FILE}; give the training folder of a run of this kit")
 
 
+def prepared_of(train_dir: Path) -> Path | None:
+    """The training pairs of a run that a batch trained, beside its experiment; None where they are not there."""
+    data_dir = (read_manifest(train_dir) or {}).get("parameters", {}).get("data_dir")
+    path = train_dir.resolve().parents[1] / Path(data_dir).name / "train.parquet" if data_dir else None
+    return path if path is not None and path.is_file() else None
+
+
 def link_to_index(folder: Path) -> str:
     """The relative link from a page in a stage's folder to the index of its batch; "" where it is part of none."""
     for above in folder.resolve().parents[:2]:

@@ -12,6 +12,7 @@ from epsdpo.experiment.paths import resolve_path
 from epsdpo.methods.record import STEPS_FILE, incompleteness, read_steps
 from epsdpo.plots.looks import OTHER, family_of
 from epsdpo.runs.layout import experiment_of
+from epsdpo.trajectory import displacement
 from epsdpo.trajectory.summary import as_windows
 from epsdpo.trajectory.trl_logs import TRAINER_STATE, MissingBeta, find_log, read_log
 
@@ -24,6 +25,7 @@ class ComparedRun:
         title: unique in the comparison.
         family: as figures tell runs apart; of a log alone nobody knows the method.
         steps: the columns of `read_steps` and `WINDOW_COLUMNS`, a row per logged step.
+        apart: what became of chosen and rejected responses, as `over_training` has it; of a log `over_steps`.
         source: where the steps were read, from the path that was given.
         left_out: in words, which rows of a log, or of a record that was begun anew, are not among them.
     """
@@ -31,6 +33,7 @@ class ComparedRun:
     title: str
     family: str
     steps: pd.DataFrame
+    apart: pd.DataFrame
     source: Path
     left_out: str
 
@@ -122,7 +125,7 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     if not run.recorded:
         log = read_log(run.path, beta)
         left_out = f"{log.left_out} rows without β or of no training, {log.repeated} of steps that a later row repeats"
-        return ComparedRun(run.title, OTHER, log.steps, run.source, left_out)
+        return ComparedRun(run.title, OTHER, log.steps, displacement.over_steps(log.steps), run.source, left_out)
     experiment, steps = _experiment_behind(run.path), read_steps(run.path)
     family, configured = OTHER, None
     if experiment is not None:
@@ -131,7 +134,8 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     known = steps["beta_initial"].iloc[0]
     if beta is not None and beta != known:
         raise ConfigError(f"betas: {run.title} has {beta:g}, and its own record says {known:g}; leave it out")
-    return ComparedRun(run.title, family, steps, run.source, incompleteness(run.path) or "–")
+    apart = displacement.of_run(run.path, steps)
+    return ComparedRun(run.title, family, steps, apart, run.source, incompleteness(run.path) or "–")
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 Methods that compare nothing with a reference have neither decisions nor pairs in their record.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,13 +56,19 @@ def decision_fractions(pairs: pd.DataFrame, windows: int = 16) -> pd.DataFrame:
         One row per stretch and decision: decision, step (middle of the stretch), first_step, last_step, pairs,
         distinct (prompts of these), share, low, high (95 % Wilson interval over prompts, see `with_prompts`).
     """
+    return pd.DataFrame([place | row for place, inside in stretches(pairs, windows) for row in _shares(inside)])
+
+
+def stretches(pairs: pd.DataFrame, windows: int) -> Iterator[tuple[dict[str, float], pd.DataFrame]]:
+    """The pairs of each of `windows` equal stretches of optimiser steps, or of each step where there are fewer.
+
+    Yields:
+        step (middle of the stretch), first_step and last_step, with the pairs of these steps.
+    """
     steps = np.sort(pairs["step"].unique())
-    rows = []
     for stretch in np.array_split(steps, min(windows, len(steps))):
-        inside = pairs[pairs["step"].between(stretch[0], stretch[-1])]
         place = {"step": float(stretch.mean()), "first_step": int(stretch[0]), "last_step": int(stretch[-1])}
-        rows += [place | row for row in _shares(inside)]
-    return pd.DataFrame(rows)
+        yield place, pairs[pairs["step"].between(stretch[0], stretch[-1])]
 
 
 def decisions_by(pairs: pd.DataFrame, quantity: str, bins: int = 8) -> pd.DataFrame:

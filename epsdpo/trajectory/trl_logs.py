@@ -7,6 +7,10 @@ CSV, JSON or JSONL, such as exports of Weights & Biases. Columns may stand under
 
 With `logging_steps` above 1 whatever a row holds is a mean over the steps since the row before, β included. So a row is
 placed at the middle of its steps, and the β that the run began with is that of its configuration, not the first mean.
+
+Rewards are β (log π - log π_ref): divided by the row's β they are the mean log-ratios of chosen and rejected responses,
+to the digits of the log where all pairs of the row have one β, else to about ε times their mean size. Those of CPO,
+SimPO and ORPO are β log π, and no log-ratios; `logps/*` tell them apart.
 """
 
 import csv
@@ -38,12 +42,17 @@ _NAMES = {
     "loss": ("loss",),
     "reward_margin": ("rewards/margins",),
     "reward_accuracy": ("rewards/accuracies",),
+    "chosen_reward": ("rewards/chosen",),
+    "rejected_reward": ("rewards/rejected",),
+    "chosen_logps": ("logps/chosen",),
+    "rejected_logps": ("logps/rejected",),
 }
 _PLACES = ("step", "epoch")  # when something was logged; all else is what was
 _RUN_NAMES = ("run", "run_name", "run name", "run_id", "name")  # columns that tell stacked runs apart
 _APART = "Give a file for each run, named after it, and all of them in `runs`"
 _NOT_NUMBERS = ("", "nan", "null", "none")  # what exports write for a value that was not logged
 _ROUNDING = 1e-4  # relative; logs and exports keep few digits
+_DIGITS = 1e-2  # relative; what several rounded numbers of a log and a β that moves within a row leave
 
 
 class MissingBeta(ConfigError):
@@ -167,6 +176,8 @@ def read_log(path: Path, beta: float | None = None) -> TrlLog:
     if kept_beta:
         steps["beta_before"] = steps["beta_after"] = beta
     steps["beta_initial"] = _beta_at_start(steps, source.beta, beta, path)
+    for side in ("chosen", "rejected"):
+        steps[f"{side}_log_ratio"] = _log_ratio(steps[f"{side}_reward"], steps["beta_before"], steps[f"{side}_logps"])
     steps = steps.reindex(columns=[*STEP_COLUMNS, *WINDOW_COLUMNS]).astype(dict.fromkeys(STEP_COLUMNS, float))
     return TrlLog(steps, left_out=len(rows) - training, repeated=training - len(kept))
 
@@ -188,6 +199,14 @@ def _placed(rows: dict[int, dict[str, float]], whole: bool, done: int) -> pd.Dat
     steps["tied"] = 1.0 - steps["relaxed"] - steps["tightened"]
     steps["mean_step"] = steps["mean_step"].fillna(steps["relaxed"] - steps["tightened"])
     return steps
+
+
+def _log_ratio(reward: pd.Series, beta: pd.Series, logps: pd.Series) -> pd.Series:
+    """log π - log π_ref from the rewards of a log; NaN of a method whose rewards are those of the policy alone."""
+    log_ratio = reward / beta
+    both = log_ratio.notna() & logps.notna()
+    alone = both.any() and np.allclose(log_ratio[both], logps[both], rtol=_DIGITS)
+    return log_ratio * math.nan if alone else log_ratio
 
 
 def _beta_at_start(steps: pd.DataFrame, configured: float | None, stated: float | None, path: Path) -> float:

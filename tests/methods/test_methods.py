@@ -34,6 +34,7 @@ from epsdpo.models.start import load_tokenizer
 from epsdpo.plots.trajectory import beta_trajectory, training_curves
 from epsdpo.train.preferences import memory_outlook, train, trainer_arguments
 from epsdpo.trajectory.summary import compare, in_words, summarise
+from epsdpo.trajectory.trl_logs import read_log
 
 REFERENCE_FREE = [method for method in METHODS if not config_class(method).has_reference]
 NEEDS = {"exo_pair": {"label_smoothing": 1e-3}, "tr_dpo": {"ref_model_sync_steps": 2}}
@@ -267,6 +268,11 @@ def test_reference_free_methods_are_trls(official, official_tokenizer, texts, tm
         assert steps[column].tolist() == pytest.approx([log[name] for log in theirs.state.log_history[:6]], abs=1e-5)
     assert steps["pairs_seen"].tolist() == [8, 16, 24, 32, 40, 48]
     assert not hasattr(ours, "ref_model")
+    # There is no reference, in the record as little as in TRL's own log, whose rewards are β log π.
+    theirs.state.save_to_json(str(tmp_path / "trainer_state.json"))
+    log = read_log(tmp_path / "trainer_state.json", beta=theirs.beta).steps
+    for table in (steps, log):
+        assert table["reward_margin"].notna().any() and table["chosen_log_ratio"].isna().all()
 
 
 def test_kto_is_trls(official, official_tokenizer, texts, tmp_path):
@@ -309,6 +315,9 @@ def test_kto_is_trls(official, official_tokenizer, texts, tmp_path):
     assert steps["reward_margin"].tolist() == pytest.approx(
         [log["rewards/margins"] for log in ours.state.log_history[:4]]
     )
+    for side in ("chosen", "rejected"):
+        rewards = [log[f"rewards/{side}"] for log in theirs.state.log_history[:4]]
+        assert (steps[f"{side}_log_ratio"] * theirs.beta).tolist() == pytest.approx(rewards, abs=1e-5)
     with pytest.raises(ValueError, match="per_device_train_batch_size=1: KTO estimates its KL term"):
         KTOConfig(**common(tmp_path, per_device_train_batch_size=1))
 

@@ -21,6 +21,7 @@ from epsdpo.experiment import Experiment
 from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.paper.claims.verdicts import VERDICTS
 from epsdpo.plots import style
+from epsdpo.plots.displacement import apart_by_group, apart_of_runs, apart_over_training
 from epsdpo.plots.looks import FAMILIES, STARTING_MODEL, family_of, run_looks
 from epsdpo.plots.publication import DOUBLE_COLUMN, SINGLE_COLUMN, fit_for_print
 from epsdpo.plots.report import decisions_of_runs, win_rate_against_kl
@@ -28,6 +29,14 @@ from epsdpo.plots.trajectory import beta_trajectory, training_curves
 
 STEPS = pd.DataFrame(
     {"step": range(1, 25), "beta_before": 0.1, "loss": 0.69, "log_ratio_margin": 1.0, "reward_accuracy": 0.5}
+)
+STEPS = STEPS.assign(chosen_log_ratio=-1.0, rejected_log_ratio=-2.0)
+APART = pd.DataFrame(
+    [
+        {"measure": measure, "group": group, "step": step, "value": value, "low": value - 0.1, "high": value + 0.1}
+        for measure, value in (("chosen", -1.0), ("rejected", -2.0), ("displaced", 0.6))
+        for step, group in ((4.5, "relaxed"), (12.5, "tied"), (20.5, "tightened"))
+    ]
 )
 
 
@@ -80,6 +89,7 @@ def test_figures_for_print():
         "training": (training_curves(steps, families), DOUBLE_COLUMN),
         "gain": (win_rate_against_kl(judged(titles), families, "the title"), DOUBLE_COLUMN),
         "decisions": (decisions_of_runs(shares, "the title"), DOUBLE_COLUMN),  # names beside bars take room
+        "apart": (apart_of_runs(dict.fromkeys(titles, APART), families, "the title"), DOUBLE_COLUMN),
     }
     for name, (figure, width) in figures.items():
         assert_nothing_is_cropped(figure)
@@ -90,6 +100,22 @@ def test_figures_for_print():
         drawn = {text.get_text(): text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()}
         assert "the title" not in drawn and labels == set(titles) <= set(drawn)
         assert all(7.0 <= size <= 8.0 for size in drawn.values()), name
+
+
+def test_figures_of_one_run_apart_for_print():
+    groups = {"decision": APART, "likeness of the responses (1: equal), in thirds": APART}
+    for figure in (
+        apart_over_training(APART, (1, 8), "the title"),
+        apart_over_training(APART[APART["measure"] != "displaced"], None, "the title"),
+        apart_by_group(groups, "the title"),
+    ):
+        assert_nothing_is_cropped(figure)
+        fit_for_print(figure)
+        assert_nothing_is_cropped(figure)
+        assert figure.get_figwidth() == DOUBLE_COLUMN
+        assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)
+        named = {text.get_text() for text in figure.legends[0].get_texts()}
+        assert {"chosen", "rejected"} <= named and "the title" not in {text.get_text() for text in figure.findobj(Text)}
 
 
 def test_a_name_longer_than_the_figure_is_wide_is_broken_between_its_words():
@@ -252,6 +278,9 @@ FIGURES = {
     "paper.claims.drawing_verdicts.all_verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
     "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
+    "displacement.apart_by_group": (lambda draw: draw({"a": APART, "b": APART}, "title"), {OUTCOME}),
+    "displacement.apart_of_runs": (lambda draw: draw(dict.fromkeys(TITLES, APART), TITLES, "title"), {RUN}),
+    "displacement.apart_over_training": (lambda draw: draw(APART, (1, 8), "title"), {OUTCOME}),
     "evaluation.gold_differences": (lambda draw: draw(RESPONSES), {OUTCOME}),
     "evaluation.preference_histogram": (lambda draw: draw(RESPONSES, OURS), {RUN}),
     "evaluation.response_lengths": (lambda draw: draw(RESPONSES, OURS), {RUN, START}),
@@ -272,7 +301,7 @@ FIGURES = {
     "trajectory.beta_trajectory": (lambda draw: draw(RUNS, TITLES, "title"), {RUN}),
     "trajectory.decision_fractions": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "trajectory.decisions_by": (lambda draw: draw({"length": SHARES}, "title"), {DECISION}),
-    "trajectory.live": (lambda draw: draw(RUNS["run b"], "title", OURS), {RUN}),
+    "trajectory.live": (lambda draw: draw(RUNS["run b"], "title", OURS), {RUN, OUTCOME}),
     "trajectory.logged_curves": (lambda draw: draw(RUNS, TITLES), {RUN}),
     "trajectory.relative_trajectory": (lambda draw: draw(RUNS, TITLES, "title"), {RUN}),
     "trajectory.training_curves": (lambda draw: draw(RUNS, TITLES), {RUN}),

@@ -399,7 +399,9 @@ def test_the_stage_compares_a_run_of_this_kit_with_a_log(make_trainer, write, tm
     output = tmp_path / "compare"
     runs = [str(tmp_path / "run"), str(log), str(plain)]
     run_stage("compare", {"runs": runs, "betas": [None, None, 0.2], "publication": True}, output)
-    assert {path.name for path in output.glob("*.pdf")} == {"beta.pdf", "beta_relative.pdf", "training.pdf"}
+    pdfs = {path.name for path in output.glob("*.pdf")}
+    assert pdfs == {"beta.pdf", "beta_relative.pdf", "training.pdf", "apart.pdf"}
+    assert set(pd.read_csv(output / "apart.csv")["run"]) == {"run"}  # the logs have no rewards of either side
     summary = pd.read_csv(output / "summary.csv").set_index("run")
     assert summary.loc["theirs <b>", ["rows", "beta_first", "beta_last", "mean_step"]].tolist() == [2, 0.1, 0.08, 0.5]
     assert summary.loc["run", "rows"] == 4 and summary.loc["plain", "beta_initial"] == 0.2
