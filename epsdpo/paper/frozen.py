@@ -75,13 +75,19 @@ def completion_states(
         ValueError: if the two are computed in different arithmetic.
     """
     require_same_arithmetic(policy, reference)
-    inputs = {key: batch[key].to(policy.device) for key in ("input_ids", "attention_mask")}
-    completion_mask = batch["completion_mask"][:, 1:].bool().to(policy.device)
-    labels = inputs["input_ids"][:, 1:][completion_mask]
-
-    def completion_tokens(hidden_states: torch.Tensor, _: PreTrainedModel) -> torch.Tensor:
-        return hidden_states[:, :-1][completion_mask]
-
-    hidden = policy(**inputs, on_hidden_states=completion_tokens)
-    ref_hidden = reference(**inputs, on_hidden_states=completion_tokens)
+    hidden, ref_hidden = hidden_states(policy, batch), hidden_states(reference, batch)
+    completion_mask, labels = completion_tokens(batch, policy.device)
     return hidden, ref_hidden, labels, completion_mask
+
+
+def hidden_states(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One model's (tokens, hidden) of `completion_states`."""
+    inputs = {key: batch[key].to(model.device) for key in ("input_ids", "attention_mask")}
+    completion_mask, _ = completion_tokens(batch, model.device)
+    return model(**inputs, on_hidden_states=lambda states, _: states[:, :-1][completion_mask])
+
+
+def completion_tokens(batch: dict[str, torch.Tensor], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The mask of `completion_states` and its labels."""
+    completion_mask = batch["completion_mask"][:, 1:].bool().to(device)
+    return completion_mask, batch["input_ids"][:, 1:].to(device)[completion_mask]

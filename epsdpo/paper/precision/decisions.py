@@ -33,20 +33,71 @@ EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 @dataclass(frozen=True)
-class CriterionSums:
+class ExactSums:
     """Log-probabilities of one batch of pairs, summed over completion tokens, in nats; chosen first, then rejected.
 
     Attributes:
         exact: (3, 2·pairs) float64, at 0, +ε and -ε, from float32 arithmetic.
         slope_variances: (2·pairs,) nats², of the slope of each by rounding both models' logits to bfloat16, as derived.
-        steps: name of an arithmetic that rounds -> decisions (pairs,) of the kernel in it.
+        log_ratios: (2·pairs,) float64, log π - log π_ref.
         tokens: (2·pairs,) length of each completion.
     """
 
     exact: np.ndarray
     slope_variances: np.ndarray
-    steps: dict[str, np.ndarray]
+    log_ratios: np.ndarray
     tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class CriterionSums(ExactSums):
+    """The same, and what arithmetic that rounds decides.
+
+    Attributes:
+        steps: name of an arithmetic that rounds -> decisions (pairs,) of the kernel in it.
+    """
+
+    steps: dict[str, np.ndarray]
+
+
+# Hidden states of policy and reference at completion tokens, these tokens, and where they stand: `completion_states`.
+States = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Heads = tuple[kernels.Head, kernels.Head]
+
+
+@torch.no_grad()
+def exact_sums(states: States, heads: Heads, epsilon: float, variances: np.ndarray) -> ExactSums:
+    """The sums at one ε in exact arithmetic, from which all that is foretold follows.
+
+    Args:
+        variances: of `variance_sums`, which depend on no ε.
+    """
+    *_, completion_mask = states
+    scores = score_tokens(*_arguments(states, heads), epsilon)
+    return ExactSums(
+        # The exact criterion is known up to the current log-probability, which the rounding needs.
+        exact=_summed(scores.criterion.double() + scores.logps.double(), completion_mask),
+        slope_variances=variances,
+        log_ratios=_summed(scores.logps.double() - scores.ref_logps.double(), completion_mask),
+        tokens=completion_mask.sum(dim=1).cpu().numpy(),
+    )
+
+
+@torch.no_grad()
+def variance_sums(states: States, heads: Heads) -> np.ndarray:
+    """`ExactSums.slope_variances`."""
+    return _summed(slope_variances(*_arguments(states, heads)), states[-1])
+
+
+@torch.no_grad()
+def rounded_steps(states: States, heads: Heads, epsilon: float) -> dict[str, np.ndarray]:
+    """`CriterionSums.steps`: each arithmetic that rounds is run."""
+    steps = {}
+    for name, arithmetic in _ROUNDED.items():
+        criterion = score_tokens(*_arguments(states, heads), epsilon, arithmetic).criterion
+        placed = _placed(criterion, states[-1])
+        steps[name] = pair_steps(placed.sum(dim=-1), arithmetic.criterion).cpu().numpy()
+    return steps
 
 
 def criterion_sums(
@@ -57,57 +108,49 @@ def criterion_sums(
     Args:
         policy, reference, batch: as for `decisions_at`.
     """
-    hidden, ref_hidden, labels, completion_mask = completion_states(policy, reference, batch)
-
-    heads = head_of(policy), head_of(reference)
-
-    def summed(per_token: torch.Tensor) -> torch.Tensor:
-        placed = per_token.new_zeros(*per_token.shape[:-1], *completion_mask.shape)
-        placed.masked_scatter_(completion_mask.expand_as(placed), per_token)
-        return placed.sum(dim=-1)
-
-    results = []
-    with torch.no_grad():
-        variances = summed(slope_variances(hidden, heads[0], ref_hidden, heads[1], labels)).double().cpu().numpy()
-        for epsilon in epsilons:
-            arguments = (hidden, heads[0], ref_hidden, heads[1], labels, epsilon)
-            exact = score_tokens(*arguments)
-            steps = {
-                name: pair_steps(summed(score_tokens(*arguments, arithmetic).criterion), arithmetic.criterion)
-                for name, arithmetic in _ROUNDED.items()
-            }
-            results.append(
-                CriterionSums(
-                    # The exact criterion is known up to the current log-probability, which the rounding needs.
-                    exact=summed(exact.criterion.double() + exact.logps.double()).cpu().numpy(),
-                    slope_variances=variances,
-                    steps={name: of_arithmetic.cpu().numpy() for name, of_arithmetic in steps.items()},
-                    tokens=completion_mask.sum(dim=1).cpu().numpy(),
-                )
-            )
-    return results
+    states, heads = completion_states(policy, reference, batch), (head_of(policy), head_of(reference))
+    variances = variance_sums(states, heads)
+    return [
+        CriterionSums(
+            **vars(exact_sums(states, heads, epsilon, variances)), steps=rounded_steps(states, heads, epsilon)
+        )
+        for epsilon in epsilons
+    ]
 
 
-def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -> pd.DataFrame:
-    """One row per pair: what each arithmetic decides and what rounding should lead to.
+def _arguments(states: States, heads: Heads) -> tuple:
+    hidden, ref_hidden, labels, _ = states
+    return hidden, heads[0], ref_hidden, heads[1], labels
+
+
+def _placed(per_token: torch.Tensor, completion_mask: torch.Tensor) -> torch.Tensor:
+    placed = per_token.new_zeros(*per_token.shape[:-1], *completion_mask.shape)
+    return placed.masked_scatter_(completion_mask.expand_as(placed), per_token)
+
+
+def _summed(per_token: torch.Tensor, completion_mask: torch.Tensor) -> np.ndarray:
+    return _placed(per_token, completion_mask).sum(dim=-1).double().cpu().numpy()
+
+
+def foretold_table(pairs: Sequence[str], epsilon: float, sums: ExactSums) -> pd.DataFrame:
+    """One row per pair: what exact arithmetic decides, and what rounding should lead to; nothing rounded is run.
 
     Returns:
-        pair_id, epsilon; the decision (+1, 0, -1) in each of `ARITHMETICS`; the chances that a model of rounding gives
-        it, such as "bfloat16 relaxed", for all but float32; size (of the larger sum, nats), spacing (its bfloat16 grid,
-        nats), slope_chosen and slope_rejected (d log π̂/dε, nats), slope_noise (deviation of their difference by
-        rounded logits, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of both
-        completions).
+        pair_id, epsilon; float32, the exact decision (+1, 0, -1); the chances that a model of rounding gives each
+        decision, such as "bfloat16 relaxed", for all other `ARITHMETICS`; size (of the larger sum, nats), spacing (its
+        bfloat16 grid, nats), slope_chosen and slope_rejected (d log π̂/dε, nats), slope_noise (deviation of their
+        difference by rounded logits, nats), grid_shift (ε times the larger slope, in steps of that grid), tokens (of
+        both completions), chosen_log_ratio and rejected_log_ratio (nats).
     """
     count = len(pairs)
     size = np.abs(sums.exact[0]).reshape(2, count).max(axis=0)
     slopes = ((sums.exact[1] - sums.exact[2]) / (2.0 * epsilon)).reshape(2, count)
     noise = np.sqrt(sums.slope_variances.reshape(2, count).sum(axis=0))
+    chosen, rejected = sums.log_ratios.reshape(2, count)
     table = {
         "pair_id": list(pairs),
         "epsilon": epsilon,
         "float32": rounding.decisions(sums.exact),
-        "sums_rounded": rounding.rounded_decisions(sums.exact),
-        **sums.steps,
         "size": size,
         "spacing": rounding.grid_spacing(size),
         "slope_chosen": slopes[0],
@@ -115,6 +158,8 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
         "slope_noise": noise,
         "grid_shift": epsilon * np.abs(slopes).max(axis=0) / rounding.grid_spacing(size),
         "tokens": sums.tokens.reshape(2, count).sum(axis=0),
+        "chosen_log_ratio": chosen,
+        "rejected_log_ratio": rejected,
     }
     coarse = rounding.step_chances(sums.exact)
     chances = {
@@ -126,6 +171,13 @@ def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -
     for arithmetic, of_pairs in chances.items():
         table |= {f"{arithmetic} {name}": of_pairs[:, place] for place, name in enumerate(DECISIONS)}
     return pd.DataFrame(table)
+
+
+def decisions_table(pairs: Sequence[str], epsilon: float, sums: CriterionSums) -> pd.DataFrame:
+    """`foretold_table`, and the decision in each of `ARITHMETICS`, one row per pair."""
+    return foretold_table(pairs, epsilon, sums).assign(
+        sums_rounded=rounding.rounded_decisions(sums.exact), **sums.steps
+    )
 
 
 def measure_pairs(
