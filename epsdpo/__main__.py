@@ -98,17 +98,19 @@ def _run(options: argparse.Namespace) -> int:
     )
     claims = read_claims(resolve_path(options.claims)) if options.claims else None
     if options.dry_run:
-        found = look_at_batch(experiments, run_dir, resources, claims, options.keep_results)
+        found = look_at_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text)
         for stage_id, standing in found.items():
             does = "would run " if standing.due else "would keep" if standing.keeps else "finished  "
             print(f"{does} {stage_id}" + f": {standing.reason}" * (standing.due or standing.keeps))
         if not options.keep_results:
-            could = look_at_batch(experiments, run_dir, resources, claims, keep_results=True)
+            could = look_at_batch(
+                experiments, run_dir, resources, claims, keep_results=True, real_text=options.real_text
+            )
             if keeps := sum(standing.keeps for standing in could.values()):
                 print(f"--keep-results would keep {keeps} of them, which differ in code alone")
         print(f"{sum(standing.due for standing in found.values())} of {len(found)} stages would run")
         return 0
-    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results)
+    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text)
     for stage_id, reason in outcome.kept.items():
         print(f"kept     {stage_id}, though {reason}")
     for name, (folder, error) in outcome.failed.items():
@@ -119,7 +121,7 @@ def _run(options: argparse.Namespace) -> int:
     if outcome.trouble:
         print(f"{outcome.trouble}\nwhole log: {run_dir / ENGINE_LOG}", file=sys.stderr)
     print(f"Index: {run_dir / INDEX}")
-    page = run_dir / ("report" if claims is None else "claims")
+    page = run_dir / ("claims" if claims is not None else "real_text" if options.real_text else "report")
     if (page / MANIFEST).exists():
         print(f"Report: {page / PAGE}")
     return FAILED if outcome.failed or outcome.not_run else 0
@@ -234,6 +236,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         default="",
         help="end in a test of claims, e.g. configs/paper_mini/_claims.yaml",
+    )
+    run.add_argument(
+        "--real-text", action="store_true", help="end in 08_real_text: what the criterion decides with these policies"
     )
     run.add_argument("--dry-run", action="store_true", help="print for each stage whether it would run and why")
     run.add_argument(

@@ -1,7 +1,8 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs.
+config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs;
+one that studies the criterion on real text has `real_text` too.
 A stage is due unless its manifest says that just this was computed already, or, where results are to be kept, the same
 but for the code that did it; and unless a judge left comparisons out, which are asked for again.
 """
@@ -28,7 +29,7 @@ from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.paths import REPOSITORY
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.runs.fingerprint import differences, key_of, key_parts
-from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, kept_in, not_judged, shared_folders
+from epsdpo.runs.layout import ANSWERS, NOTEBOOKS, REAL_TEXT, kept_in, not_judged, shared_folders
 from epsdpo.runs.manifest import commit_now, is_kept, read_manifest, read_stage_file, unreadable
 
 
@@ -59,6 +60,7 @@ def plan_stages(
     launch: dict[str, Any] | None = None,
     failed: Collection[StageId] = (),
     claims: Claims | None = None,
+    real_text: bool = False,
 ) -> dict[StageId, PlannedStage]:
     """All stages of a batch, in an order in which they can run.
 
@@ -66,6 +68,7 @@ def plan_stages(
         launch: parameters of the training stages that say where they are computed.
         failed: stages that cannot be had. What strictly needs them is left out; comparisons do without them.
         claims: what the batch tests.
+        real_text: whether it studies what the criterion decides with the policies that it trained.
     """
     # The baselines first, so that the others can be shown beside them.
     experiments = sorted(experiments, key=lambda experiment: experiment.method != "dpo")
@@ -93,6 +96,8 @@ def plan_stages(
     evaluated = [stage for stage in planned if stage.stage == "evaluate"]
     shown = [stage for stage in planned if stage.stage in ("trajectory", "evaluate")]
     last = {"report": shown} if claims is None else {"claims": evaluated, "precision": evaluated}
+    if real_text:
+        last["real_text"] = [stage for stage in planned if stage.stage == "train"] + shown
     for stage, joined in last.items():
         if joined or claims is not None:
             add(planned_over_run(stage, run_dir, joined, experiments, claims))
@@ -163,7 +168,7 @@ def _standing(stage: PlannedStage, parts: dict[str, dict], due_needs: list[Stage
 def check_names(experiments: Iterable[Experiment]) -> None:
     """Refuse experiments that would take the folder of something else in the run."""
     experiments = list(experiments)
-    taken = {ANSWERS, *(stage for stage, spec in STAGES.items() if spec.joins)}
+    taken = {ANSWERS, REAL_TEXT, *(stage for stage, spec in STAGES.items() if spec.joins)}
     taken.update(*(shared_folders(experiment).values() for experiment in experiments))
     for experiment in experiments:
         if experiment.name in taken:

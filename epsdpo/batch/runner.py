@@ -73,6 +73,7 @@ def run_batch(
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
     keep_results: bool = False,
+    real_text: bool = False,
 ) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
 
@@ -82,6 +83,7 @@ def run_batch(
     Args:
         claims: what the batch tests; fixed in `run_dir` before anything is run.
         keep_results: whether finished results stay that differ in their code alone; they are marked.
+        real_text: whether the batch studies what the criterion decides with its policies.
 
     Raises:
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
@@ -101,7 +103,7 @@ def run_batch(
         kept: dict[StageId, str] = {}
         trouble = ""
         while True:
-            planned = plan_stages(experiments, run_dir, launch, failed, claims)
+            planned = plan_stages(experiments, run_dir, launch, failed, claims, real_text)
             found = standings(planned, keep_results)
             for stage_id, standing in found.items():
                 if standing.keeps:
@@ -126,7 +128,7 @@ def run_batch(
         found = standings(planned)
         finished = [stage_id for stage_id in planned if found[stage_id].made]
         not_run = {}
-        for stage_id in plan_stages(experiments, run_dir, launch, claims=claims):
+        for stage_id in plan_stages(experiments, run_dir, launch, claims=claims, real_text=real_text):
             if stage_id in failed or stage_id in finished:
                 continue
             if stage_id not in planned:
@@ -144,13 +146,14 @@ def look_at_batch(
     resources: Resources = ONE_AT_A_TIME,
     claims: Claims | None = None,
     keep_results: bool = False,
+    real_text: bool = False,
 ) -> dict[StageId, Standing]:
     """What `run_batch` would do, for each stage; nothing is run, written or asked of a hub."""
     launch = _check(experiments, run_dir, resources)
     if claims is not None:
         check_runs(claims, experiments)
     known = [_known(experiment, run_dir) for experiment in experiments]
-    planned = plan_stages(known, run_dir, launch, claims=claims)
+    planned = plan_stages(known, run_dir, launch, claims=claims, real_text=real_text)
     return standings(planned, keep_results)
 
 

@@ -12,7 +12,7 @@ from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.methods.catalogue import code_of, decided_by
 from epsdpo.paper.claims.settings import Claims, fixed_claims
 from epsdpo.runs import decisive
-from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in
+from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in, trained_in
 from epsdpo.runs.manifest import TRAININGS
 from epsdpo.runs.reach import DRAWING, digest, reached
 
@@ -122,6 +122,7 @@ STAGES = {
     ),
     "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims),
     "precision": Spec("07_precision.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_nothing),
+    "real_text": Spec("08_real_text.ipynb", takes=("run_dir",), joins=trained_in, settings_of_run=_titles),
     "compare": Spec("03b_compare_trajectories.ipynb"),
 }
 

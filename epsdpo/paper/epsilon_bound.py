@@ -176,7 +176,7 @@ def measure(
     texts = conversations_of_rendered(pairs["prompt"])
     prompts = [hashlib.sha256(text.encode()).hexdigest()[:12] for text in texts]
     tables = []
-    policies = _policies(train_dir)
+    policies = policies_of(train_dir)
     for number, (step, folder) in enumerate(policies.items(), start=1):
         progress = _Progress(f"model {number}/{len(policies)} (step {step})", len(pairs))
         policy = _load_policy(experiment, folder, arguments.device)
@@ -195,7 +195,7 @@ def measure(
     return pd.concat(tables, ignore_index=True)
 
 
-def _policies(train_dir: Path) -> dict[int, Path]:
+def policies_of(train_dir: Path) -> dict[int, Path]:
     """Optimiser step -> folder of the policy after it; at the last step the final model in place of its checkpoint."""
     model_dir = train_dir / MODEL_FOLDER
     if not model_dir.is_dir():

@@ -33,6 +33,9 @@ SUPERSEDED = "superseded"
 ANSWERS = "answers"
 BOUNDS = "bounds"
 
+# Of a run folder: what was foretold and measured of the criterion on real text, by all that decides it.
+REAL_TEXT = "decisions"
+
 # What the runner leaves in a stage's folder, beside what the notebook writes there.
 EXECUTED = "notebook.ipynb"
 PAGE = "notebook.html"
@@ -177,6 +180,13 @@ def finished_analyses(run_dir: Path) -> dict[str, str]:
     for file in sorted(run_dir.glob(f"*/{BENCHMARKS}/{BENCHMARK_RESULTS}")):
         keys[f"{file.parents[1].name}/{BENCHMARKS}"] = digest(file.read_bytes())
     return keys
+
+
+def trained_in(run_dir: Path) -> dict[str, str]:
+    """Keys of the trainings of a run folder, by "<experiment>/train", and of what a report shows."""
+    manifests = {file.parents[1].name: read_manifest(file.parent) for file in run_dir.glob(f"*/train/{MANIFEST}")}
+    trained = {f"{name}/train": manifest["key"] for name, manifest in sorted(manifests.items()) if manifest is not None}
+    return trained | finished_analyses(run_dir)
 
 
 def tested_on(run_dir: Path) -> dict[str, str]:

@@ -44,9 +44,9 @@ def measure_untrained(runs: Sequence[Run], epsilons: Sequence[float]) -> pd.Data
 def _measure(run: Run, epsilons: Sequence[float], trained: bool = True) -> pd.DataFrame:
     train_dir = run.directory / "train"
     parameters = read_manifest(train_dir)["parameters"]
-    data = load_prepared(_beside(run, parameters["data_dir"]))
+    data = load_prepared(beside(run, parameters["data_dir"]))
     sft_dir = parameters.get("sft_dir", "")
-    experiment = after_sft(run.experiment, sft_dir and _beside(run, sft_dir))
+    experiment = after_sft(run.experiment, sft_dir and beside(run, sft_dir))
     arguments = trainer_arguments(experiment, data, train_dir)
     source, revision = start_of(experiment)
     reference = load_frozen(experiment, source, arguments.device, revision=revision)
@@ -55,7 +55,7 @@ def _measure(run: Run, epsilons: Sequence[float], trained: bool = True) -> pd.Da
         return measure_pairs(policy, reference, measured_pairs(data, PAIRS), arguments.max_length, epsilons)
 
 
-def _beside(run: Run, folder: str) -> Path:
+def beside(run: Run, folder: str) -> Path:
     """A folder that a run's stages were given; the one in its batch folder, which may have been moved as a whole."""
     beside = run.directory.parent / Path(folder).name
     return beside if beside.is_dir() else resolve_path(folder)
