@@ -246,7 +246,7 @@ def test_a_real_model_is_fetched_once_by_its_hash_and_converted_by_its_content(c
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     tests = ["test", "test-distributed", "test-deepspeed", "test-benchmarks", "test-browser", "test-load"]
-    targets = ["help", "demo", "paper-mini", "models-real", *tests, "lab", "lint", "lock", "clean"]
+    targets = ["help", "demo", "paper-mini", "real-mini", "models-real", *tests, "lab", "lint", "lock", "clean"]
     assert [line.split()[1] for line in listed] == targets
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)

@@ -249,7 +249,8 @@ def code_of(stage, sources, method="epsilon_dpo"):
     return code_digests(stage, sources / "notebooks" / STAGES[stage].notebook, method)
 
 
-ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"}
+DRAWN_BY_TRAJECTORY = {"trajectory", "report", "real_text", "compare"}
+ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "real_text", "compare"}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
             "epsdpo/methods/kernels.py",
             "TOKENS_PER_TILE = 512",
             "TOKENS_PER_TILE = 513",
-            {"train", "evaluate", "claims", "precision"},
+            {"train", "evaluate", "claims", "precision", "real_text"},
         ),
         ("epsdpo/methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table(", set()),
         ("epsdpo/methods/beta_dpo.py", "import ", "import math\nimport ", set()),  # of another method
@@ -269,7 +270,7 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "compare"
         ("epsdpo/train/sft.py", "_IGNORED = -100", "_IGNORED = -101", {"sft"}),
         ("epsdpo/data/on_policy/rank.py", "return GoldRanker()", "return (GoldRanker)()[:]", {"sample"}),
         ("epsdpo/trajectory/summary.py", "def summarise(", "UNUSED = 1\n\n\ndef summarise(", set()),
-        ("epsdpo/plots/trajectory.py", "linewidth=", "zorder=3, linewidth=", {"trajectory", "report", "compare"}),
+        ("epsdpo/plots/trajectory.py", "linewidth=", "zorder=3, linewidth=", DRAWN_BY_TRAJECTORY),
         ("epsdpo/plots/interactive.js", "const", "\nconst", {"trajectory"}),
         ("epsdpo/batch/stage.py", "TIMED_OUT = 124", "TIMED_OUT = 125", set()),
         ("notebooks/02_train.ipynb", "steps = read_steps(output)", "steps = read_steps(output)[:]", set()),
@@ -467,6 +468,33 @@ def test_a_batch_that_tests_claims_ends_in_them(tmp_path):
     # A run that failed is not waited for.
     rest = plan_stages(experiments, tmp_path, failed=[StageId("eps-seed2", "train")], claims=claims)
     assert set(rest[StageId("claims", "claims")].needs) == tested - {"eps-seed2/evaluate"}
+
+
+def test_a_study_on_real_text_joins_trainings_and_what_a_report_shows(tmp_path):
+    experiments = [experiment(name, method="dpo", trajectory=False) for name in ("a", "b")]
+    asked = plan_stages(experiments, tmp_path, real_text=True)
+    last = StageId("real_text", "real_text")
+    assert set(asked[last].needs) == {f"{name}/{stage}" for name in ("a", "b") for stage in ("train", "evaluate")}
+    assert set(asked) - set(plan_stages(experiments, tmp_path)) == {last}  # beside the report, and only where asked
+    for stage_id, stage in asked.items():
+        finish(stage, standings(asked)[stage_id])
+    assert due(asked) == []
+    # Another training makes it due, and a title, which it shows.
+    changed = [experiments[0], experiments[1].model_copy(update={"seed": 7})]
+    assert last in {
+        stage for stage, found in standings(plan_stages(changed, tmp_path, real_text=True)).items() if found.due
+    }
+    titled = [experiments[0], experiments[1].model_copy(update={"title": "another"})]
+    assert last in {
+        stage for stage, found in standings(plan_stages(titled, tmp_path, real_text=True)).items() if found.due
+    }
+    # A run that failed is not waited for.
+    rest = plan_stages(experiments, tmp_path, failed=[StageId("b", "train")], real_text=True)
+    assert set(rest[last].needs) == {"a/train", "a/evaluate"}
+    with pytest.raises(ConfigError, match="'real_text' is a folder of the run itself"):
+        check_names([experiment("real_text")])
+    with pytest.raises(ConfigError, match="'decisions' is a folder of the run itself"):
+        check_names([experiment("decisions")])
 
 
 DAMAGE = {

@@ -43,6 +43,11 @@ class Checkout:
         return self.folder / "runs" / "paper-mini"
 
     @property
+    def real(self) -> Path:
+        """The batch that the defaults of 08 name."""
+        return self.folder / "runs" / "real-mini"
+
+    @property
     def hostile(self) -> Path:
         return self.folder / "runs" / "demo" / "hostile"
 
@@ -93,7 +98,14 @@ def checkout(tmp_path_factory, official):
         last = [sys.executable, "-m", "epsdpo", "stage", stage, "--output", str(claimed / stage)]
         last += ["--parameter", f"run_dir={claimed}"]
         subprocess.run(last, cwd=folder, env=environment, check=True, timeout=300)
-    return Checkout(folder, environment)
+    # So it does for what the default of 08 names.
+    real = Path("runs") / "real-mini"
+    made = Checkout(folder, environment)
+    shutil.copytree(made.demo, folder / real / made.demo.name)
+    shutil.copytree(made.data_of(made.demo), folder / real / made.data_of(made.demo).name)
+    last = [sys.executable, "-m", "epsdpo", "stage", "real_text", "--output", str(real / "real_text")]
+    subprocess.run([*last, "--parameter", f"run_dir={real}"], cwd=folder, env=environment, check=True, timeout=300)
+    return made
 
 
 def write_small(config: Path, folder: Path) -> None:

@@ -23,8 +23,10 @@ FIGURES = {
     "report": 4,
     "claims": 10,
     "precision": 4,
+    "real_text": 4,
     "compare": 3,
 }
+TAKES_LONG = "measure(folder)"  # and is kept: only whoever comes first tells how far it is
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text
 
 
@@ -70,6 +72,7 @@ def headless(checkout):
     run_dir = checkout.demo.parent
     folders["compare"] = checkout.folder / "runs" / "compare"
     folders |= {stage: checkout.claimed / stage for stage in ("claims", "precision")}
+    folders["real_text"] = checkout.real / "real_text"
     folders |= {"prepare": checkout.data_of(checkout.demo), "report": run_dir / "report"}
     folders |= {stage: next(run_dir.glob(f"{shared}-*")) for stage, shared in (("sample", "pairs"), ("sft", "sft"))}
     return {stage: folder / "notebook.ipynb" for stage, folder in folders.items()}
@@ -88,7 +91,7 @@ def test_every_cell_gives_what_papermill_gave(lab, headless, stage):
     assert [cell.source for cell in by_hand] == [cell.source for cell in by_papermill]
     folders = folder_names(headless[stage])
     for seen, expected in zip(by_hand, by_papermill, strict=True):
-        if LIVE_CHART not in seen.source:
+        if LIVE_CHART not in seen.source and TAKES_LONG not in seen.source:
             assert outputs(seen, {}) == outputs(expected, folders), seen.source
 
 

@@ -14,7 +14,7 @@ from epsdpo.batch.specs import StageId
 from epsdpo.experiment import ConfigError
 from epsdpo.paper.precision import decisions
 from epsdpo.paper.precision.decisions import ARITHMETICS
-from epsdpo.paper.real_text import findings
+from epsdpo.paper.real_text import outcomes
 from epsdpo.paper.real_text.foretold import compared, expected_range, mean_steps, predictions
 from epsdpo.paper.real_text.measuring import measure
 from epsdpo.paper.real_text.seal import DIGEST, PREDICTIONS, WRITTEN
@@ -256,16 +256,16 @@ def made_up(pairs=60):
 def test_what_is_off_is_listed_and_what_is_not_is_not():
     table = made_up()
     comparison = compared(predictions(table), table)
-    called = findings.titles(table)
-    off = findings.unexplained(comparison, called)
+    called = outcomes.titles(table)
+    off = outcomes.unexplained(comparison, called)
     of_all = off[(off["length of both (tokens)"] == "all") & (off["arithmetic"] == "all bfloat16")]
     assert set(of_all["decision"]) == {"relaxed (β⁻)", "tied (β)", "tightened (β⁺)"}
     assert (off["arithmetic"] == "all bfloat16").sum() == 12  # all lengths' three decisions
     assert (off["arithmetic"] != "all bfloat16").sum() <= 4  # of 36, by chance
     assert off["decision"].iloc[0] == "tied (β)"  # furthest out: 100 % where 30 % were foretold
-    sentence = findings.in_short(comparison, called)
+    sentence = outcomes.in_short(comparison, called)
     assert re.search(r"all bfloat16 1?\d of 12", sentence) and "unexplained" in sentence
-    shown = findings.side_by_side(comparison, called, "tied")
+    shown = outcomes.side_by_side(comparison, called, "tied")
     assert shown.loc[("A <b>, step 2", "all bfloat16"), 0.01].endswith("· 30*")
 
 
@@ -274,9 +274,9 @@ def test_mean_steps_and_the_tables_beside():
     steps = mean_steps(table).set_index("arithmetic")
     assert steps.loc["bfloat16", "mean_step"] == 0.0 and steps.loc["bfloat16", "predicted"] == pytest.approx(0.3)
     assert np.isnan(steps.loc["float32", "predicted"]) and steps.loc["float32", "mean_step"] == 1.0
-    beside = findings.table_5_beside(steps.reset_index(), findings.titles(table))
+    beside = outcomes.table_5_beside(steps.reset_index(), outcomes.titles(table))
     assert beside.loc["paper, Table 5: runs of gemma-2-2b on HH", 0.01] == "+0.24 to +0.25"
     assert beside.loc["A <b>, step 2", 0.02] == "–"
-    held_out = findings.held_out(table, findings.titles(table)).loc["A <b>, step 2"]
+    held_out = outcomes.held_out(table, outcomes.titles(table)).loc["A <b>, step 2"]
     share = 100 * (table["chosen_log_ratio"] > table["rejected_log_ratio"]).mean()
     assert held_out["accuracy (%)"].startswith(f"{share:.0f} [")

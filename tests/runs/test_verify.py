@@ -96,7 +96,7 @@ def test_a_stage_refuses_inputs_that_were_changed(run, tmp_path):
     parameters = {"train_dir": str(run / "eps" / "train"), "data_dir": str(run / "data-1"), "compare_with": ""}
     with pytest.raises(ConfigError, match=r"steps\.jsonl has \d+ bytes"):
         run_stage("trajectory", parameters, run / "eps" / "trajectory")
-    for stage in ("report", "claims", "precision"):
+    for stage in ("report", "claims", "precision", "real_text"):
         links = {"links_from": str(run / "report")} if stage == "report" else {}
         with pytest.raises(ConfigError, match=r"steps\.jsonl has \d+ bytes"):
             run_stage(stage, {"run_dir": str(run), **links}, run / stage)

@@ -98,7 +98,8 @@ def table_5_beside(steps: pd.DataFrame, called: dict[str, str]) -> pd.DataFrame:
     """
     rows = steps[steps["arithmetic"] == "bfloat16"]
     shown = [
-        f"{row.mean_step:+.2f} [{row.low:+.2f}, {row.high:+.2f}] · {row.predicted:+.2f}" for row in rows.itertuples()
+        f"{_signed(row.mean_step)} [{_signed(row.low)}, {_signed(row.high)}] · {_signed(row.predicted)}"
+        for row in rows.itertuples()
     ]
     wide = rows.assign(shown=shown).pivot(index="policy", columns="epsilon", values="shown").reindex(list(called))
     wide.index = list(called.values())
@@ -172,9 +173,13 @@ def _share(hits: pd.Series, prompts: list[str]) -> str:
 def _mean(values: pd.Series, prompts: list[str]) -> str:
     error = standard_error(values, prompts)
     interval = students_interval(values.mean(), error**2, distinct(prompts) - 1, 0.95)
-    return f"{values.mean():+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"
+    return f"{_signed(values.mean())} [{_signed(interval.low)}, {_signed(interval.high)}]"
 
 
 def _from_to(steps: object) -> str:
     low, high = min(steps), max(steps)
-    return f"{low:+.2f}" if low == high else f"{low:+.2f} to {high:+.2f}"
+    return _signed(low) if low == high else f"{_signed(low)} to {_signed(high)}"
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 2) + 0.0:+.2f}"  # and never −0.00
