@@ -51,7 +51,9 @@ pre { white-space: pre-wrap; background: #f6f6f6; padding: .7rem; }
 <h1>{{ run_dir }}</h1>
 <p>{{ finished }} of {{ stages }} stages finished
 {%- if failed %}, <span class="failed">{{ failed|length }} failed</span>{% endif %}.
-{% if report %}<a href="{{ report }}">The report</a> joins the runs below.{% endif %}</p>
+{% if report %}<a href="{{ report }}">The report</a> joins the runs below.{% endif %}
+{% if real_text %}<a href="{{ real_text }}">The study on real text</a> has what the criterion decides in
+their models.{% endif %}</p>
 <table class="runs">
 <tr class="heads"><th>experiment</th><th>method</th><th class="number">ε</th><th>criterion</th>
 <th class="number">β at start</th><th class="number">β at end</th>
@@ -98,6 +100,7 @@ def write_index(run_dir: str | Path) -> Path:
     statuses = batch_status(run_dir)
     rows = [_row(run_dir / name, experiment, run_dir, statuses) for name, experiment in experiments_in(run_dir).items()]
     reports = [page for page in (run_dir / "claims" / PAGE, run_dir / "report" / PAGE) if page.exists()]
+    study = run_dir / "real_text" / PAGE
     page = Environment(autoescape=True, trim_blocks=True).from_string(_TEMPLATE)
     text = page.render(
         run_dir=run_dir.resolve().name,
@@ -110,6 +113,7 @@ def write_index(run_dir: str | Path) -> Path:
             if status.state == "failed"
         ],
         report=link_to(reports[0], run_dir) if reports else None,
+        real_text=link_to(study, run_dir) if study.exists() else None,
         benchmarks=benchmark_table(run_dir),
     )
     path = run_dir / INDEX

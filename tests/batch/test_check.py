@@ -76,7 +76,9 @@ def criterion_of(file, overrides=None):
 
 
 @pytest.mark.parametrize(
-    "file", config_files([CONFIGS / name for name in ("paper_mini", "real_mini", "real_mini/overnight", "stages")]), ids=lambda file: file.stem
+    "file",
+    config_files([CONFIGS / name for name in ("paper_mini", "real_mini", "real_mini/overnight", "stages")]),
+    ids=lambda file: file.stem,
 )
 def test_what_departs_on_purpose_and_is_no_recipe_of_the_paper_is_not_warned_of(file):
     assert {finding.level for finding in criterion_of(file).values()} <= {OK}

@@ -1,7 +1,11 @@
 """The study on real text with a tiny model: foretold before it is measured, taken up where it stopped, shown."""
 
+import gzip
+import hashlib
+import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,16 +15,19 @@ from kit.tiny_stages import TEMPLATE, TRAIN, experiment_of, write_base_model, wr
 
 from epsdpo.batch.runner import run_batch
 from epsdpo.batch.specs import StageId
-from epsdpo.experiment import ConfigError
+from epsdpo.data.prompts import read_prompts
+from epsdpo.experiment import ConfigError, load_experiment, load_saved
+from epsdpo.paper.frozen import load_frozen
 from epsdpo.paper.precision import decisions
 from epsdpo.paper.precision.decisions import ARITHMETICS
 from epsdpo.paper.real_text import outcomes
 from epsdpo.paper.real_text.foretold import compared, expected_range, mean_steps, predictions
 from epsdpo.paper.real_text.measuring import measure
 from epsdpo.paper.real_text.seal import DIGEST, PREDICTIONS, WRITTEN
-from epsdpo.paper.real_text.subjects import few_some_many
+from epsdpo.paper.real_text.subjects import few_some_many, subjects_of
 from epsdpo.runs.layout import REAL_TEXT
 
+HH = Path(__file__).parents[2] / "configs" / "real_mini" / "hh"
 EPSILONS = (0.02, 0.1)
 TITLE = "tiny <script>alert('title')</script>"
 
@@ -97,6 +104,7 @@ def test_the_page_says_what_it_cannot_show_and_shows_the_rest(batch):
     assert list(policies) == ["tiny-step1", "tiny-step2", "tiny-step4"]
     pictures = {path.stem for path in (batch / "real_text").glob("*.png")}
     assert pictures == {"shares_tiny", "mean_steps", "beta", "apart"}
+    assert "real_text/notebook.html" in (batch / "index.html").read_text(encoding="utf-8")
     assert not list(folder.glob("*.safetensors"))  # hidden states are held no longer than they are needed
 
 
@@ -107,8 +115,6 @@ def test_a_finished_batch_is_left_alone(batch):
 
 
 def experiment_in(run_dir):
-    from epsdpo.experiment import load_saved
-
     return load_saved(run_dir / "tiny" / "experiment.yaml")
 
 
@@ -133,9 +139,6 @@ def test_predictions_lie_there_before_anything_rounded_is_computed(run_dir, monk
 
 def test_what_is_measured_is_what_one_pass_over_all_pairs_gives(run_dir):
     """The two passes in batches decide as the precision study's one pass, but for near-ties."""
-    from epsdpo.paper.frozen import load_frozen
-    from epsdpo.paper.real_text.subjects import subjects_of
-
     table = measure(run_dir, EPSILONS).table
     (subject,) = subjects_of(run_dir)
     reference, policy = (
@@ -192,8 +195,6 @@ def test_tampering_is_refused(run_dir):
     with pytest.raises(ConfigError, match="SHA-256 is not that of"):
         measure(run_dir, EPSILONS)
     # With a new hash to match, it is still not what follows from the exact pass.
-    import hashlib
-
     (folder / DIGEST).write_text(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {PREDICTIONS}\n")
     with pytest.raises(ConfigError, match="not what follows from the exact pass"):
         measure(run_dir, EPSILONS)
@@ -208,6 +209,26 @@ def test_decisions_of_other_predictions_are_refused(run_dir):
     pd.read_parquet(one).assign(after="0" * 64).to_parquet(one)
     with pytest.raises(ConfigError, match="measured after other predictions"):
         measure(run_dir, EPSILONS)
+
+
+# ---------------------------------------------------------------------------------------------------------- the pairs
+
+
+def test_the_pairs_are_as_many_as_is_said_and_no_prompt_is_in_both_files():
+    rows, prompts = {}, {}
+    for name in ("short", "longer"):
+        with gzip.open(HH / f"{name}.jsonl.gz", "rt", encoding="utf-8") as file:
+            rows[name] = [json.loads(line) for line in file]
+        prompts[name] = {row["chosen"].rpartition("\n\nAssistant:")[0] for row in rows[name]}
+    said = re.findall(r"\| `\w+\.jsonl\.gz` \| ([\d,]+) \|", (HH / "README.md").read_text(encoding="utf-8"))
+    assert (
+        [int(number.replace(",", "")) for number in said] == [len(rows["short"]), len(rows["longer"])] == [1253, 1059]
+    )
+    assert not prompts["short"] & prompts["longer"]
+    assert "MIT License" in (HH / "LICENSE").read_text(encoding="utf-8")
+    answered = load_experiment(HH.parent / "dpo.yaml").evaluate.prompts
+    asked = read_prompts(answered.model_copy(update={"source": str(HH / "longer.jsonl.gz")}))
+    assert len(asked.table) == 32 and answered.source == "configs/real_mini/hh/longer.jsonl.gz"
 
 
 # ------------------------------------------------------------------------------------------------------- by hand
@@ -263,6 +284,7 @@ def test_what_is_off_is_listed_and_what_is_not_is_not():
     assert (off["arithmetic"] == "all bfloat16").sum() == 12  # all lengths' three decisions
     assert (off["arithmetic"] != "all bfloat16").sum() <= 4  # of 36, by chance
     assert off["decision"].iloc[0] == "tied (β)"  # furthest out: 100 % where 30 % were foretold
+    assert outcomes.off_by_epsilon(comparison).loc["all bfloat16", 0.01] == "12 of 12"
     sentence = outcomes.in_short(comparison, called)
     assert re.search(r"all bfloat16 1?\d of 12", sentence) and "unexplained" in sentence
     shown = outcomes.side_by_side(comparison, called, "tied")

@@ -90,6 +90,16 @@ def unexplained(comparison: pd.DataFrame, called: dict[str, str]) -> pd.DataFram
     )
 
 
+def off_by_epsilon(comparison: pd.DataFrame) -> pd.DataFrame:
+    """How many shares are off, of how many: arithmetic by ε, as text for people."""
+    foretold = comparison[comparison["arithmetic"] != "float32"]
+    counts = foretold.groupby(["arithmetic", "epsilon"])["off"].agg(["sum", "size"]).reset_index()
+    shown = [f"{row.sum} of {row.size}" for row in counts[["sum", "size"]].itertuples(index=False)]
+    wide = counts.assign(shown=shown, arithmetic=counts["arithmetic"].map(IN_SHORT))
+    order = [IN_SHORT[name] for name in ROUNDED]
+    return wide.pivot(index="arithmetic", columns="epsilon", values="shown").loc[order].rename_axis(columns="ε")
+
+
 def table_5_beside(steps: pd.DataFrame, called: dict[str, str]) -> pd.DataFrame:
     """The mean step in bfloat16 of each policy beside that of the paper's Table 5 and of the miniature's runs.
 
