@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from kit.official import OFFICIAL
 from kit.tiny_stages import TEMPLATE, TRAIN, experiment_of, write_base_model, write_prompts
 
+from epsdpo.__main__ import main
 from epsdpo.batch.runner import run_batch
 from epsdpo.batch.specs import StageId
 from epsdpo.data.prompts import read_prompts
@@ -114,6 +116,13 @@ def test_a_finished_batch_is_left_alone(batch):
     assert not outcome.failed and {path: path.stat().st_mtime_ns for path in (batch / "real_text").iterdir()} == before
 
 
+def test_the_command_ends_in_the_study_where_asked(tmp_path, capsys):
+    config = str(HH.parents[1] / "demo")
+    for asked in (True, False):
+        assert main(["run", config, "--dry-run", "--output", str(tmp_path / "none"), *["--real-text"] * asked]) == 0
+        assert ("would run  real_text/real_text: not run yet" in capsys.readouterr().out) is asked
+
+
 def experiment_in(run_dir):
     return load_saved(run_dir / "tiny" / "experiment.yaml")
 
@@ -133,6 +142,8 @@ def test_predictions_lie_there_before_anything_rounded_is_computed(run_dir, monk
     measured = measure(run_dir, EPSILONS)
     assert seen and all(all(there) for there in seen)
     assert measured.seal.written <= measured.first_measured
+    checked = subprocess.run(["sha256sum", "--check", DIGEST], cwd=kept_in(run_dir), capture_output=True, text=True)
+    assert checked.stdout == f"{PREDICTIONS}: OK\n"
     assert {*ARITHMETICS} <= {*measured.table}
     assert measured.table.groupby(["policy", "epsilon"]).size().nunique() == 1
 
