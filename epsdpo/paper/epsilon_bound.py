@@ -178,7 +178,7 @@ def measure(
     tables = []
     policies = policies_of(train_dir)
     for number, (step, folder) in enumerate(policies.items(), start=1):
-        progress = _Progress(f"model {number}/{len(policies)} (step {step})", len(pairs))
+        progress = Progress(f"model {number}/{len(policies)} (step {step})", len(pairs))
         policy = _load_policy(experiment, folder, arguments.device)
         require_same_vocabulary(policy, reference)
         for start in range(0, len(pairs), arguments.per_device_eval_batch_size):
@@ -214,7 +214,7 @@ def _load_policy(experiment: Experiment, folder: Path, device: torch.device) -> 
     return policy
 
 
-class _Progress:
+class Progress:
     """A line at the end, and one every half a minute before."""
 
     def __init__(self, title: str, pairs: int):

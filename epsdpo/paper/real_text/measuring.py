@@ -19,18 +19,16 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
-from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from epsdpo.evaluation.scores.clusters import conversations_of_rendered
 from epsdpo.experiment import ConfigError
 from epsdpo.files import written_whole
 from epsdpo.methods.heads import head_of, require_same_arithmetic
 from epsdpo.methods.kernels import Head
-from epsdpo.models.start import start_of
-from epsdpo.paper.frozen import completion_tokens, hidden_states, load_frozen, precision_of
+from epsdpo.paper.frozen import load_frozen
 from epsdpo.paper.precision import decisions
-from epsdpo.paper.precision.decisions import States, exact_sums, foretold_table, variance_sums
+from epsdpo.paper.precision.decisions import exact_sums, foretold_table, variance_sums
 from epsdpo.paper.precision.rounding import rounded_decisions
+from epsdpo.paper.real_text.bench import Benches
 from epsdpo.paper.real_text.foretold import predictions
 from epsdpo.paper.real_text.seal import Seal, sealed
 from epsdpo.paper.real_text.subjects import Policy, Subject, subjects_of
@@ -39,7 +37,6 @@ from epsdpo.runs.reach import digest, reached
 
 EPSILONS = (0.005, 0.01, 0.02, 0.05, 0.1)
 NOTEBOOK = "08_real_text.ipynb"
-_BATCH = 8  # pairs at once
 _SUMS = [f"sum {place} {side}" for place in ("0", "+", "-") for side in ("chosen", "rejected")]
 
 
@@ -68,7 +65,7 @@ def measure(run_dir: Path, epsilons: Sequence[float] = EPSILONS) -> Measured:
     subjects = subjects_of(run_dir)
     folder = run_dir / REAL_TEXT / _key(subjects, epsilons)
     folder.mkdir(parents=True, exist_ok=True)
-    benches = _Benches()
+    benches = Benches()
     works = [
         _Work(subject, policy, folder, benches, f"policy {number}/{sum(len(each.policies) for each in subjects)}")
         for number, (subject, policy) in enumerate(
@@ -100,52 +97,6 @@ def _key(subjects: Sequence[Subject], epsilons: Sequence[float]) -> str:
     return digest(json.dumps(parts, sort_keys=True))[:8]
 
 
-class _Bench:
-    """The pairs of a run in batches, and its reference with its states on them."""
-
-    def __init__(self, subject: Subject):
-        self.device = subject.arguments.device
-        # Padding is masked: any token will do.
-        collate = DataCollatorForPreference(pad_token_id=0, max_length=subject.arguments.max_length)
-        parts = [
-            subject.pairs.select(range(start, min(start + _BATCH, len(subject.pairs))))
-            for start in range(0, len(subject.pairs), _BATCH)
-        ]
-        self.batches = [collate(part.to_list()) for part in parts]
-        self.pair_ids = [list(part["pair_id"]) for part in parts]
-        self.prompts = dict(
-            zip(subject.pairs["pair_id"], conversations_of_rendered(list(subject.pairs["prompt"])), strict=True)
-        )
-        source, revision = start_of(subject.experiment)
-        self.reference = load_frozen(subject.experiment, source, self.device, revision=revision)
-        self.head = head_of(self.reference)
-        self.hidden = self.states_of(self.reference, subject)
-
-    def states_of(self, model: PreTrainedModel, subject: Subject) -> list[torch.Tensor]:
-        with torch.no_grad(), precision_of(subject.arguments):
-            return [hidden_states(model, batch) for batch in self.batches]
-
-    def states(self, hidden: list[torch.Tensor]) -> list[States]:
-        """The states of each batch, with a policy's hidden ones."""
-        found = []
-        for policy, reference, batch in zip(hidden, self.hidden, self.batches, strict=True):
-            mask, labels = completion_tokens(batch, self.device)
-            found.append((policy, reference, labels, mask))
-        return found
-
-
-class _Benches:
-    """The last bench, which runs with the same reference and pairs share."""
-
-    def __init__(self):
-        self._of, self._bench = "", None
-
-    def of(self, subject: Subject) -> _Bench:
-        if self._bench is None or subject.reference != self._of:
-            self._bench, self._of = _Bench(subject), subject.reference
-        return self._bench
-
-
 @dataclass
 class _Work:
     """A policy, and where what is computed of it lies."""
@@ -153,7 +104,7 @@ class _Work:
     subject: Subject
     policy: Policy
     folder: Path
-    benches: _Benches
+    benches: Benches
     place: str  # among the policies, for people
 
     @property
@@ -226,7 +177,7 @@ class _Work:
         """The policy's hidden states of each batch, and the variances of its slopes."""
         bench = self.benches.of(self.subject)
         if not self.states_file.exists():
-            hidden = bench.states_of(self._model, self.subject)
+            hidden = bench.states_of(self._model, self.subject, f"{self.place}, {self.policy.name}")
             kept = {f"hidden {place}": states.contiguous() for place, states in enumerate(hidden)}
             for place, states in enumerate(bench.states(hidden)):
                 kept[f"variances {place}"] = torch.from_numpy(variance_sums(states, self._heads))
