@@ -22,7 +22,7 @@ from epsdpo.report.shown import links_table
 from epsdpo.runs.layout import NOTEBOOKS
 from epsdpo.world.language import gold_score
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo"
+DEMO = Path(__file__).parents[2] / "configs" / "demo"
 RUNS = ("dpo", "epsilon_dpo_bf16")
 
 
