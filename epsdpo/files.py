@@ -33,11 +33,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     Content and name are on the disk when the block has ended, so that also a machine that loses power keeps either what
     was there or what is new.
     """
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = partial_of(path)
     yield partial
     flush_to_disk(partial)
     partial.replace(path)
     flush_to_disk(path.parent)
+
+
+def partial_of(path: Path) -> Path:
+    """The name beside `path` under which it is written until it is whole."""
+    return path.with_name(path.name + _PARTIAL)
 
 
 def is_left_over(name: str | Path) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from trl import DPOConfig
 
-from epsdpo.methods.kernels import ARITHMETICS
+from epsdpo.methods.launches import CRITERION_DTYPES
 from epsdpo.methods.method_config import MethodConfig
 
 BETA_UPDATES = ("mean_step", "mean_beta")
@@ -50,7 +50,7 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
             "which was made of bfloat16 sums too and is exact here. 'bfloat16_logits' rounds both models' logits, "
             "for the criterion and for the loss, and nothing after them: its launch with bf16 on one process, DDP or "
             "FSDP, where hardly any pair ties. 'float16' rounds as 'bfloat16' does, to eight times as fine a grid. [K]",
-            "choices": list(ARITHMETICS),
+            "choices": list(CRITERION_DTYPES),
         },
     )
     round_rotary_frequencies: bool = field(
@@ -95,8 +95,8 @@ class EpsilonDPOConfig(MethodConfig, DPOConfig):
             raise ValueError(
                 f"beta={self.beta} must be positive: ε-DPO scales it and can never leave 0. The paper starts from 0.01"
             )
-        if self.criterion_dtype not in ARITHMETICS:
-            raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {tuple(ARITHMETICS)}")
+        if self.criterion_dtype not in CRITERION_DTYPES:
+            raise ValueError(f"criterion_dtype={self.criterion_dtype!r} is not one of {tuple(CRITERION_DTYPES)}")
         if self.beta_update not in BETA_UPDATES:
             raise ValueError(f"beta_update={self.beta_update!r} is not one of {BETA_UPDATES}")
         for key, (set_by_user, remedy) in self._refusals().items():

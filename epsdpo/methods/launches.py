@@ -5,14 +5,14 @@ and leaves everything in bfloat16; elsewhere accelerate runs both forwards under
 float32.
 """
 
-# Names of `criterion_dtype` -> what they are, for reports.
-IN_WORDS = {
+# Values of `criterion_dtype` -> what they are, for reports.
+CRITERION_DTYPES = {
     "float32": "exact",
     "bfloat16": "all bfloat16",
     "bfloat16_logits": "bfloat16 logits",
     "float16": "all float16",
-    "float16_logits": "float16 logits",  # nothing here computes so
 }
+IN_WORDS = CRITERION_DTYPES | {"float16_logits": "float16 logits"}  # of a launch, and nothing here computes so
 
 PUBLISHED = "bfloat16"  # by the launch that was released with the code: DeepSpeed ZeRO-3 with bf16
 

@@ -10,7 +10,7 @@ from accelerate import PartialState
 from transformers import Trainer
 
 from epsdpo.experiment import Experiment
-from epsdpo.files import flush_to_disk, flush_tree
+from epsdpo.files import flush_to_disk, flush_tree, partial_of
 from epsdpo.methods.checkpoint_files import (
     NotWhole,
     numbered_checkpoints,
@@ -73,7 +73,7 @@ def keep_model(trainer: Trainer, model_dir: Path, merge: Callable[[Path, Path], 
         merge: where an adapter was trained, writes the whole model that it makes: from the adapter's folder, which is
             kept beside the model's, into another.
     """
-    unfinished = model_dir.with_name(f"{model_dir.name}.partial")
+    unfinished = partial_of(model_dir)
     adapter_dir = model_dir.with_name(ADAPTER_FOLDER)
     trainer.save_model(str(unfinished if merge is None else adapter_dir))
     if trainer.is_world_process_zero():

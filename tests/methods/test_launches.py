@@ -17,6 +17,7 @@ from trl.trainer.dpo_trainer import DataCollatorForPreference
 
 from epsdpo.methods.heads import expose_hidden_states, round_rotary_frequencies
 from epsdpo.methods.kernels import ARITHMETICS
+from epsdpo.methods.launches import CRITERION_DTYPES
 from epsdpo.methods.record import read_criterion, read_pairs
 from epsdpo.paper.frozen import decisions_at
 
@@ -88,6 +89,10 @@ def frozen_decisions(launch, rows, epsilons):
 def differing(decided, expected, launch):
     """Numbers of the pairs that are decided otherwise, but for ties of float32."""
     return sorted(set(np.flatnonzero(decided != expected)) - set(launch.float_ties))
+
+
+def test_every_value_of_the_key_is_an_arithmetic():
+    assert list(CRITERION_DTYPES) == list(ARITHMETICS)
 
 
 @pytest.mark.parametrize("name", LAUNCHES)

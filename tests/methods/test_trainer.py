@@ -268,7 +268,7 @@ def test_nonfinite_loss_stops_with_step_beta_and_pairs(make_trainer):
         ({"epsilon_step": -0.1}, r"epsilon_step=-0\.1"),
         ({"epsilon_step": 1.0}, r"epsilon_step=1\.0"),
         ({"beta": 0.0}, r"beta=0\.0 must be positive"),
-        ({"criterion_dtype": "float16"}, "criterion_dtype='float16'"),
+        ({"criterion_dtype": "float8"}, "criterion_dtype='float8'"),
         ({"beta_update": "median"}, "beta_update='median'"),
         ({"loss_type": "ipo"}, r"loss_type=\['ipo'\]"),
         ({"loss_type": ["sigmoid", "sft"]}, r"loss_type=\['sigmoid', 'sft'\]"),

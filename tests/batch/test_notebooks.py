@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 from kit.claim_runs import FIGURES, as_two_worlds
+from kit.official import OFFICIAL
 from nbclient import NotebookClient
 
 from epsdpo.batch.runner import run_batch
@@ -22,7 +23,7 @@ from epsdpo.report.shown import links_table
 from epsdpo.runs.layout import NOTEBOOKS
 from epsdpo.world.language import gold_score
 
-DEMO = Path(__file__).parents[1] / "configs" / "demo"
+DEMO = Path(__file__).parents[2] / "configs" / "demo"
 RUNS = ("dpo", "epsilon_dpo_bf16")
 
 
@@ -143,7 +144,7 @@ def test_unfinished_experiment_is_named_not_dropped(batch, tmp_path):
 def test_precision_study_of_a_batch(batch, tmp_path):
     """Its three sentences, its figures and, of what this batch cannot show, that it says so."""
     run_dir, _ = batch
-    reference_dir = str(Path(__file__).parent / "data")
+    reference_dir = str(OFFICIAL.parent)
     manifest = run_stage("precision", {"run_dir": str(run_dir), "reference_dir": reference_dir}, tmp_path / "precision")
     text = manifest.with_name("notebook.html").read_text(encoding="utf-8")
     assert "Warning" not in text and "<script>alert" not in text
