@@ -140,10 +140,18 @@ def run_all_cells(tab: Tab, path: str) -> list[int]:
 
 def scroll_to(tab: Tab, cell: int) -> None:
     """Bring the cell of that index into view, for JupyterLab draws no others."""
-    tab.evaluate(f"openNotebook.panel.content.scrollToItem({cell}, 'start').then(() => null)")
+    tab.evaluate(f"openNotebook.panel.content.scrollToItem({cell}, 'start').then(() => null, () => null)")
 
 
 def _width_of_figure(tab: Tab, cell: int) -> int:
-    scroll_to(tab, cell)
-    tab.wait_for(f"openNotebook.widthSeen({cell}) > {WIDEST_ICON}", START_SECONDS)
-    return tab.evaluate(f"openNotebook.widthSeen({cell})")
+    """Scroll to the cell until its figure is in view.
+
+    One call need not be enough: JupyterLab estimates the heights of cells that it has not drawn, and the cell moves
+    away again when those above it turn out to be higher or lower.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while (width := tab.evaluate(f"openNotebook.widthSeen({cell})")) <= WIDEST_ICON:
+        assert time.monotonic() < deadline, f"after {START_SECONDS} s the figure of cell {cell} is still not in view"
+        scroll_to(tab, cell)
+        time.sleep(0.2)
+    return width
