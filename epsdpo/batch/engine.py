@@ -35,6 +35,7 @@ _SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it le
 # the user's home, and leave open there when it is killed.
 _SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
+_THREADS = "OMP_NUM_THREADS"
 _EXIT = "exit code: "
 _LAST_LINES = 5
 
@@ -169,7 +170,7 @@ def _environment(state: Path, resources: Resources) -> dict[str, str]:
     if not resources.profile:
         environment["TMPDIR"] = str((state / _SCRATCH).resolve())
     if resources.jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // resources.jobs)))
+        environment.setdefault(_THREADS, str(max(1, (os.cpu_count() or 1) // resources.jobs)))
     return environment
 
 
@@ -181,7 +182,7 @@ def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, 
         "name": _rule_name(stage.id),
         "manifest": manifest(stage),
         "needs": [manifest(due[need]) for need in stage.needs.values() if need in due],
-        "threads": 1,
+        "threads": resources.jobs if _is_alone(stage, resources) else 1,
         "gpus": _gpus(stage, resources),
         "minutes": math.ceil(60 * (resources.time_limit or 24)),
     }
@@ -199,11 +200,13 @@ def _script(stage: PlannedStage, scripts: Path, resources: Resources) -> str:
         if resources.gpus and _gpus(stage, resources):
             command += [f"--take-gpus={_gpus(stage, resources)}/{resources.gpus}"]
     mark = _mark(scripts, stage.id).resolve()
+    all_cores = _is_alone(stage, resources) and _THREADS not in os.environ
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
 {{
 {"" if resources.profile else _own_temporary_folder()}
+{f"export {_THREADS}={os.cpu_count() or 1}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}
@@ -217,6 +220,10 @@ def _own_temporary_folder() -> str:
         f"export {name}={shlex.quote(os.environ[name])}" if name in os.environ else f"unset {name}"
         for name in _TEMPORARY
     )
+
+
+def _is_alone(stage: PlannedStage, resources: Resources) -> bool:
+    return STAGES[stage.stage].alone and not resources.profile
 
 
 def _gpus(stage: PlannedStage, resources: Resources) -> int:
