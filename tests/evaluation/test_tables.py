@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from kit.published import GAMED
 
-from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.examples import disagreements, examples, side_by_side
+from epsdpo.evaluation.judged_before import read_published
 from epsdpo.evaluation.scores import score_file as scores
 from epsdpo.evaluation.scores.annotations import InputError, write_annotations
 from epsdpo.evaluation.scores.numbers import alpaca_eval_numbers, preference_numbers

@@ -62,6 +62,11 @@ class GenerationServer(Access):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="Longest time for one request, from its start to the last byte of the answer. [K]"
     )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields that a server wants in each request; null takes one out, as in {top_k: null, min_p: null} "
+        "for a server that refuses what OpenAI's API does not have. [K]",
+    )
 
 
 class ServerSection(GenerationServer):
