@@ -10,7 +10,7 @@ import pandas as pd
 from epsdpo.evaluation.judge import LazyJudge
 from epsdpo.evaluation.judged_before import Published
 from epsdpo.evaluation.judges.comparison import Judgement
-from epsdpo.evaluation.judges.counts import in_both_orders
+from epsdpo.evaluation.judges.counts import in_both_orders, summarise
 from epsdpo.evaluation.scores.clusters import clusters_of
 from epsdpo.evaluation.scores.intervals import Interval, bootstrap, bootstrap_interval, share_interval
 
@@ -20,8 +20,8 @@ def judge_again(published: Published, judge: LazyJudge, samples: int, seed: int)
 
     Returns:
         A row per comparison (instruction, official, judged: preferences, NaN where judging failed), and for the summary
-        the numbers of `Calibration` and, where the judge saw both orders, of `Positions`, each interval as a pair of
-        keys.
+        how many this judge failed on and why, the numbers of `Calibration` and, where it saw both orders, of
+        `Positions`, each interval as a pair of keys.
 
     Raises:
         JudgeError: if the judge cannot be asked.
@@ -31,7 +31,9 @@ def judge_again(published: Published, judge: LazyJudge, samples: int, seed: int)
     judged = [judgement.preference for judgement in judgements]
     instructions = [comparison.instruction for comparison in published.comparisons]
     found = asdict(calibrate(published.preferences, judged, samples, seed, prompts=instructions))
+    counts = summarise(judgements)
     numbers: dict[str, Any] = {"judge": published.judge, "model": published.model}
+    numbers |= {name: counts[name] for name in ("n_failed", "failures")}
     for name, value in (found | asdict(positions(judgements, instructions, samples, seed))).items():
         if isinstance(value, dict):
             numbers |= {name: value["value"], **{f"{name}_{end}": bound for end, bound in value["interval"].items()}}

@@ -1,26 +1,35 @@
 """What a notebook shows of a judge beside the published one: in a sentence whether it can judge, and its numbers."""
 
+import html
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from epsdpo.evaluation.judges.counts import completeness
+
 
 def verdict(calibration: dict[str, Any]) -> str:
-    """HTML: whether the judge can tell at all which output the published judge prefers."""
+    """HTML: whether all was judged, whether winners are the published judge's, and whether the order decides them."""
     same, chance, low, high = (calibration[key] for key in ("agreement", "chance", "chance_low", "chance_high"))
-    better = same > high
-    said = (
-        "This judge and the published one prefer the same output more often than chance has it."
-        if better
-        else "Nothing here shows that this judge can tell the better output: its win rates deserve no trust."
-    )
-    numbers = (
-        f"Both prefer the same one in {same:.1f} % of {calibration['n_scored']} comparisons. Were its answers dealt to "
-        f"them at random, it would be {chance:.1f} %, and {low:.1f} to {high:.1f} % in 95 % of deals."
-    )
-    style = "" if better else " style='color: #D55E00'"
-    return f"<p><b{style}>{said}</b> {numbers}</p>"
+    against = [completeness(calibration)] if calibration["n_failed"] else []
+    if not same > high:
+        against.append(
+            "Nothing here shows that this judge picks the published one's winner more often than chance has it. Its "
+            "win rates deserve no trust."
+        )
+    said = [
+        f"The winner is the same in {same:.1f} % of {calibration['n_scored']} comparisons. Were this judge's answers "
+        f"dealt to them at random, it would be in {chance:.1f} %, and in 95 % of deals in {low:.1f} to {high:.1f} %."
+    ]
+    if both := calibration["n_both_orders"]:
+        if calibration["position_consistency_high"] < 0.5:
+            place = "first" if calibration["position_bias"] > 0.0 else "second"
+            against.append(f"What it says hangs on the order more than on the outputs: it leans to the {place}.")
+        changed = 100.0 * (1.0 - calibration["position_consistency"])
+        said.append(f"In {changed:.0f} % of {both} the winner is another one when the two change places.")
+    bold = f"<b style='color: #D55E00'>{html.escape(' '.join(against))}</b> " if against else ""
+    return f"<p>{bold}{html.escape(' '.join(said))}</p>"
 
 
 def table(calibration: dict[str, Any]) -> pd.DataFrame:

@@ -210,4 +210,4 @@ def test_figures_of_a_judge_draw_what_was_judged():
     axes = preference_histogram(table([1.0, 1.99, np.nan], LENGTHS[:3])).axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 2
     points = pd.DataFrame({"official": [1.2, 1.6, math.nan], "judged": [1.4, math.nan, 1.9]})
-    assert two_judges(points).axes[0].collections[0].get_offsets()[0].tolist() == pytest.approx([20.0, 40.0])
+    assert two_judges(points, "title").axes[0].collections[0].get_offsets()[0].tolist() == pytest.approx([20.0, 40.0])

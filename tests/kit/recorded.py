@@ -11,11 +11,13 @@ import hashlib
 import json
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections import defaultdict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from kit.chat_server import ChatServer, Reply, send
 
@@ -52,26 +54,19 @@ def digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def recording(upstream: str, path: Path):
+def recording(upstream: str, path: Path) -> Callable[[dict[str, Any], int], Reply]:
     """Says to a `ChatServer` to reply what the server at `upstream` does, and writes it down."""
-    lock = threading.Lock()
+    client, lock = httpx.Client(timeout=None), threading.Lock()
 
     def choose(body: dict[str, Any], before: int) -> Reply:
-        def reply(handler) -> None:
-            headers = {"Content-Type": "application/json"}
-            if "Authorization" in handler.headers:
-                headers["Authorization"] = handler.headers["Authorization"]
-            request = urllib.request.Request(upstream + handler.path, json.dumps(body).encode(), headers)
-            try:
-                with urllib.request.urlopen(request) as response:
-                    status, found, text = response.status, response.headers, response.read().decode()
-            except urllib.error.HTTPError as error:
-                status, found, text = error.code, error.headers, error.read().decode()
-            kept = {name: found[name] for name in _HEADERS if name in found}
-            answer = {"request": digest(body), "status": status, "headers": kept, "body": text}
+        def reply(handler: BaseHTTPRequestHandler) -> None:
+            key = {name: value for name, value in handler.headers.items() if name == "Authorization"}
+            found = client.post(upstream + handler.path, json=body, headers=key)
+            headers = {name: found.headers[name] for name in _HEADERS if name in found.headers}
+            answer = {"request": digest(body), "status": found.status_code, "headers": headers, "body": found.text}
             with lock, path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
-            send(text, status, **kept)(handler)
+            send(found.text, found.status_code, **headers)(handler)
 
         return reply
 
