@@ -64,7 +64,7 @@ class ServerEngine:
         Raises:
             ConfigError: at once if a prompt brings tools, documents or settings that the server would have to render.
             GenerationError: at once for a failure that will not pass: a wrong key, an unknown model, another model than
-                was asked for, another prompt than was sent.
+                was asked for, another prompt than was sent, a context that ends before `max_new_tokens`.
         """
         if self._server.endpoint == "chat" and any(prompt.variables for prompt in prompts):
             brought = sorted({name for prompt in prompts for name in prompt.variables})
@@ -83,7 +83,8 @@ class ServerEngine:
             if isinstance(outcome, Failure) and outcome.status is not None and not outcome.transient:
                 raise GenerationError(
                     f"{self._server.base_url} refuses the request for model {self._model!r} with {outcome}. Check "
-                    f"{self._section}: base_url, the names of models and api_key_env"
+                    f"{self._section}: base_url, the names of models and api_key_env, and that the server's context "
+                    "holds prompt and response"
                 )
             yield {wanted[number]: outcome}
 
@@ -107,7 +108,7 @@ class ServerEngine:
             choice = body["choices"][0]
             text = choice["message"]["content"] if self._server.endpoint == "chat" else choice["text"]
             reason = choice["finish_reason"]
-            counted = tokens_counted(body).get("prompt_tokens")
+            counts = tokens_counted(body)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return Failure("not an answer", shortened(body), transient=True)
         if not isinstance(text, str) or reason not in ("stop", "length") or (reason == "length" and not text):
@@ -120,11 +121,18 @@ class ServerEngine:
                 f"one, name it so in {self._section} or give the server the other name; else start a server for it"
             )
         # A prompt of another length than ours: a server's own template, or a second BOS.
-        if counted is not None and counted != len(prompt.token_ids):
+        if counts.get("prompt_tokens", len(prompt.token_ids)) != len(prompt.token_ids):
             raise GenerationError(
-                f"{self._server.base_url} read a prompt of {counted} tokens where training's rendering has "
-                f"{len(prompt.token_ids)}: {prompt.text[:_SHOWN]!r}. Use {self._section}.endpoint: completions, or "
+                f"{self._server.base_url} read a prompt of {counts['prompt_tokens']} tokens where training's rendering "
+                f"has {len(prompt.token_ids)}: {prompt.text[:_SHOWN]!r}. Use {self._section}.endpoint: completions, or "
                 "give the server the chat template that prepared the data, without a second BOS"
+            )
+        longest = self._settings.max_new_tokens
+        if reason == "length" and counts.get("completion_tokens", longest) < longest:
+            raise GenerationError(
+                f"{self._server.base_url} cut a response to a prompt of {len(prompt.token_ids)} tokens after "
+                f"{counts['completion_tokens']}, where max_new_tokens is {longest}. Start it with a context that holds "
+                "both, for as many requests as it takes at once, or lower max_new_tokens"
             )
         token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         finished = reason == "stop"

@@ -29,7 +29,7 @@ class Recorded:
     """Says to a `ChatServer` what to reply: the first recorded answer to the first such request, then the next.
 
     Attributes:
-        unknown: requests that nobody recorded, shortened; they are answered with HTTP 501.
+        unknown: what was asked that nobody recorded, shortened; they are answered with HTTP 404.
     """
 
     def __init__(self, *paths: Path):
@@ -43,8 +43,9 @@ class Recorded:
     def __call__(self, body: dict[str, Any], before: int) -> Reply:
         answers = self._answers.get(digest(body))
         if answers is None:
-            self.unknown.append(json.dumps(body)[:300])
-            return send(f"no answer was recorded to {self.unknown[-1]}", 501)
+            asked = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+            self.unknown.append(str(asked)[:200])
+            return send(f"no answer was recorded to {self.unknown[-1]}", 404)
         answer = answers[min(before, len(answers) - 1)]
         return send(answer["body"], answer["status"], **answer["headers"])
 

@@ -187,6 +187,22 @@ def test_what_a_config_adds_to_requests_is_part_of_what_made_a_response():
     ]
 
 
+def test_a_response_that_the_servers_context_cut_is_refused(ask, loopback, expected):
+    """Its length would be the server's, and pass for the model's."""
+
+    def cut_after(tokens):
+        return lambda answer: (
+            answer["choices"][0].update(finish_reason="length"),
+            answer["usage"].update(completion_tokens=tokens),
+        )
+
+    loopback.change = cut_after(11)
+    with pytest.raises(GenerationError, match="after 11, where max_new_tokens is 12.*context that holds"):
+        ask()
+    loopback.change = cut_after(12)
+    assert [text for text, _ in ask()] == [text for text, _ in expected]
+
+
 def test_the_key_is_in_no_file(ask):
     ask()
     assert KEY not in ask.store.read_text(encoding="utf-8")
@@ -212,6 +228,13 @@ def test_the_reference_may_have_a_server_of_its_own():
     assert (server.base_url, server.of_reference().base_url) == ("http://one/v1", "http://two/v1")
     with pytest.raises(ValueError, match="reference_url: 'two/v1' is no http or https address"):
         ServerSection(base_url="http://one/v1", policy="a", reference="b", reference_url="two/v1")
+
+
+def test_policy_and_reference_are_two_models():
+    names = {"base_url": "http://one/v1", "policy": "a", "reference": "a"}
+    with pytest.raises(ValueError, match="both 'a' of one server, and would be one model"):
+        ServerSection(**names)
+    assert ServerSection(**names, reference_url="http://two/v1").of_reference().base_url == "http://two/v1"
 
 
 def test_what_is_gone_is_refused_with_what_takes_its_place():

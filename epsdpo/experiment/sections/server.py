@@ -84,6 +84,15 @@ class ServerSection(GenerationServer):
             check_address(self.reference_url, "reference_url")
         return self
 
+    @model_validator(mode="after")
+    def _two_models(self) -> ServerSection:
+        if self.policy == self.reference and self.of_reference().base_url == self.base_url:
+            raise ValueError(
+                f"policy and reference are both {self.policy!r} of one server, and would be one model. Give the "
+                "reference a name or a server of its own"
+            )
+        return self
+
     def of_reference(self) -> ServerSection:
         """The server that answers for the reference."""
         return self if self.reference_url is None else self.model_copy(update={"base_url": self.reference_url})
