@@ -41,7 +41,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
 TARGETS = re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 # Programs of others, whose arguments nobody here can check.
-NOT_OURS = {".", "conda", "git", "pre-commit", "vllm"}
+NOT_OURS = {".", "conda", "git", "pre-commit", "vllm", "llama-server"}
 A_FILE = re.compile(
     r"(?<![\w/>.-])(?!runs/|their/)(?:[\w.-]+/)+[\w-]+\.(?:py|yaml|md|ipynb|png|csv|json|jsonl|js|smk|gz)"
 )
