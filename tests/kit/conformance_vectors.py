@@ -209,7 +209,7 @@ def _expected(scored: Scored) -> dict[str, Any]:
         "log_ratio": scored.log_ratio.T.tolist(),
         "margin": scored.margin.tolist(),
         "decision": scored.decision.tolist(),
-        "beta": scored.beta(BETA).tolist(),
+        "beta_tilde": scored.beta(BETA).tolist(),
         "loss": losses.tolist(),
         "loss_by_margin": torch.autograd.grad(losses.sum(), scored.margin)[0].tolist(),
     }
@@ -234,7 +234,12 @@ def criterion(vectors: dict[str, Any]) -> dict[str, Any]:
             sides.append((logits[-count:], whole, ref_logits[-count:], whole, torch.tensor(ids[-count:])))
         pairs.append(entry)
         scored.append(score_pair(*sides, EPSILON))
-    return {"paper": PAPER, "beta": BETA, "epsilon": EPSILON, "pairs": pairs, **_expected(_joined(scored))}
+    return {
+        "paper": PAPER,
+        "arguments": {"beta": BETA, "epsilon": EPSILON},
+        "pairs": pairs,
+        **_expected(_joined(scored)),
+    }
 
 
 def write(path: Path, values: dict[str, Any]) -> None:

@@ -189,3 +189,10 @@ class RankAlone(PlainTrainer):
 
     def gathered(self, steps):
         return steps
+
+
+class OneProcessOnly(PlainTrainer):
+    def gathered(self, steps):
+        if self.accelerator.num_processes > 1:
+            raise NotImplementedError("several processes")
+        return steps

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from epsdpo.paper.conformance.apart import BETA, LOSS, RULES, WEIGHT, first_apart, fits
+from epsdpo.paper.conformance.apart import BETA, LOSS, RULES, WEIGHT, Apart, first_apart, fits
 from epsdpo.paper.conformance.observed import Run, Setting, train
 from epsdpo.paper.conformance.subject import Subject
 
@@ -37,15 +37,27 @@ class NotAsked(Exception):
 
 
 class Examination:
-    """The clauses, each a method that says how it holds, or raises `Broken` or `NotAsked`."""
+    """The clauses, each a method that says how it holds, or raises `Broken` or `NotAsked`.
+
+    It begins with two trainings that all of them read; what these raise is not caught.
+
+    Attributes:
+        one_by_one: a step for each pair, in which the weights rest.
+        whole: windows of six pairs, each one batch, in which weights and β move.
+        factors: by what each pair multiplies β in its own loss.
+        sees_beta: whether the trainer's attribute is the β of its losses.
+    """
 
     def __init__(self, subject: Subject, vectors: dict[str, Any], folder: Path):
         self.subject, self.vectors, self.folder = subject, vectors, folder
         self.beta, self.epsilon = vectors["arguments"]["beta"], vectors["arguments"]["epsilon"]
-        self.alone = vectors["one_by_one"]
-        self.all = range(len(vectors["pairs"]))
+        self.alone, self.all = vectors["one_by_one"], range(len(vectors["pairs"]))
+        self.factor_of = {1: 1 / (1 + self.epsilon), 0: 1.0, -1: 1 / (1 - self.epsilon)}
         self.verdicts: dict[str, str] = {}
-        self.steps_to = {1: 1 / (1 + self.epsilon), 0: 1.0, -1: 1 / (1 - self.epsilon)}
+        self.sees_beta = True
+        self.one_by_one = self.train("one-by-one", Setting(self.all, 1))
+        self.factors, self.sees_beta = self._factors()
+        self.whole = self.train("whole", learning(vectors))
 
     def answers(self) -> Iterator[Answer]:
         """Each clause in turn; what the implementation raises is an answer too."""
@@ -83,64 +95,34 @@ class Examination:
             run.beta.clear()
         return run
 
-    def learning(self, batch: int = FULL, pairs: range | None = None, epochs: int = 3, **more: Any) -> Setting:
-        rate = self.vectors["arguments"]["learning_rate"]
-        return Setting(pairs or self.all, batch, epochs=epochs, learning_rate=rate, **more)
-
     @cached_property
-    def one_by_one(self) -> Run:
-        """A step for each pair, in which the weights rest."""
-        return train(self.subject, self.vectors, Setting(self.all, 1), self.folder / "one-by-one")
+    def window_apart(self) -> Apart | None:
+        """Where windows of micro-batches differ from whole ones, each second of which is a shorter last one."""
+        pairs = self.all[: FULL + SHORT]
+        batches = self.train("batches", learning(self.vectors, pairs=pairs, epochs=2))
+        setting = learning(self.vectors, batch=MICRO, accumulation=FULL // MICRO, pairs=pairs, epochs=2)
+        return first_apart(batches, self.train("micro-batches", setting))
 
-    @cached_property
-    def whole(self) -> Run:
-        """Windows of six pairs, each one batch, in which weights and β move."""
-        return self.train("whole", self.learning())
-
-    @cached_property
-    def in_batches(self) -> Run:
-        return self.train("in-batches", self.learning(pairs=self.all[: FULL + SHORT], epochs=2))
-
-    @cached_property
-    def in_micro_batches(self) -> Run:
-        return self.train(
-            "in-micro-batches", self.learning(MICRO, self.all[: FULL + SHORT], 2, accumulation=FULL // MICRO)
-        )
-
-    @cached_property
-    def steps(self) -> list[float]:
-        """By what each pair multiplies β in its own loss."""
-        return self._steps_and_sight[0]
-
-    @cached_property
-    def sees_beta(self) -> bool:
-        """Whether the attribute of the trainer is the β of its losses."""
-        return self._steps_and_sight[1]
-
-    @cached_property
-    def _steps_and_sight(self) -> tuple[list[float], bool]:
-        # A pair starts from the trainer's β, if that explains the losses; else from one that moves as it should, or rests.
-        found = [
-            -math.log(math.expm1(loss)) / margin
-            for loss, margin in zip(self.one_by_one.loss.values(), self.alone["margin"], strict=True)
-        ]
+    def _factors(self) -> tuple[list[float], bool]:
+        # A pair starts from the trainer's β if that explains the losses, else from one that moves as it should or rests
+        # (which is what a trainer does whose β lies elsewhere, or never moves).
+        betas = [_beta(*each) for each in zip(self.one_by_one.loss.values(), self.alone["margin"], strict=True)]
         seen = list(self.one_by_one.beta.values())[:-1]
-        starts = [each for each in (seen, [self.beta, *found[:-1]], [self.beta] * len(found)) if each]
-        every = [[each / start for each, start in zip(found, start, strict=True)] for start in starts]
-        explaining = [steps for steps in every if all(self._decision(step) is not None for step in steps)]
-        steps = explaining[0] if explaining else every[0]
-        return steps, bool(seen) and steps is every[0]
+        starts = [each for each in (seen, [self.beta, *betas[:-1]], [self.beta] * len(betas)) if each]
+        every = [[beta / start for beta, start in zip(betas, each, strict=True)] for each in starts]
+        explaining = [each for each in every if None not in map(self._decision, each)]
+        factors = explaining[0] if explaining else every[0]
+        return factors, bool(seen) and factors is every[0]
 
     def _decision(self, factor: float) -> int | None:
-        return next((way for way, expected in self.steps_to.items() if abs(factor / expected - 1) < 1e-4), None)
+        return next((way for way, expected in self.factor_of.items() if abs(factor / expected - 1) < 1e-4), None)
 
     # ---------------------------------------------------------------------------------------------------- the clauses
 
     def decisions(self) -> str:
-        found = [self._decision(step) for step in self.steps]
+        found = list(map(self._decision, self.factors))
         if None in found:  # the loss does not tell
-            betas = pairwise(self.one_by_one.beta.values())
-            found = [self._decision(after / before) for before, after in betas]
+            found = [self._decision(after / before) for before, after in pairwise(self.one_by_one.beta.values())]
             if not found or None in found:
                 raise NotAsked("neither the loss of a pair nor β after it tells its β̃; see the next lines")
         for pair, (expected, decision) in enumerate(zip(self.alone["decision"], found, strict=True)):
@@ -153,24 +135,22 @@ class Examination:
         return f"{len(found)} of {len(found)} pairs"
 
     def pair_beta(self) -> str:
-        if all(self._decision(step) is not None for step in self.steps):
+        if None not in map(self._decision, self.factors):
             return "β/(1 + ε), β, β/(1 - ε)"
         for way, name in ((1, "β/(1 + ε)"), (-1, "β/(1 - ε)"), (0, "β")):
-            of_way = [
-                step for step, decision in zip(self.steps, self.alone["decision"], strict=True) if decision == way
-            ]
+            of_way = [self.factors[pair] for pair in self.all if self.alone["decision"][pair] == way]
             if max(of_way) - min(of_way) > 1e-3:
                 raise NotAsked("it is read from the loss of a pair, which is no -log σ(β̃·margin); see the next line")
             if self._decision(of_way[0]) != way:
-                wrong = self.alone["decision"].index(way), name, self.steps_to[way], of_way[0]
+                wrong = self.alone["decision"].index(way), name, self.factor_of[way], of_way[0]
         raise Broken("pair {}: expected {} = {:.6g}·β, found {:.6g}·β".format(*wrong))
 
     def loss(self) -> str:
         if self.verdicts["β̃ of a pair"] == NOT_ASKED:
             raise Broken(self._wrong_loss())
-        betas = [self.beta * step for step in self.steps[:FULL]]
+        betas = [self.beta * factor for factor in self.factors[:FULL]]
         expected = sum(map(_loss, betas, self.alone["margin"])) / FULL
-        if abs(self.whole.loss[1] - expected) > LOSS:
+        if not abs(self.whole.loss[1] - expected) <= LOSS:
             raise Broken(f"step 1: expected {expected:.6g}, the mean over its pairs, found {self.whole.loss[1]:.6g}")
         if BROKEN in (self.verdicts["decisions"], self.verdicts["β̃ of a pair"]):
             return "the mean over its pairs; its gradient was not asked, as other β̃ have another"
@@ -186,12 +166,14 @@ class Examination:
         return "the mean over its pairs; β̃ is a constant in its gradient"
 
     def _wrong_loss(self) -> str:
-        start = self.one_by_one.beta.get(1, self.beta)
-        decision, margin = self.alone["decision"][0], self.alone["margin"][0]
-        current, lowered, raised = self.alone["log_ratio"][0]
+        beta = self.beta
+        for pair, (decision, margin) in enumerate(zip(self.alone["decision"], self.alone["margin"], strict=True)):
+            beta, found = beta * self.factor_of[decision], self.one_by_one.loss[pair + 1]  # a step of one pair
+            if abs(found - _loss(beta, margin)) > LOSS:
+                break
+        current, lowered, raised = self.alone["log_ratio"][pair]
         perturbed = margin + {1: lowered, -1: raised, 0: current}[decision] - current
-        beta, found = start * self.steps_to[decision], self.one_by_one.loss[1]
-        text = f"pair 0: expected {_loss(beta, margin):.6g}, found {found:.6g}"
+        text = f"pair {pair}: expected {_loss(beta, margin):.6g}, found {found:.6g}"
         if abs(found - _loss(beta, perturbed)) < LOSS:
             text += ", in which the perturbed policy of Eqs. 3 and 4 stands for the policy"
         return text
@@ -233,30 +215,31 @@ class Examination:
         return Run(*(dict(enumerate(path[name], start=1)) for name in ("loss", "beta")))
 
     def accumulation(self) -> str:
-        apart = first_apart(self.in_batches, self.in_micro_batches)
-        if apart and apart.step % 2:
-            raise Broken(f"{apart.text}, as in one batch of {FULL}; in micro-batches of {MICRO}")
+        if self.window_apart and self.window_apart.step % 2:
+            raise Broken(f"{self.window_apart.text}, as in one batch of {FULL}; in micro-batches of {MICRO}")
         return f"{FULL // MICRO} micro-batches of {MICRO} pairs are one batch of {FULL}, and β moves once"
 
     def short_window(self) -> str:
         if self.verdicts["accumulation"] != HOLDS:
             raise NotAsked("windows of accumulation are wrong by themselves; see the line above")
-        if apart := first_apart(self.in_batches, self.in_micro_batches):
-            raise Broken(f"{apart.text}, as in one batch of {SHORT}; the window has {SHORT} of {FULL} pairs")
+        if self.window_apart:
+            raise Broken(
+                f"{self.window_apart.text}, as in one batch of {SHORT}; the window has {SHORT} of {FULL} pairs"
+            )
         return f"a last window of {SHORT} of {FULL} pairs is averaged over its own"
 
     def evaluation(self) -> str:
-        evaluated = self.train("evaluated", self.learning(evaluated=self.all[::-1][:FULL]))
+        evaluated = self.train("evaluated", learning(self.vectors, evaluated=self.all[::-1][:FULL]))
         if apart := first_apart(self.whole, evaluated):
             raise Broken(f"{apart.text}, as without an evaluation after each step")
         return "after every step; losses, β and weights are as without"
 
     def resuming(self) -> str:
         last = len(self.whole.loss) // 2
-        stopped = self.train("stopped", self.learning(stop_after=last))
+        stopped = self.train("stopped", learning(self.vectors, stop_after=last))
         if stopped.checkpoint is None:
             raise NotAsked(f"no checkpoint-{last} was written in output_dir")
-        resumed = self.train("stopped", self.learning(resume_from=stopped.checkpoint))
+        resumed = self.train("stopped", learning(self.vectors, resume_from=stopped.checkpoint))
         if apart := first_apart(self.whole, resumed, first=last + 1):
             raise Broken(f"{apart.text}, as without the interruption after step {last}")
         return f"from the checkpoint of step {last}; losses, β and weights are as without"
@@ -274,20 +257,19 @@ class Examination:
         asked = self.vectors["rounded"]
         setting = Setting(asked["pairs"], 1, dtype=torch.bfloat16, args={self.subject.epsilon: asked["epsilon"]})
         ties = 0
-        for pair, (before, after) in zip(
-            asked["pairs"], pairwise(self.train("rounded", setting).beta.values()), strict=True
-        ):
+        betas = pairwise(self.train("rounded", setting).beta.values())
+        for pair, (before, after) in zip(asked["pairs"], betas, strict=True):
             expected = self.alone["decision"][pair]
             if (before - after) * expected < -BETA * before:
                 raise Broken(f"pair {pair}, models in bfloat16: expected {_way(expected)} or a tie, found the opposite")
             ties += abs(after / before - 1) < BETA
         return (
-            f"equal models tie; of models in bfloat16 at ε = {asked['epsilon']} {ties} of {len(asked['pairs'])} pairs do "
-            "(in exact arithmetic none, in bfloat16 throughout, as under the published launch, all)"
+            f"equal models tie; at ε = {asked['epsilon']} {ties} of {len(asked['pairs'])} pairs do, of models in "
+            "bfloat16 (in exact arithmetic none, in bfloat16 throughout, as under the published launch, all)"
         )
 
     def precomputed(self) -> str:
-        setting = self.learning(args={"precompute_ref_log_probs": True})
+        setting = learning(self.vectors, args={"precompute_ref_log_probs": True})
         try:
             run = self.train("precomputed", setting)
         except Exception as error:
@@ -301,6 +283,17 @@ class Examination:
 
     def _name_beta(self) -> str:
         return f"The trainer's attribute is taken to be {self.subject.beta!r}; name it by `beta` in --config"
+
+
+def learning(vectors: dict[str, Any], batch: int = FULL, epochs: int = 3, **more: Any) -> Setting:
+    """A training in which the weights move; of all pairs where no others are named."""
+    rate, pairs = vectors["arguments"]["learning_rate"], range(len(vectors["pairs"]))
+    return Setting(**{"pairs": pairs, "batch": batch, "epochs": epochs, "learning_rate": rate, **more})
+
+
+def _beta(loss: float, margin: float) -> float:
+    """β̃ from -log σ(β̃·margin)."""
+    return -math.log(math.expm1(loss)) / margin if loss > 0 else math.nan
 
 
 def _loss(beta: float, margin: float) -> float:

@@ -95,7 +95,7 @@ def _arguments(subject: Subject, vectors: dict[str, Any], setting: Setting, fold
             "save_steps": setting.stop_after or 500,
             "logging_steps": 1,
             "bf16": False,
-            "gradient_checkpointing": False,
+            "activation_checkpointing": False,
             "use_cpu": True,
             "report_to": "none",
             "disable_tqdm": True,
