@@ -6,19 +6,18 @@ against itself, so that a fault is found where it lies and not wherever it is fe
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from epsdpo.paper.conformance.apart import BETA, LOSS, RULES, WEIGHT, Apart, first_apart, fits
-from epsdpo.paper.conformance.observed import Run, Setting, train
+from epsdpo.paper.conformance.apart import BETA, LOSS, RULES, WEIGHT, first_apart, fits
+from epsdpo.paper.conformance.observed import Run, Setting
 from epsdpo.paper.conformance.subject import Subject
+from epsdpo.paper.conformance.trainings import FULL, MICRO, SHORT, Trainings, learning
 
 HOLDS, BROKEN, NOT_ASKED = "holds", "broken", "could not be asked"
-SHORT, FULL, MICRO = 3, 6, 3  # pairs of the last window, of the others, and of a micro-batch
 
 
 class Answer(NamedTuple):
@@ -36,28 +35,12 @@ class NotAsked(Exception):
     """A clause that could not be asked; says why, and what would help."""
 
 
-class Examination:
-    """The clauses, each a method that says how it holds, or raises `Broken` or `NotAsked`.
-
-    It begins with two trainings that all of them read; what these raise is not caught.
-
-    Attributes:
-        one_by_one: a step for each pair, in which the weights rest.
-        whole: windows of six pairs, each one batch, in which weights and β move.
-        factors: by what each pair multiplies β in its own loss.
-        sees_beta: whether the trainer's attribute is the β of its losses.
-    """
+class Examination(Trainings):
+    """The clauses, each a method that says how it holds, or raises `Broken` or `NotAsked`."""
 
     def __init__(self, subject: Subject, vectors: dict[str, Any], folder: Path):
-        self.subject, self.vectors, self.folder = subject, vectors, folder
-        self.beta, self.epsilon = vectors["arguments"]["beta"], vectors["arguments"]["epsilon"]
-        self.alone, self.all = vectors["one_by_one"], range(len(vectors["pairs"]))
-        self.factor_of = {1: 1 / (1 + self.epsilon), 0: 1.0, -1: 1 / (1 - self.epsilon)}
+        super().__init__(subject, vectors, folder)
         self.verdicts: dict[str, str] = {}
-        self.sees_beta = True
-        self.one_by_one = self.train("one-by-one", Setting(self.all, 1))
-        self.factors, self.sees_beta = self._factors()
-        self.whole = self.train("whole", learning(vectors))
 
     def answers(self) -> Iterator[Answer]:
         """Each clause in turn; what the implementation raises is an answer too."""
@@ -87,42 +70,10 @@ class Examination:
         self.verdicts[clause] = verdict
         return Answer(clause, source, verdict, detail)
 
-    # -------------------------------------------------------------------------------------------------------- the runs
-
-    def train(self, name: str, setting: Setting) -> Run:
-        run = train(self.subject, self.vectors, setting, self.folder / name)
-        if not self.sees_beta:
-            run.beta.clear()
-        return run
-
-    @cached_property
-    def window_apart(self) -> Apart | None:
-        """Where windows of micro-batches differ from whole ones, each second of which is a shorter last one."""
-        pairs = self.all[: FULL + SHORT]
-        batches = self.train("batches", learning(self.vectors, pairs=pairs, epochs=2))
-        setting = learning(self.vectors, batch=MICRO, accumulation=FULL // MICRO, pairs=pairs, epochs=2)
-        return first_apart(batches, self.train("micro-batches", setting))
-
-    def _factors(self) -> tuple[list[float], bool]:
-        # A pair starts from the trainer's β if that explains the losses, else from one that moves as it should or rests
-        # (which is what a trainer does whose β lies elsewhere, or never moves).
-        betas = [_beta(*each) for each in zip(self.one_by_one.loss.values(), self.alone["margin"], strict=True)]
-        seen = list(self.one_by_one.beta.values())[:-1]
-        starts = [each for each in (seen, [self.beta, *betas[:-1]], [self.beta] * len(betas)) if each]
-        every = [[beta / start for beta, start in zip(betas, each, strict=True)] for each in starts]
-        explaining = [each for each in every if None not in map(self._decision, each)]
-        factors = explaining[0] if explaining else every[0]
-        return factors, bool(seen) and factors is every[0]
-
-    def _decision(self, factor: float) -> int | None:
-        return next((way for way, expected in self.factor_of.items() if abs(factor / expected - 1) < 1e-4), None)
-
-    # ---------------------------------------------------------------------------------------------------- the clauses
-
     def decisions(self) -> str:
-        found = list(map(self._decision, self.factors))
+        found = list(map(self.decision_of, self.factors))
         if None in found:  # the loss does not tell
-            found = [self._decision(after / before) for before, after in pairwise(self.one_by_one.beta.values())]
+            found = [self.decision_of(after / before) for before, after in pairwise(self.one_by_one.beta.values())]
             if not found or None in found:
                 raise NotAsked("neither the loss of a pair nor β after it tells its β̃; see the next lines")
         for pair, (expected, decision) in enumerate(zip(self.alone["decision"], found, strict=True)):
@@ -135,13 +86,13 @@ class Examination:
         return f"{len(found)} of {len(found)} pairs"
 
     def pair_beta(self) -> str:
-        if None not in map(self._decision, self.factors):
+        if None not in map(self.decision_of, self.factors):
             return "β/(1 + ε), β, β/(1 - ε)"
         for way, name in ((1, "β/(1 + ε)"), (-1, "β/(1 - ε)"), (0, "β")):
             of_way = [self.factors[pair] for pair in self.all if self.alone["decision"][pair] == way]
             if max(of_way) - min(of_way) > 1e-3:
                 raise NotAsked("it is read from the loss of a pair, which is no -log σ(β̃·margin); see the next line")
-            if self._decision(of_way[0]) != way:
+            if self.decision_of(of_way[0]) != way:
                 wrong = self.alone["decision"].index(way), name, self.factor_of[way], of_way[0]
         raise Broken("pair {}: expected {} = {:.6g}·β, found {:.6g}·β".format(*wrong))
 
@@ -283,17 +234,6 @@ class Examination:
 
     def _name_beta(self) -> str:
         return f"The trainer's attribute is taken to be {self.subject.beta!r}; name it by `beta` in --config"
-
-
-def learning(vectors: dict[str, Any], batch: int = FULL, epochs: int = 3, **more: Any) -> Setting:
-    """A training in which the weights move; of all pairs where no others are named."""
-    rate, pairs = vectors["arguments"]["learning_rate"], range(len(vectors["pairs"]))
-    return Setting(**{"pairs": pairs, "batch": batch, "epochs": epochs, "learning_rate": rate, **more})
-
-
-def _beta(loss: float, margin: float) -> float:
-    """β̃ from -log σ(β̃·margin)."""
-    return -math.log(math.expm1(loss)) / margin if loss > 0 else math.nan
 
 
 def _loss(beta: float, margin: float) -> float:

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 from epsdpo.paper.conformance.apart import first_apart
-from epsdpo.paper.conformance.clauses import FULL, Broken, Examination, NotAsked, learning
+from epsdpo.paper.conformance.clauses import Broken, Examination, NotAsked
 from epsdpo.paper.conformance.observed import read_run, save_run, train
 from epsdpo.paper.conformance.subject import load_subject
+from epsdpo.paper.conformance.trainings import FULL, learning
 from epsdpo.paper.conformance.vectors import read_vectors
 from epsdpo.runs.watch import end_with_stdin
 
