@@ -265,6 +265,11 @@ def test_bad_use_is_refused_with_what_to_do(capsys, name, says):
     assert says in capsys.readouterr().err
 
 
+def test_a_config_that_is_not_there_is_refused(capsys, tmp_path):
+    assert main(["conform", PLAIN, "--config", str(tmp_path / "mine.yaml")]) == 2
+    assert "No such file or directory. --config is the path of a YAML file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text, says",
     [

@@ -63,8 +63,10 @@ def load_subject(name: str, config: Path | None = None) -> Subject:
 def _read(config: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(read_text(config)) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{config}: is no YAML ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{config}: {error.strerror}. --config is the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError(f"{config}: is no YAML ({error}). It has lines such as `epsilon: eps`") from None
     wanted = {"args_class": str, "epsilon": str, "beta": str, "args": dict}
     if not isinstance(values, dict) or (unknown := values.keys() - wanted.keys()):
         found = ", ".join(map(str, unknown)) if isinstance(values, dict) else type(values).__name__
