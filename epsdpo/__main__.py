@@ -222,6 +222,12 @@ def _winrate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _conform(options: argparse.Namespace) -> int:
+    from epsdpo.paper.conformance.conform import conform
+
+    return conform(options.trainer, options.config)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m epsdpo", description="ε-DPO from data to report.")
     parser.add_argument("--version", action="version", version=f"epsdpo {__version__}")
@@ -294,6 +300,13 @@ def _parser() -> argparse.ArgumentParser:
     winrate.add_argument(
         "--C", metavar="VALUE", dest="c", type=float, help="of length control (default: cross-validated)"
     )
+
+    conform = commands.add_parser(
+        "conform", help="which clause of the paper an implementation of ε-DPO breaks; imports and runs it"
+    )
+    conform.set_defaults(command=_conform)
+    conform.add_argument("trainer", metavar="MODULE:TRAINER", help="e.g. epsdpo:EpsilonDPOTrainer; code that you trust")
+    conform.add_argument("--config", metavar="FILE", type=Path, help="what it calls ε, β and its args (YAML)")
 
     stage = commands.add_parser("stage", help="do all the work of one stage, as `run` does for each")
     stage.set_defaults(command=_stage)
