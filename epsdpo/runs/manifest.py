@@ -22,6 +22,7 @@ from typing import Any
 from epsdpo.experiment import Experiment
 from epsdpo.files import flush_tree, is_left_over, read_object, writable, written_whole
 from epsdpo.runs.fingerprint import key_of
+from epsdpo.runs.machine import machine
 
 MANIFEST = "manifest.json"
 STAGE_FILE = "stage.json"
@@ -74,8 +75,7 @@ def write_manifest(
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": _gpu_names(),
+        **machine(),
         "git": _git_state(repository),
         "inputs": {str(path): _describe(path) for path in _input_files(inputs, output_dir)},
         "outputs": {
@@ -237,16 +237,6 @@ def _input_files(inputs: list[Path], output_dir: Path) -> list[Path]:
         else:
             files.append(path)
     return files
-
-
-def _gpu_names() -> list[str]:
-    """Names of the NVIDIA GPUs, asked of the driver: asking torch would take GPU memory from the stages to come."""
-    if shutil.which("nvidia-smi") is None:
-        return []
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
-    return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 def _git_state(repository: Path) -> dict[str, Any] | None:
