@@ -25,6 +25,7 @@ help:  ## list these targets
 # The Hub is switched off to make sure of what the README says: demo and tests need no network.
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo
+	@.venv/bin/python -m epsdpo verify runs/demo --against configs/demo/gold
 
 # JOBS stages at once, which share out the cores.
 paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's claims in miniature, about 90 minutes on two cores

@@ -228,6 +228,18 @@ def _conform(options: argparse.Namespace) -> int:
     return conform(options.trainer, options.config)
 
 
+def _verify(options: argparse.Namespace) -> int:
+    from epsdpo.trajectory.same_run.verdict import keep_as_gold, verify_folder
+
+    if options.add_to is None:
+        return verify_folder(options.run, options.against)
+    if options.against is not None:
+        raise ConfigError("verify: --add-to compares nothing. Leave --against out")
+    for file in keep_as_gold(options.run, options.add_to):
+        print(file)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m epsdpo", description="ε-DPO from data to report.")
     parser.add_argument("--version", action="version", version=f"epsdpo {__version__}")
@@ -277,6 +289,20 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run_dir", metavar="DIR", type=Path, help="a folder of `epsdpo run`")
     status.add_argument(
         "--verify", action="store_true", help="compare its files with what the finished stages have left"
+    )
+
+    verify = commands.add_parser(
+        "verify", help="is a run the published one: same bits, within its intervals, or another, and why"
+    )
+    verify.set_defaults(command=_verify)
+    verify.add_argument(
+        "run", metavar="RUN", type=Path, help="a folder of `epsdpo run`, of an experiment or a training"
+    )
+    verify.add_argument(
+        "--against", metavar="GOLD", type=Path, help="published runs (default: those of whichever configs have them)"
+    )
+    verify.add_argument(
+        "--add-to", metavar="GOLD", type=Path, help="compare nothing, and add RUN to the published runs in GOLD"
     )
 
     benchmark = commands.add_parser("benchmark", help="measure the models of a run folder on the tasks of Table 8")

@@ -27,6 +27,7 @@ LOCK = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8"
 PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCK)}
 ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
 EXTRAS = PROJECT["optional-dependencies"]
+DEMO = ["-m epsdpo run configs/demo", "-m epsdpo verify runs/demo --against configs/demo/gold"]
 DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["kit"] + EXTRAS["dev"]]
 
 
@@ -197,7 +198,7 @@ def test_set_up_installs_torch_first_and_happens_once(checkout):
 
     second = make(checkout, "demo")
     assert "Setting up" not in second.stdout
-    assert calls(checkout) == ["-m epsdpo run configs/demo"]
+    assert calls(checkout) == DEMO
 
 
 @pytest.mark.parametrize("broken", ["torch==", "requirement requirements.lock", "editable", "pip check"])
@@ -207,7 +208,7 @@ def test_a_failed_set_up_is_taken_up_again(checkout, broken):
     assert calls(checkout)[-1].startswith("-m pip"), "work started in a broken environment"
     (checkout / "broken").unlink()
     assert make(checkout, "demo").returncode == 0
-    assert calls(checkout)[-1] == "-m epsdpo run configs/demo"
+    assert calls(checkout)[-2:] == DEMO
 
 
 def test_a_new_lock_sets_up_again(checkout):

@@ -17,7 +17,7 @@ from epsdpo.experiment import Experiment
 from epsdpo.files import read_object, written_whole
 from epsdpo.methods.launches import IN_WORDS
 from epsdpo.methods.record import DamagedRecord, first_and_last_row, incompleteness
-from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, experiments_in, link_to, shared_folders
+from epsdpo.runs.layout import INDEX, PAGE, STEPS, SUMMARY, VERDICTS, experiments_in, link_to, shared_folders
 from epsdpo.runs.manifest import LOG, MANIFEST, changed_outputs, commit_of, read_manifest
 from epsdpo.train.pace import as_time
 
@@ -61,6 +61,7 @@ their models.{% endif %}</p>
 <th>stages</th><th class="number">time</th><th>commit</th></tr>
 {% for row in rows %}
 <tr><td data-head="experiment"><b>{{ row.title }}</b>
+{% if row.verdict %}<br><a class="interval" href="{{ published }}">{{ row.verdict }}</a>{% endif %}
 {% if row.record %}<br><span class="failed">{{ row.record }}</span>{% endif %}
 {% for file in row.changed %}<br><span class="failed">{{ file }} is not as its stage left it</span>{% endfor %}</td>
 <td data-head="method">{{ row.method }}</td>
@@ -113,6 +114,7 @@ def write_index(run_dir: str | Path) -> Path:
             if status.state == "failed"
         ],
         report=link_to(reports[0], run_dir) if reports else None,
+        published=link_to(run_dir / "report" / PAGE, run_dir) + "#The-published-run",
         real_text=link_to(study, run_dir) if study.exists() else None,
         benchmarks=benchmark_table(run_dir),
     )
@@ -141,6 +143,7 @@ def _row(folder: Path, experiment: Experiment, run_dir: Path, statuses: list[Sta
         "changed": [f"{stage}/{read[stage]}" for stage in sorted(changed)],
         "method": experiment.method,
         "record": _record(folder / "train"),
+        "verdict": (read_object(run_dir / "report" / VERDICTS) or {}).get(experiment.name, ""),
         "epsilon": f"{experiment.criterion()['epsilon']:g}" if experiment.method == "epsilon_dpo" else "–",
         "criterion": IN_WORDS.get(experiment.criterion().get("criterion_dtype"), "–"),
         "beta_initial": f"{betas[0]:.4g}" if betas else f"{train.get('beta', 0.1):.4g}",

@@ -1,6 +1,7 @@
 """Figures of the β record: β over steps, the decisions over training, and which pairs they fell on."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,17 +26,29 @@ _MOST_THIN_LINES = 4  # runs whose single steps are drawn; those of more hide on
 _WIDE = 10.0  # a ratio of levels from which a logarithmic axis is needed to see them all
 
 
-def beta_trajectory(runs: Mapping[str, pd.DataFrame], families: Mapping[str, str], title: str) -> Figure:
+def beta_trajectory(
+    runs: Mapping[str, pd.DataFrame],
+    families: Mapping[str, str],
+    title: str,
+    published: Mapping[str, pd.DataFrame | None] = MappingProxyType({}),
+) -> Figure:
     """β before each optimiser step, one line per run; where not every step was logged, each row has a marker.
 
-    A row of a log is the mean over its steps, and stands at their middle.
+    A row of a log is the mean over its steps, and stands at their middle. Bands lie behind the lines.
 
     Args:
         runs: title of a run -> its steps, from `read_steps` or `read_log`.
         families: title of a run -> its family, from `family_of`.
         title: what to see.
+        published: title of a run -> step, low and high of its published repeats; None or left out where there are none.
     """
     figure, (axes,) = new_figure()
+    bands = {name: band for name, band in published.items() if band is not None}
+    for name, look in run_looks(families).items():
+        if name in bands:
+            band = bands[name]
+            label = f"{name}, published"
+            axes.fill_between(band["step"], band["low"], band["high"], color=look.colour, alpha=0.25, label=label, lw=0)
     _draw_runs(axes, runs, families, "step", "beta_before")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("β (KL penalty)")

@@ -12,6 +12,7 @@ from epsdpo.report.collect import Run, quantised_weights
 from epsdpo.report.head_to_head import head_to_head, with_win_rate
 from epsdpo.runs.layout import PAGE, link_to
 from epsdpo.runs.manifest import read_manifest
+from epsdpo.trajectory.same_run.verdict import Verdict
 
 STAGE_FOLDERS = ("train", "trajectory", "evaluate")
 NO_JUDGE = "no judge was asked for"
@@ -175,6 +176,17 @@ def shared_links(runs: list[Run], page_dir: str | Path) -> str:
             link = html.escape(link_to(folder / PAGE, page_dir))
             items.append(f'<li><a href="{link}">{html.escape(folder.name)}</a>: {html.escape(", ".join(titles))}</li>')
     return f"<ul>{''.join(items)}</ul>"
+
+
+def published_runs(verdicts: list[Verdict]) -> str:
+    """HTML: whether each run is the published one, and what speaks against it."""
+    if not verdicts:
+        return "<p>Of these runs nothing is published.</p>"
+    lines = [
+        f"<li><b>{html.escape(verdict.experiment)}</b>: {html.escape(f'{verdict.says}: {verdict.why}')}.</li>"
+        for verdict in verdicts
+    ]
+    return f"<ul>{''.join(lines)}</ul>"
 
 
 def no_win_rates(results: pd.DataFrame) -> str:

@@ -52,6 +52,9 @@ SUMMARY = "summary.json"
 RESPONSES = "responses.parquet"
 ANNOTATIONS = "annotations.json"
 
+# What the report notebook writes there: of each experiment, whether it is the published run.
+VERDICTS = "verdicts.json"
+
 # In a training's folder, once it is finished: the weights.
 MODEL_FOLDER = "model"
 

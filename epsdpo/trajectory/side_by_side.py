@@ -28,6 +28,7 @@ class ComparedRun:
         apart: what became of chosen and rejected responses, as `over_training` has it; of a log `over_steps`.
         source: where the steps were read, from the path that was given.
         left_out: in words, which rows of a log, or of a record that was begun anew, are not among them.
+        recorded_in: the training's folder of a run whose experiment is known; None of any other.
     """
 
     title: str
@@ -36,6 +37,7 @@ class ComparedRun:
     apart: pd.DataFrame
     source: Path
     left_out: str
+    recorded_in: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def _read(run: _Found, beta: float | None) -> ComparedRun:
     if beta is not None and beta != known:
         raise ConfigError(f"betas: {run.title} has {beta:g}, and its own record says {known:g}; leave it out")
     apart = displacement.of_run(run.path, steps)
-    return ComparedRun(run.title, family, steps, apart, run.source, incompleteness(run.path) or "–")
+    return ComparedRun(
+        run.title, family, steps, apart, run.source, incompleteness(run.path) or "–", experiment and run.path
+    )
 
 
 def sources(runs: Sequence[ComparedRun]) -> pd.DataFrame:

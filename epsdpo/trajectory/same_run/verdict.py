@@ -1,0 +1,139 @@
+"""`epsdpo verify`: a run, or all of a batch, against the published ones, in one of three verdicts."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from epsdpo.experiment import ConfigError
+from epsdpo.experiment.values import value_text
+from epsdpo.runs.layout import VERDICTS, experiments_in
+from epsdpo.runs.manifest import read_manifest
+from epsdpo.trajectory.same_run.bands import bands_for
+from epsdpo.trajectory.same_run.causes import cause_of
+from epsdpo.trajectory.same_run.departures import Departure, evaluation_departure, first_departure
+from epsdpo.trajectory.same_run.gold_files import Gold, add_to_gold, gold_of
+from epsdpo.trajectory.same_run.quantities import RunNumbers, numbers_of, training_in
+
+SAME_BITS = "same bits"
+WITHIN = "the published run within prediction intervals"
+ANOTHER = "another run"
+_ABOUT_NAMES = ("name", "title")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one experiment.
+
+    Attributes:
+        experiment: its name.
+        says: `SAME_BITS`, `WITHIN` or `ANOTHER`.
+        why: in words.
+        departure: of another run, where it is one; `cause` is what that points to.
+        settings: of another run, which keys of its config differ, in words.
+    """
+
+    experiment: str
+    says: str
+    why: str
+    departure: Departure | None = None
+    cause: str = ""
+    settings: tuple[str, ...] = ()
+
+
+def verify_run(run: RunNumbers, gold: Gold) -> Verdict:
+    """Whether a run is one of the published ones, as far as its numbers say."""
+    same = [repeat for repeat in gold.repeats if _same_bits(run, repeat)]
+    if same:
+        evaluated = " and its evaluation" if run.summary and same[0].summary else ""
+        return Verdict(run.experiment, SAME_BITS, f"all {len(run.steps)} steps{evaluated}")
+    bands = bands_for(run, gold)
+    departure = first_departure(run, bands) or evaluation_departure(run, gold)
+    if departure is None:
+        own = "the same data" if bands.same_data else "other data of the same making"
+        evaluated = " and its evaluation" if run.summary and gold.repeats[0].summary else ""
+        why = f"all {len(run.steps)} steps{evaluated}, of {len(bands.peers)} repeats on {own}"
+        return Verdict(run.experiment, WITHIN, why)
+    nearest = bands.peers[0]
+    cause, reason = cause_of(run, nearest, departure)
+    place = "evaluation" if departure.step is None else f"step {departure.step}"
+    why = f"{place}, {departure.words}. Points to {cause}: {reason}"
+    return Verdict(run.experiment, ANOTHER, why, departure, cause, _other_settings(run, nearest))
+
+
+def verdicts_of(run_dir: Path, gold: Path | None = None) -> list[Verdict]:
+    """Of each experiment in a folder whose training has ended and that has a published one; none where none has."""
+    runs = [numbers_of(folder) for folder in _trained_below(run_dir)]
+    return [verify_run(run, published) for run in runs if (published := gold_of(run, gold)) is not None]
+
+
+def verify_folder(run_dir: Path, gold: Path | None = None) -> int:
+    """Print a verdict for each experiment of a folder, and last the one of all; 1 if any is another run, else 0.
+
+    Raises:
+        ConfigError: if nothing has ended there, or nothing is published of it.
+    """
+    verdicts = verdicts_of(run_dir, gold)
+    if not verdicts:
+        where = gold or "configs/*/gold"
+        raise ConfigError(
+            f"{run_dir}: of no finished experiment there is a published run in {where}. Name it: --against"
+        )
+    for verdict in verdicts:
+        print(f"{verdict.experiment}: {verdict.says}: {verdict.why}")
+        if verdict.settings:
+            print(f"    settings that differ: {'; '.join(verdict.settings)}")
+    last = joint(verdicts)
+    print(last.says if len(verdicts) > 1 and last.says != ANOTHER else f"{last.says}: {last.experiment}, {last.why}")
+    return int(last.says == ANOTHER)
+
+
+def joint(verdicts: list[Verdict]) -> Verdict:
+    """Of several the one that says least good."""
+    return max(verdicts, key=lambda verdict: (SAME_BITS, WITHIN, ANOTHER).index(verdict.says))
+
+
+def keep_verdicts(verdicts: list[Verdict], folder: Path) -> None:
+    """Write them into the folder of a report, for the index of its batch; nothing where there are none."""
+    if verdicts:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({verdict.experiment: verdict.says for verdict in verdicts}, indent=1)
+        (folder / VERDICTS).write_text(text + "\n", encoding="utf-8")
+
+
+def published_range(train_dir: Path, quantity: str) -> pd.DataFrame | None:
+    """From the least to the largest value of the published repeats at each step: step, low, high; None without any."""
+    gold = gold_of(numbers_of(train_dir))
+    if gold is None:
+        return None
+    values = pd.concat([repeat.steps[quantity] for repeat in gold.repeats], axis=1)
+    return pd.DataFrame({"step": values.index, "low": values.min(axis=1), "high": values.max(axis=1)})
+
+
+def keep_as_gold(run_dir: Path, gold: Path) -> list[Path]:
+    """Add every experiment of a folder to the published ones."""
+    return [add_to_gold(numbers_of(folder), gold) for folder in _trained_below(run_dir)]
+
+
+def _trained_below(run_dir: Path) -> list[Path]:
+    """Folders of experiments whose training has ended: those of a batch, or the one that is given."""
+    if not run_dir.is_dir():
+        raise ConfigError(f"{run_dir} is no folder. Give a folder of `epsdpo run`, e.g. runs/demo")
+    folders = [run_dir / name for name in experiments_in(run_dir)]
+    folders = [folder for folder in folders if (folder / "train").is_dir()] or [run_dir]
+    return [folder for folder in folders if read_manifest(training_in(folder)) is not None]
+
+
+def _same_bits(run: RunNumbers, repeat: RunNumbers) -> bool:
+    evaluated = not run.summary or not repeat.summary or (run.summary, run.answers) == (repeat.summary, repeat.answers)
+    return run.steps["bits"].equals(repeat.steps["bits"]) and run.has_data_of(repeat) and evaluated
+
+
+def _other_settings(run: RunNumbers, published: RunNumbers) -> tuple[str, ...]:
+    own, other = run.settings, published.settings
+    return tuple(
+        f"{key} {value_text(own.get(key))}, published {value_text(other.get(key))}"
+        for key in {**other, **own}
+        if own.get(key) != other.get(key) and key not in _ABOUT_NAMES
+    )

@@ -1,0 +1,360 @@
+"""`epsdpo verify`: faults put in one at a time are found where they begin, and what only rounds otherwise is none."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from kit import same_run as kit
+from kit.official import OFFICIAL
+from safetensors.torch import load_file, save_file
+
+from epsdpo.__main__ import main
+from epsdpo.methods import kernels, trainer
+from epsdpo.methods.trainer import EpsilonDPOTrainer
+from epsdpo.trajectory.same_run.causes import (
+    BATCH,
+    CRITERION,
+    DATA,
+    EPSILON,
+    EVALUATION,
+    LOSS,
+    ORDER,
+    PRECISION,
+    REFERENCE,
+    RULE,
+    SCHEDULE,
+    START,
+    TOKENISATION,
+    TRUNCATION,
+    UPDATE,
+)
+
+# Of the processor's features: what each environment asks for, and the numbers of threads that are trained with.
+OLD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}
+GOLD_RUNS = {"native": ({}, (1, 2)), "avx2": (AVX2, (1, 2)), "old": (OLD, (1,))}
+OTHER_RUNS = {
+    "native": ({}, (4,)),
+    "avx2": (AVX2, (4,)),
+    "old": (OLD, (2, 4)),
+    "mixed": ({"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "SSE4_2"}, (1, 2, 4)),
+    "avx": ({"ONEDNN_MAX_CPU_ISA": "AVX", "MKL_CBWR": "AVX"}, (1, 2)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    return kit.begin(tmp_path_factory.mktemp("batch"))
+
+
+@pytest.fixture(scope="module")
+def repeats(batch):
+    """Folders of runs that differ in threads and processor features alone, by environment and threads."""
+    wanted = {name: GOLD_RUNS.get(name, ({}, ()))[1] + OTHER_RUNS[name][1] for name in OTHER_RUNS}
+    processes = {}
+    for name, threads in wanted.items():
+        place = batch.with_name(f"{batch.name}-{name}")
+        shutil.copytree(batch, place)
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+        environment |= (OTHER_RUNS[name])[0]
+        command = [sys.executable, "-m", "kit.same_run", str(place), *map(str, threads)]
+        subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
+        processes |= {(name, number): place / str(number) for number in threads}
+    return processes
+
+
+@pytest.fixture(scope="module")
+def gold(batch, repeats):
+    """Five repeats, and two runs with other seeds."""
+    folder = batch / "gold"
+    for name, (_, threads) in GOLD_RUNS.items():
+        for number in threads:
+            assert main(["verify", str(repeats[name, number]), "--add-to", str(folder)]) == 0
+    for seed in (43, 44):
+        other = kit.train_run(batch, f"seed-{seed}", evaluated=True, seed=seed)
+        assert main(["verify", str(other), "--add-to", str(folder)]) == 0
+    assert len(list((folder / "eps").iterdir())) == 7
+    return folder
+
+
+def verify(capsys, run: Path, gold: Path) -> tuple[int, str]:
+    capsys.readouterr()
+    code = main(["verify", str(run), "--against", str(gold)])
+    return code, capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "threads"), [(name, number) for name, (_, numbers) in OTHER_RUNS.items() for number in numbers]
+)
+def test_threads_and_processors_are_no_other_run(repeats, gold, capsys, name, threads):
+    code, says = verify(capsys, repeats[name, threads], gold)
+    assert code == 0 and says.startswith(("same bits", "the published run within prediction intervals")), says
+
+
+# ------------------------------------------------------------------------------------------------------------ faults
+
+
+def swap_sides(row: dict) -> dict:
+    """Labels of the pairs whose number ends in 7."""
+    if not row["pair_id"].endswith("7"):
+        return row
+    other = {"chosen": "rejected", "rejected": "chosen"}
+    return {**row, **{side + end: row[other[side] + end] for side in other for end in ("", "_ids")}}
+
+
+def one_eos_more(row: dict) -> dict:
+    return {**row, **{f"{side}_ids": [*row[f"{side}_ids"], 2] for side in ("chosen", "rejected")}}
+
+
+def without_merges(model: Path) -> None:
+    """A tokenizer that knows twenty words less."""
+    path = model / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    content["model"]["merges"] = content["model"]["merges"][:-20]
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def other_weights(model: Path) -> None:
+    path = model / "model.safetensors"
+    generator = torch.Generator().manual_seed(0)
+    weights = load_file(path)
+    noise = {name: 0.02 * torch.randn(value.shape, generator=generator) for name, value in weights.items()}
+    save_file({name: weights[name] + noise[name] for name in weights}, path, metadata={"format": "pt"})
+
+
+def patched_beta(monkeypatch, change):
+    """`change` gets the rule, and all that it is called with."""
+    monkeypatch.setattr(trainer, "updated_beta", lambda *args, **named: change(kernels.updated_beta, *args, **named))
+
+
+def sign_of_the_step(published, beta, relaxed, tightened, **others):
+    return published(beta, tightened, relaxed, **others)
+
+
+def larger_step(published, beta, **others):
+    return published(beta, **others | {"epsilon_step": 1.1 * others["epsilon_step"]})
+
+
+def follow_policy(monkeypatch):
+    """The reference is the policy as it was before the step."""
+    record = EpsilonDPOTrainer._record_step
+
+    def then_copy(self, *args, **named):
+        record(self, *args, **named)
+        self.ref_model.load_state_dict(self.model.state_dict())
+
+    monkeypatch.setattr(EpsilonDPOTrainer, "_record_step", then_copy)
+
+
+def another_reference(monkeypatch):
+    begin = EpsilonDPOTrainer._restore_beta
+
+    def then_load(self, *args):
+        self.ref_model.load_state_dict(load_file(OFFICIAL / "ref" / "model.safetensors"))
+        begin(self, *args)
+
+    monkeypatch.setattr(EpsilonDPOTrainer, "_restore_beta", then_load)
+
+
+def whole_window(monkeypatch):
+    """The last window's loss is divided by the pairs of a whole one."""
+    samples = EpsilonDPOTrainer.get_batch_samples
+
+    def then_count(self, *args):
+        batches = samples(self, *args)
+        self._window_pairs = self.args.global_batch_size
+        return batches
+
+    monkeypatch.setattr(EpsilonDPOTrainer, "get_batch_samples", then_count)
+
+
+def other_sign(monkeypatch):
+    monkeypatch.setattr(trainer, "pair_steps", lambda *args: -kernels.pair_steps(*args))
+
+
+def hinge(monkeypatch):
+    monkeypatch.setattr(trainer, "dpo_loss", lambda margin, beta: torch.relu(1.0 - beta * margin))
+
+
+def frozen_sum(monkeypatch):
+    """The loss is right, and only the chosen response has a gradient."""
+    score = EpsilonDPOTrainer.losses
+
+    def losses(self, scored):
+        own, beta = score(self, scored)
+        half = 0.5 * own
+        return half + half.detach(), beta
+
+    monkeypatch.setattr(EpsilonDPOTrainer, "losses", losses)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a run, where that shows first, and what it is to be called.
+
+    Attributes:
+        patch: done to the trainer.
+        row, model: done to each prepared pair, and to the model's folder before the data are prepared.
+        data: changes of the config with which data are prepared.
+        changes: changes of the config.
+    """
+
+    step: int | None
+    cause: str
+    patch: Callable = lambda monkeypatch: None
+    row: Callable | None = None
+    model: Callable | None = None
+    data: dict = field(default_factory=dict)
+    changes: dict = field(default_factory=dict)
+
+
+def in_training(**keys) -> dict:
+    return {"train": keys}
+
+
+FAULTS = {
+    "sign of the step": Fault(3, RULE, partial(patched_beta, change=sign_of_the_step)),
+    "ε 10 % off": Fault(3, EPSILON, changes=in_training(epsilon=0.055)),
+    "ε of β's step 10 % off": Fault(3, EPSILON, partial(patched_beta, change=larger_step)),
+    "other β rule": Fault(3, RULE, changes=in_training(beta_update="mean_beta")),
+    "β at the start": Fault(1, RULE, changes=in_training(beta=0.11)),
+    "β stays": Fault(3, RULE, partial(patched_beta, change=lambda published, beta, **others: beta)),
+    "one EOS more": Fault(1, TOKENISATION, row=one_eos_more),
+    "another tokenizer": Fault(1, TOKENISATION, model=without_merges),
+    "order of the file": Fault(1, ORDER, changes=in_training(train_sampling_strategy="sequential")),
+    "another seed": Fault(1, ORDER, changes={"seed": 45}),
+    "labels swapped": Fault(1, DATA, row=swap_sides),
+    "a pair less": Fault(1, DATA, data={"data": {"max_train_pairs": 95}}),
+    "completions cut": Fault(1, TRUNCATION, data=in_training(max_length=30), changes=in_training(max_length=30)),
+    "start weights": Fault(1, START, model=other_weights),
+    "reference follows the policy": Fault(3, REFERENCE, follow_policy),
+    "another reference": Fault(1, REFERENCE, another_reference),
+    "bfloat16 for float32": Fault(1, PRECISION, changes={"model": {"dtype": "bfloat16"}}),
+    "criterion in bfloat16": Fault(3, CRITERION, changes=in_training(criterion_dtype="bfloat16")),
+    "sign of the criterion": Fault(3, CRITERION, other_sign),
+    "warm-up off by one": Fault(2, SCHEDULE, changes=in_training(warmup_steps=3)),
+    "rate 10 % too high": Fault(2, SCHEDULE, changes=in_training(learning_rate=1.1e-3)),
+    "linear for cosine": Fault(4, SCHEDULE, changes=in_training(lr_scheduler_type="linear")),
+    "last window divided as a whole one": Fault(5, BATCH, whole_window),
+    "half the batch": Fault(1, BATCH, changes=in_training(global_batch_size=10, per_device_train_batch_size=10)),
+    "hinge for sigmoid": Fault(1, LOSS, hinge),
+    "half the gradient": Fault(1, UPDATE, frozen_sum),
+    "weights decay": Fault(3, UPDATE, changes=in_training(weight_decay=0.1)),
+    "top-p 0.95": Fault(None, EVALUATION, changes={"evaluate": {"top_p": 0.95}}),
+    "shorter answers": Fault(None, EVALUATION, changes={"evaluate": {"max_new_tokens": 9}}),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_at_its_step_and_called_by_its_name(gold, tmp_path, monkeypatch, capsys, name):
+    fault = FAULTS[name]
+    place = kit.begin(tmp_path / "batch")
+    if fault.model:
+        fault.model(place / "model")
+    if fault.model or fault.row or fault.data:
+        kit.prepare_data(place, fault.row or (lambda row: row), **fault.data)
+    fault.patch(monkeypatch)
+    run = kit.train_run(place, "run", evaluated=fault.step is None, **fault.changes)
+    code, says = verify(capsys, run, gold)
+    assert code == 1 and says.startswith("another run: "), says
+    assert ("evaluation, " if fault.step is None else f"step {fault.step}, ") in says, says
+    assert f"Points to {fault.cause}: " in says, says
+
+
+# ---------------------------------------------------------------------------------------------- harmless differences
+
+
+def move(run: Path, to: Path) -> Path:
+    """The batch as a whole, in another place."""
+    shutil.copytree(run.parent, to, ignore=shutil.ignore_patterns("gold", "checkpoint-*", "seed-*"))
+    return to / run.name
+
+
+def as_of_another_machine(run: Path, to: Path) -> Path:
+    """Its files as another machine with other places would have left them, by its own clock."""
+    run = move(run, to)
+    for name in ("manifest.json", "experiment.yaml"):
+        for path in run.rglob(name):
+            path.write_text(path.read_text(encoding="utf-8").replace(str(to.parent.parent), "/home/user/work"))
+    manifest = run / "train" / "manifest.json"
+    told = json.loads(manifest.read_text(encoding="utf-8"))
+    told |= {"cpus": 64, "processor": "another", "platform": "another", "started": "2031-01-01T00:00:00+00:00"}
+    manifest.write_text(json.dumps(told), encoding="utf-8")
+    for path in run.rglob("*"):
+        os.utime(path, (0, 0))
+    return run
+
+
+def without_data(run: Path, to: Path) -> Path:
+    run = move(run, to)
+    shutil.rmtree(run.parent / kit.DATA)
+    return run
+
+
+def without_evaluation(run: Path, to: Path) -> Path:
+    run = move(run, to)
+    shutil.rmtree(run / "evaluate")
+    return run
+
+
+MOVED = {
+    "another folder": move,
+    "another machine": as_of_another_machine,
+    "no data left": without_data,
+    "not evaluated": without_evaluation,
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_the_same_numbers_elsewhere_are_the_same_bits(repeats, gold, tmp_path, capsys, name):
+    code, says = verify(capsys, MOVED[name](repeats["native", 1], tmp_path / "elsewhere"), gold)
+    assert code == 0 and says.startswith("same bits"), says
+
+
+HARMLESS = {
+    "once more": {},
+    "another name": {"name": "other", "title": "A run of another name"},
+    "micro-batches of five": in_training(per_device_train_batch_size=5),
+    "micro-batches of one": in_training(per_device_train_batch_size=1),
+    "activations computed twice": in_training(activation_checkpointing=True),
+    "no checkpoints": in_training(save_strategy="no"),
+    "fewer logs": in_training(logging_steps=3),
+    "another process loads data": in_training(dataloader_num_workers=1),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_no_number_is_no_other_run(batch, gold, capsys, request, name):
+    run = kit.train_run(batch, request.node.name.replace(" ", "-"), **HARMLESS[name])
+    code, says = verify(capsys, run, gold / "eps")
+    assert code == 0 and says.startswith(("same bits", "the published run within prediction intervals")), says
+
+
+def test_a_run_that_was_interrupted_is_no_other(batch, gold, capsys, monkeypatch):
+    def stop(self, *args, **named):
+        if self.state.global_step == 6:
+            raise KeyboardInterrupt
+        record(self, *args, **named)
+
+    record = EpsilonDPOTrainer._record_step
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(EpsilonDPOTrainer, "_record_step", stop)
+        kit.train_run(batch, "interrupted")
+    code, says = verify(capsys, kit.train_run(batch, "interrupted"), gold)
+    assert code == 0 and says.startswith(("same bits", "the published run within prediction intervals")), says
