@@ -32,7 +32,7 @@ from epsdpo.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, CHANGES = ROOT / "README.md", ROOT / "docs", ROOT / "CHANGELOG.md"
-BESIDE_CODE = [ROOT / folder / "README.md" for folder in ("configs", "benchmarks", "tests/data")]
+BESIDE_CODE = [ROOT / folder / "README.md" for folder in ("configs", "configs/demo/gold", "benchmarks", "tests/data")]
 PAGES = [README, ROOT / "CONTRIBUTING.md", CHANGES, *sorted(DOCS.glob("*.md")), *BESIDE_CODE]
 # Of names: the change log tells former ones, and what extends the kit is not there yet.
 NAMING = [page for page in PAGES if page not in (CHANGES, DOCS / "extending.md")]
@@ -122,7 +122,7 @@ def assert_configs(options: argparse.Namespace, page: Path) -> None:
     configs = [path for path in options.config if not path.isupper() and path not in own]
     if configs:
         assert load_experiments([ROOT / path for path in configs], parse_overrides(options.overrides))
-    for path in (getattr(options, name, "") for name in ("launch", "profile", "claims")):
+    for path in (getattr(options, name, "") for name in ("launch", "profile", "claims", "against")):
         assert not path or (ROOT / path).exists(), path
 
 

@@ -47,7 +47,7 @@ def bands_for(run: RunNumbers, gold: Gold) -> Bands:
     numbers = [name for name in (*EXACT, *MEASURED) if name in MEASURED or (name in _NUMBERS and name not in exact)]
     stacked = np.stack([table[numbers].to_numpy(float) for table in tables])
     centre, half = _interval(stacked, tables[0].index, numbers)
-    half += _rounding(centre)
+    half += _rounding(centre, tables[0]["pairs"])
     low, high = centre - half, centre + half
     betas = _from_decisions(run.steps, tables)
     if betas is not None:
@@ -87,17 +87,18 @@ def _interval(values: np.ndarray, steps: pd.Index, columns: list[str]) -> tuple[
     )
 
 
-def _rounding(centre: pd.DataFrame) -> pd.DataFrame:
+def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
     """What two machines may differ by though the repeats do not: float32 along sums, and a pair at the edge."""
     size = centre.abs()
-    allowed = 1e-5 * size + 1e-5
+    allowed = 1e-6 * size + 1e-6
     for side in ("chosen", "rejected"):
-        allowed[f"{side}_log_ratio"] = 2e-6 * size[f"{side}_logps"] + 1e-5 * size[f"{side}_log_ratio"] + 1e-6
-        allowed[f"ref_{side}_logps"] = 1e-5 * size[f"ref_{side}_logps"]
+        allowed[f"{side}_log_ratio"] += 3e-7 * size[f"{side}_logps"]
     allowed[["relaxed_beta", "tightened_beta", "learning_rate"]] = (
         1e-6 * size[["relaxed_beta", "tightened_beta", "learning_rate"]]
     )
-    allowed["grad_norm"] = 1e-3 * size["grad_norm"]
+    for name in ("relaxed", "tightened"):
+        allowed[name] = 1.01 / pairs
+    allowed["grad_norm"] = 1e-4 * size["grad_norm"]
     return allowed
 
 

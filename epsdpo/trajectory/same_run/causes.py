@@ -19,6 +19,7 @@ SCHEDULE, BATCH, UPDATE, EVALUATION = "schedule", "batch", "gradient or optimise
 
 _ROUNDED = 0.02  # relative; what half precision does to a log-probability, and another model exceeds
 _ALIKE = 1e-6
+_LONGER = 0.02  # of an update, by which another learning rate shows
 
 Cause = tuple[str, str]  # its name, and a sentence
 
@@ -66,7 +67,10 @@ def _tokens(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) ->
     each = more.div(run["pairs"], axis=0).dropna()
     constant = each.iloc[0, 0]
     if constant and (each == constant).all(axis=None):
-        return TOKENISATION, f"{constant:+.0f} token in every completion, as by one EOS {'more' * (constant > 0)}"
+        return (
+            TOKENISATION,
+            f"{constant:+.0f} token in every completion, as by one EOS {'more' if constant > 0 else 'less'}",
+        )
     capped = run["longest"].max()
     if (more <= 0).all(axis=None) and (more < 0).any(axis=None) and capped < published["longest"].max():
         return TRUNCATION, f"no response is longer than {capped:.0f} tokens, and others are as published"
@@ -81,7 +85,7 @@ def _reference(run: pd.DataFrame, published: pd.DataFrame, departure: Departure)
     if policy <= _ALIKE * 10:
         return REFERENCE, "the policy starts as published, the reference is another"
     if max(apart, policy) < _ROUNDED:
-        return PRECISION, f"log-probabilities differ by {max(apart, policy):.1%}, as by rounding: bf16, fp16 or fp32"
+        return PRECISION, f"log-probabilities differ by {max(apart, policy):.2%}, as by rounding: bf16, fp16 or fp32"
     return START, f"policy and reference give other log-probabilities ({policy:.0%} apart) to as many tokens"
 
 
@@ -100,7 +104,7 @@ def _policy(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) ->
     before = run.loc[step - 1]
     if before["pairs"] < run["pairs"].max():
         return BATCH, f"the update of step {step - 1}, whose window is shorter, is another"
-    if len(ratios) == 2 and np.isclose(*ratios, rtol=0.1) and min(ratios) > 0.0:
+    if len(ratios) == 2 and np.isclose(*ratios, rtol=0.1) and abs(np.mean(ratios) - 1.0) > _LONGER:
         return SCHEDULE, f"the first update goes {np.mean(ratios):.2f} times as far, in the same direction"
     return UPDATE, f"the update of step {step - 1} is another, though all before it is as published"
 
