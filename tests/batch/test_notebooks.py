@@ -12,6 +12,7 @@ from kit.claim_runs import FIGURES, as_two_worlds
 from kit.official import OFFICIAL
 from nbclient import NotebookClient
 
+from epsdpo.__main__ import main
 from epsdpo.batch.runner import run_batch
 from epsdpo.batch.stage import run_stage
 from epsdpo.data.prepared import load_prepared
@@ -20,7 +21,8 @@ from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.report.collect import collect
 from epsdpo.report.head_to_head import head_to_head
 from epsdpo.report.shown import links_table
-from epsdpo.runs.layout import NOTEBOOKS
+from epsdpo.runs.layout import NOTEBOOKS, VERDICTS
+from epsdpo.trajectory.same_run.verdict import SAME_BITS, WITHIN
 from epsdpo.world.language import gold_score
 
 DEMO = Path(__file__).parents[2] / "configs" / "demo"
@@ -117,6 +119,20 @@ def test_report_joins_what_the_stages_wrote(batch):
     assert gain["difference"] == pytest.approx(runs[1].evaluation["win_rate"] - runs[0].evaluation["win_rate"])
     for link in re.findall(r'href="(\.\./[^"]+)"', text):
         assert (page.parent / link).exists(), link
+
+
+def test_these_are_the_published_runs(batch, capsys):
+    """On a processor of another kind, which makes its own world, within wider intervals. Titles are no matter."""
+    run_dir, page = batch
+    assert main(["verify", str(run_dir), "--against", str(DEMO / "gold")]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith((SAME_BITS, WITHIN))
+    marks = json.loads((page.parent / VERDICTS).read_text(encoding="utf-8"))
+    assert list(marks) == list(RUNS) and set(marks.values()) <= {SAME_BITS, WITHIN}
+    assert 'id="The-published-run"' in page.read_text(encoding="utf-8")
+    index = (run_dir / "index.html").read_text(encoding="utf-8")
+    for says in marks.values():
+        assert f'<a class="interval" href="report/notebook.html#The-published-run">{says}</a>' in index
 
 
 def test_links_work_from_a_page_anywhere(batch, tmp_path, monkeypatch):

@@ -68,6 +68,16 @@ def test_a_saved_figure_lies_beside_what_a_paper_needs(tmp_path):
     assert picture.alt == "title β̃"
 
 
+def test_published_repeats_lie_behind_their_run_in_its_colour():
+    band = pd.DataFrame({"step": STEPS["step"], "low": 0.09, "high": 0.12})
+    runs = {"one": STEPS, "other": STEPS}
+    figure = beta_trajectory(runs, {"one": "dpo", "other": "ipo"}, "title", {"one": band, "other": None})
+    (drawn,) = figure.axes[0].collections
+    assert drawn.get_label() == "one, published" and to_hex(drawn.get_facecolor()[0]) == FAMILIES["dpo"].colour.lower()
+    assert drawn.get_datalim(figure.axes[0].transData).intervaly.tolist() == [0.09, 0.12]
+    assert_nothing_is_cropped(figure)
+
+
 def test_a_picture_shows_its_caption_under_it_and_no_markup_of_it(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr("epsdpo.plots.saving.display", shown.append)

@@ -53,7 +53,7 @@ def bands_for(run: RunNumbers, gold: Gold) -> Bands:
     if betas is not None:
         low.update(betas["low"])
         high.update(betas["high"])
-    return Bands(peers, peers == alike, low, high, exact)
+    return Bands(peers, len(alike) >= FEWEST, low, high, exact)
 
 
 def summary_interval(name: str, gold: Gold) -> tuple[float, float] | None:

@@ -140,11 +140,7 @@ def _rule(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) -> C
         return RULE, "β does not move"
     if np.median(own) * np.median(other) < 0.0:
         return RULE, "β moves the other way: the sign of the step"
-    # β/(1 + ε·mean step) gives one ε, whatever the mean step.
-    sizes = [
-        np.expm1(-values * mean) / mean
-        for values, mean in ((r, _means(t, r)) for r, t in ((own, run), (other, published)))
-    ]
+    sizes = [_sizes(table) for table in (run, published)]
     if all(np.ptp(size) < 1e-6 * abs(np.median(size)) for size in sizes):
         return EPSILON, f"the step of β is by ε = {np.median(sizes[0]):.4g}, published {np.median(sizes[1]):.4g}"
     return RULE, "of the same decisions another β: how β follows the mean of the steps"
@@ -175,8 +171,11 @@ _OF: dict[str, Callable[[pd.DataFrame, pd.DataFrame, Departure], Cause]] = {
 }
 
 
-def _means(steps: pd.DataFrame, response: pd.Series) -> pd.Series:
-    return (steps["relaxed"] - steps["tightened"]).loc[response.index]
+def _sizes(steps: pd.DataFrame) -> pd.Series:
+    """ε by β/(1 + ε·mean step), of each step that had one: the same for all, if that is the rule."""
+    response = response_of(steps).dropna()
+    mean_step = (steps["relaxed"] - steps["tightened"]).loc[response.index]
+    return np.expm1(-response * mean_step) / mean_step
 
 
 def _apart(run: pd.DataFrame, published: pd.DataFrame, step: int, name: str) -> float:

@@ -71,9 +71,13 @@ def _read(folder: Path) -> Gold | None:
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder}: holds a file that cannot be read as a published run ({error})") from error
     (seed, _), *_ = Counter(run.seed() for run in runs).most_common(1)
-    if Counter(run.seed() for run in runs)[seed] < FEWEST:
-        raise ConfigError(f"{folder}: holds fewer than {FEWEST} repeats of one run. Add some: verify RUN --add-to GOLD")
-    return Gold([run for run in runs if run.seed() == seed], [run for run in runs if run.seed() != seed])
+    repeats = [run for run in runs if run.seed() == seed]
+    if len(repeats) < FEWEST or len({len(run.steps) for run in repeats}) > 1:
+        raise ConfigError(
+            f"{folder}: needs {FEWEST} repeats of one run at least, of as many steps, and holds "
+            f"{', '.join(f'{len(run.steps)} steps' for run in repeats)}. Add some: verify RUN --add-to GOLD"
+        )
+    return Gold(repeats, [run for run in runs if run.seed() != seed])
 
 
 def _told_apart_by(run: RunNumbers) -> dict[str, Any]:
