@@ -16,6 +16,7 @@ from epsdpo.trajectory.same_run.quantities import EXACT, MEASURED, RunNumbers
 
 # A run has thousands of numbers: of one that is the published one, all are to be within their intervals.
 LEVEL = 0.9999
+_POOLED = 10  # steps whose variance is taken together
 _FROM_DECISIONS = 0.02  # by how much the response of β to a mean step may vary and still be called one
 _NUMBERS = {name for name in EXACT if name not in ("pair_ids", "texts", "token_ids")}
 
@@ -74,17 +75,20 @@ def _of_each_data(repeats: Sequence[RunNumbers]) -> list[RunNumbers]:
     return different if len(different) >= FEWEST else list(repeats)
 
 
-def _factor(repeats: int) -> float:
-    return float(stdtrit(repeats - 1, (1.0 + LEVEL) / 2.0)) * (1.0 + 1.0 / repeats) ** 0.5
+def _factor(repeats: int, steps: pd.DataFrame | int = 1) -> pd.DataFrame | float:
+    """Standard deviations to either side, which are known from so many repeats at so many steps."""
+    return stdtrit((repeats - 1.0) * steps, (1.0 + LEVEL) / 2.0) * (1.0 + 1.0 / repeats) ** 0.5
 
 
 def _interval(values: np.ndarray, steps: pd.Index, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean and half width; the spread of a step is the largest up to there, as rounding grows while a run goes on."""
-    spread = np.maximum.accumulate(np.nan_to_num(np.std(values, axis=0, ddof=1)), axis=0)
-    return (
-        pd.DataFrame(values.mean(axis=0), steps, columns),
-        pd.DataFrame(_factor(len(values)) * spread, steps, columns),
-    )
+    """Mean and half width, for values (repeats, steps, columns).
+
+    A step's variance is pooled with those before it that have one, and the largest up to there counts, as rounding
+    grows while a run goes on.
+    """
+    recent = pd.DataFrame(np.var(values, axis=0, ddof=1), steps, columns).rolling(_POOLED, min_periods=1)
+    half = recent.mean().cummax().pow(0.5) * _factor(len(values), recent.count().clip(lower=1))
+    return pd.DataFrame(values.mean(axis=0), steps, columns), half
 
 
 def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
