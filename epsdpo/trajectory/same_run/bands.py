@@ -102,6 +102,7 @@ def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
     )
     for name in ("relaxed", "tightened"):
         allowed[name] = 1.01 / pairs
+    allowed["loss_residual"] += 1e-6 * size["loss"]
     allowed["grad_norm"] = 1e-4 * size["grad_norm"]
     return allowed
 

@@ -93,6 +93,8 @@ def _policy(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) ->
     step = departure.step
     if step == run.index[0]:
         return START, "the reference is as published, and the policy starts elsewhere"
+    if len(run) != len(published):
+        return SCHEDULE, f"{len(run)} steps in place of {len(published)}, which the learning rate follows"
     lr = _unlike(run, published, "learning_rate")
     if lr is not None:
         return SCHEDULE, f"the learning rate is {lr[1]:.3g} at step {lr[0]}, published {lr[2]:.3g}"
@@ -101,8 +103,7 @@ def _policy(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) ->
         for side in ("chosen", "rejected")
         if abs(published.loc[step, f"{side}_log_ratio"]) > 1e-5
     ]
-    before = run.loc[step - 1]
-    if before["pairs"] < run["pairs"].max():
+    if run.loc[step - 1, "pairs"] < run["pairs"].max():
         return BATCH, f"the update of step {step - 1}, whose window is shorter, is another"
     if len(ratios) == 2 and np.isclose(*ratios, rtol=0.1) and abs(np.mean(ratios) - 1.0) > _LONGER:
         return SCHEDULE, f"the first update goes {np.mean(ratios):.2f} times as far, in the same direction"
@@ -161,11 +162,11 @@ _OF: dict[str, Callable[[pd.DataFrame, pd.DataFrame, Departure], Cause]] = {
     "texts": _texts,
     **dict.fromkeys(("chosen_tokens", "rejected_tokens", "longest", "token_ids"), _tokens),
     **dict.fromkeys(("ref_chosen_logps", "ref_rejected_logps"), _reference),
-    **dict.fromkeys(("chosen_logps", "rejected_logps", "chosen_log_ratio", "rejected_log_ratio"), _policy),
+    **dict.fromkeys(("chosen_logps", "rejected_logps", "chosen_log_ratio", "rejected_log_ratio", "loss"), _policy),
     **dict.fromkeys(("relaxed", "tightened"), _criterion),
     **dict.fromkeys(("relaxed_beta", "tightened_beta"), _pair_beta),
     **dict.fromkeys(("beta_before", "beta_after"), _rule),
-    "loss": _loss,
+    "loss_residual": _loss,
     "grad_norm": _gradient,
     "learning_rate": _rate,
 }

@@ -46,6 +46,11 @@ def add_to_gold(run: RunNumbers, gold: Path) -> Path:
     return path
 
 
+def folders_of(experiment: str) -> list[Path]:
+    """Where the repository may have something of an experiment, by its name alone."""
+    return sorted((REPOSITORY / "configs").glob(f"*/gold/{experiment}"))
+
+
 def gold_of(run: RunNumbers, given: Path | None = None) -> Gold | None:
     """What is published of a run's experiment; None if nothing is.
 
@@ -55,7 +60,7 @@ def gold_of(run: RunNumbers, given: Path | None = None) -> Gold | None:
     """
     if given is not None:
         return _read(given / run.experiment) or _read(given)
-    for folder in sorted((REPOSITORY / "configs").glob(f"*/gold/{run.experiment}")):
+    for folder in folders_of(run.experiment):
         gold = _read(folder)
         if gold is not None and _told_apart_by(gold.repeats[0]) == _told_apart_by(run):
             return gold

@@ -44,6 +44,7 @@ MEASURED = {
     "tightened": "share of tightened pairs",
     "relaxed_beta": "β̃ of relaxed pairs over β",
     "tightened_beta": "β̃ of tightened pairs over β",
+    "loss_residual": "loss less that of sigmoid DPO at the same margins",
     "loss": "loss",
     "beta_after": "β after the step",
     "grad_norm": "norm of the gradient",
@@ -134,9 +135,12 @@ def _by_step(steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame, logg
         tightened_beta=ratio.where(pairs["decision"] == -1),
         decisions=pairs["decision"].map({-1: "-", 0: "0", 1: "+"}),
     )
+    # −log σ(β̃·margin), where β̃ is known of the pair.
+    pairs["sigmoid_loss"] = np.logaddexp(0.0, -pairs["reward_margin"])
     by = pairs.groupby("step")
     for name in [name for name in MEASURED if name in pairs]:
         table[name] = by[name].mean()
+    table["loss_residual"] = table["loss"] - by["sigmoid_loss"].mean()
     for name, how in (("chosen_tokens", "sum"), ("rejected_tokens", "sum"), ("longest", "max"), ("decisions", "sum")):
         table[name] = by[name].agg(how)
     for name, column in (("pair_ids", "pair_id"), ("texts", "texts"), ("token_ids", "token_ids")):

@@ -8,18 +8,18 @@ import pandas as pd
 
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.values import value_text
-from epsdpo.runs.layout import VERDICTS, experiments_in
+from epsdpo.runs.layout import VERDICTS, experiment_of, experiments_in
 from epsdpo.runs.manifest import read_manifest
 from epsdpo.trajectory.same_run.bands import bands_for
 from epsdpo.trajectory.same_run.causes import cause_of
 from epsdpo.trajectory.same_run.departures import Departure, evaluation_departure, first_departure
-from epsdpo.trajectory.same_run.gold_files import Gold, add_to_gold, gold_of
+from epsdpo.trajectory.same_run.gold_files import Gold, add_to_gold, folders_of, gold_of
 from epsdpo.trajectory.same_run.quantities import RunNumbers, numbers_of, training_in
 
 SAME_BITS = "same bits"
 WITHIN = "the published run within prediction intervals"
 ANOTHER = "another run"
-_ABOUT_NAMES = ("name", "title")
+_ABOUT_NAMES = ("name", "title", "trajectory")
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,12 @@ def verify_run(run: RunNumbers, gold: Gold) -> Verdict:
 
 def verdicts_of(run_dir: Path, gold: Path | None = None) -> list[Verdict]:
     """Of each experiment in a folder whose training has ended and that has a published one; none where none has."""
-    runs = [numbers_of(folder) for folder in _trained_below(run_dir)]
-    return [verify_run(run, published) for run in runs if (published := gold_of(run, gold)) is not None]
+    found = []
+    for folder in _trained_below(run_dir):
+        run, published = _with_gold(folder, gold)
+        if published is not None:
+            found.append(verify_run(run, published))
+    return found
 
 
 def verify_folder(run_dir: Path, gold: Path | None = None) -> int:
@@ -104,7 +108,7 @@ def keep_verdicts(verdicts: list[Verdict], folder: Path) -> None:
 
 def published_range(train_dir: Path, quantity: str) -> pd.DataFrame | None:
     """From the least to the largest value of the published repeats at each step: step, low, high; None without any."""
-    gold = gold_of(numbers_of(train_dir))
+    _, gold = _with_gold(train_dir, None)
     if gold is None:
         return None
     values = pd.concat([repeat.steps[quantity] for repeat in gold.repeats], axis=1)
@@ -125,14 +129,24 @@ def _trained_below(run_dir: Path) -> list[Path]:
     return [folder for folder in folders if read_manifest(training_in(folder)) is not None]
 
 
+def _with_gold(folder: Path, given: Path | None) -> tuple[RunNumbers | None, Gold | None]:
+    """A run's numbers and what is published of it; nothing is read of one whose name tells that nothing is."""
+    if given is None and not folders_of(experiment_of(training_in(folder)).name):
+        return None, None
+    run = numbers_of(folder)
+    return run, gold_of(run, given)
+
+
 def _same_bits(run: RunNumbers, repeat: RunNumbers) -> bool:
     return run.steps["bits"].equals(repeat.steps["bits"]) and run.has_data_of(repeat)
 
 
 def _other_settings(run: RunNumbers, published: RunNumbers) -> tuple[str, ...]:
     own, other = run.settings, published.settings
+    differ = [key for key in own if key in other and own[key] != other[key]]
+    differ += [key for key in {**own, **other} if key.startswith("train.") and (key in own) != (key in other)]
     return tuple(
         f"{key} {value_text(own.get(key))}, published {value_text(other.get(key))}"
-        for key in {**other, **own}
-        if own.get(key) != other.get(key) and key not in _ABOUT_NAMES
+        for key in differ
+        if key not in _ABOUT_NAMES
     )
