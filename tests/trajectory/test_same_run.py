@@ -17,7 +17,9 @@ from kit.official import OFFICIAL
 from safetensors.torch import load_file, save_file
 
 from epsdpo.__main__ import main
+from epsdpo.experiment import check_experiment
 from epsdpo.methods import kernels, trainer
+from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.trainer import EpsilonDPOTrainer
 from epsdpo.trajectory.same_run.causes import (
     BATCH,
@@ -358,3 +360,49 @@ def test_a_run_that_was_interrupted_is_no_other(batch, gold, capsys, monkeypatch
         kit.train_run(batch, "interrupted")
     code, says = verify(capsys, kit.train_run(batch, "interrupted"), gold)
     assert code == 0 and says.startswith(("same bits", "the published run within prediction intervals")), says
+
+
+# -------------------------------------------------------------------------------------------------- what else there is
+
+
+def record_losses(folder: Path, losses: list[float]) -> Path:
+    """A run of a method that keeps no table of pairs."""
+    values = {"name": "simpo", "method": "simpo", "data": {"source": "pairs.jsonl"}, "train": {"beta": 2.0}}
+    record = BetaRecord(folder / "train")
+    record.rewind(0)
+    record.announce(len(losses))
+    for step, loss in enumerate(losses, start=1):
+        row = {"step": step, "epoch": step / len(losses), "beta_before": 2.0, "beta_after": 2.0, "loss": loss}
+        record.append(row | {"reward_margin": 0.1, "pairs_seen": 8 * step, "seconds": 0.1})
+    record.finish()
+    kit.finish(check_experiment(values, where="test"), folder, folder.parent / kit.DATA)
+    return folder
+
+
+def test_a_method_without_a_table_of_pairs(tmp_path, capsys):
+    losses = [0.7, 0.6, 0.5]
+    for number in range(3):
+        again = record_losses(tmp_path / f"repeat-{number}", [loss + number * 1e-7 for loss in losses])
+        assert main(["verify", str(again), "--add-to", str(tmp_path / "gold")]) == 0
+    near = record_losses(tmp_path / "near", [loss + 2.5e-7 for loss in losses])
+    assert verify(capsys, near, tmp_path / "gold")[1].startswith("the published run within prediction intervals")
+    code, says = verify(capsys, record_losses(tmp_path / "far", [0.7, 0.61, 0.5]), tmp_path / "gold")
+    assert code == 1 and says.startswith("another run: simpo, step 2, loss: 0.61, published ")
+    code, says = verify(capsys, record_losses(tmp_path / "short", losses[:2]), tmp_path / "gold")
+    assert code == 1 and "step 3, the run has 2 steps, the published one 3" in says and f"Points to {BATCH}: " in says
+
+
+def test_gold_that_is_none_is_refused(gold, repeats, tmp_path, capsys):
+    run = str(repeats["native", 1])
+    assert main(["verify", run]) == 2
+    assert "holds no finished training of which there is a published one" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path / "nowhere")]) == 2
+    shutil.copytree(gold / "eps", tmp_path / "eps")
+    first, *others = sorted((tmp_path / "eps").iterdir())
+    first.write_bytes(first.read_bytes()[:-50])
+    assert main(["verify", run, "--against", str(tmp_path)]) == 2
+    assert "cannot be read as a published run" in capsys.readouterr().err
+    for file in (first, *others[2:]):
+        file.unlink()
+    assert main(["verify", run, "--against", str(tmp_path)]) == 2
+    assert "needs 3 repeats of one run at least" in capsys.readouterr().err

@@ -91,6 +91,8 @@ def _reference(run: pd.DataFrame, published: pd.DataFrame, departure: Departure)
 
 def _policy(run: pd.DataFrame, published: pd.DataFrame, departure: Departure) -> Cause:
     step = departure.step
+    if step == run.index[0] and departure.quantities[0] == "loss":  # of a method whose pairs are not recorded
+        return LOSS, "before any update: its form, or else data or weights"
     if step == run.index[0]:
         return START, "the reference is as published, and the policy starts elsewhere"
     if len(run) != len(published):

@@ -124,8 +124,13 @@ def numbers_of(run: Path) -> RunNumbers:
     )
 
 
-def _by_step(steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame, logged: pd.DataFrame) -> pd.DataFrame:
-    pairs = pairs.sort_values(["step", "pair_id"]).join(texts, on="pair_id").fillna(dict.fromkeys(texts, ""))
+def _by_step(
+    steps: pd.DataFrame, pairs: pd.DataFrame, texts: dict[str, dict[str, str]], logged: pd.DataFrame
+) -> pd.DataFrame:
+    recorded = list(pairs.select_dtypes("number"))
+    pairs = pairs.sort_values(["step", "pair_id"])
+    for name, digests in texts.items():
+        pairs[name] = [digests.get(pair_id, "") for pair_id in pairs["pair_id"]]
     table = steps[[name for name in MEASURED if name in steps]].copy()
     table["pairs"] = steps["pairs_seen"].diff().fillna(steps["pairs_seen"].iloc[0]).astype(int)
     ratio = pairs["beta"] / pairs["step"].map(steps["beta_before"])
@@ -146,10 +151,9 @@ def _by_step(steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame, logg
     for name, column in (("pair_ids", "pair_id"), ("texts", "texts"), ("token_ids", "token_ids")):
         table[name] = by[column].agg(lambda values: _digest(values) if all(values) else "")
     table = table.join(logged)
-    recorded, floats = steps.drop(columns="seconds"), [name for name in pairs if pairs[name].dtype == float]
-    groups = dict(iter(by))
+    of_steps, groups = steps.drop(columns="seconds"), dict(iter(by))
     table["bits"] = [
-        _digest([_bytes(recorded.loc[step]), *(_bytes(groups[step][floats]),) * (step in groups)])
+        _digest([_bytes(of_steps.loc[step]), _bytes(groups[step][recorded]) if step in groups else ""])
         for step in table.index
     ]
     table = table.fillna({"pair_ids": "", "texts": "", "token_ids": "", "decisions": ""})
@@ -158,19 +162,20 @@ def _by_step(steps: pd.DataFrame, pairs: pd.DataFrame, texts: pd.DataFrame, logg
     return table.reindex(columns=[*WORDS, "decisions", "bits"])
 
 
-def _texts_of(train_dir: Path) -> pd.DataFrame:
-    """Digests of each pair's texts and of its token ids, by pair_id, where the prepared data are still there."""
+def _texts_of(train_dir: Path) -> dict[str, dict[str, str]]:
+    """Digests of each pair's texts and of its token ids, by its id, where the prepared data are still there."""
     path = prepared_of(train_dir)
     if path is None:
-        return pd.DataFrame({"texts": [], "token_ids": []}, dtype=object)
+        return dict.fromkeys(KNOWN_BY_DATA, {})
     data = pq.read_table(path).to_pandas()
     parts = ("prompt", "chosen", "rejected")
     texts = zip(*(data[part] for part in parts), strict=True)
     ids = zip(*(data[f"{part}_ids"] for part in parts), strict=True)
-    return pd.DataFrame(
-        {"texts": [_digest(row) for row in texts], "token_ids": [_digest(map(list, row)) for row in ids]},
-        index=data["pair_id"],
-    )
+    digests = ([_digest(row) for row in texts], [_digest(map(list, row)) for row in ids])
+    return {
+        name: dict(zip(data["pair_id"], values, strict=True))
+        for name, values in zip(KNOWN_BY_DATA, digests, strict=True)
+    }
 
 
 def _logged(train_dir: Path) -> pd.DataFrame:
