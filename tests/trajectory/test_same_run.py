@@ -74,7 +74,8 @@ def repeats(batch):
         place = batch.with_name(f"{batch.name}-{name}")
         shutil.copytree(batch, place)
         environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-        environment |= (OTHER_RUNS[name])[0]
+        # Threads that wait for a core which they do not get would spin.
+        environment |= {"OMP_WAIT_POLICY": "passive"} | OTHER_RUNS[name][0]
         command = [sys.executable, "-m", "kit.same_run", str(place), *map(str, threads)]
         subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True, text=True)
         processes |= {(name, number): place / str(number) for number in threads}
