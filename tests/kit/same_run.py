@@ -89,7 +89,7 @@ def prepare_data(batch: Path, change: Callable[[dict], dict] = lambda row: row, 
     return folder
 
 
-def train_run(batch: Path, name: str, evaluated: bool = False, **changes: dict) -> Path:
+def train_run(batch: Path, name: str, /, evaluated: bool = False, **changes: dict) -> Path:
     """A run of the batch's data, with what its stages leave beside it."""
     experiment = check_experiment(settings(batch, **changes), where="test")
     folder, data_dir = batch / name, batch / DATA
