@@ -368,7 +368,7 @@ def test_a_run_that_was_interrupted_is_no_other(batch, gold, capsys, monkeypatch
 
 def record_losses(folder: Path, losses: list[float]) -> Path:
     """A run of a method that keeps no table of pairs."""
-    values = {"name": "simpo", "method": "simpo", "data": {"source": "pairs.jsonl"}, "train": {"beta": 2.0}}
+    values = {"name": "simpo", "method": "simpo", "train": {"beta": 2.0}}
     record = BetaRecord(folder / "train")
     record.rewind(0)
     record.announce(len(losses))
@@ -396,7 +396,7 @@ def test_a_method_without_a_table_of_pairs(tmp_path, capsys):
 def test_gold_that_is_none_is_refused(gold, repeats, tmp_path, capsys):
     run = str(repeats["native", 1])
     assert main(["verify", run]) == 2
-    assert "holds no finished training of which there is a published one" in capsys.readouterr().err
+    assert "of no finished experiment there is a published run" in capsys.readouterr().err
     assert main(["verify", str(tmp_path / "nowhere")]) == 2
     shutil.copytree(gold / "eps", tmp_path / "eps")
     first, *others = sorted((tmp_path / "eps").iterdir())
