@@ -40,7 +40,9 @@ real-mini: $(READY) $(SMOLLM2)  ## a real model on real pairs, about 90 minutes 
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/real_mini --real-text --output $(REAL_MINI) --jobs $(JOBS) $(SET)
 
 # What it finds is kept in benchmarks/results, beside what others found.
-gpu-check: $(READY) $(SMOLLM2)  ## on one GPU: test the kernels, time a step beside TRL's, train a real model; 10 minutes
+gpu-check: $(READY)  ## on one GPU: test the kernels, time a step beside TRL's, train a real model; 10 minutes
+	@.venv/bin/python benchmarks/gpu_check.py
+	@$(MAKE) --no-print-directory $(SMOLLM2)
 	HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/gpu_check.py --model $(SMOLLM2)
 
 # A file of another content is refused.

@@ -43,6 +43,11 @@ REPOSITORY = Path(__file__).parents[1]
 COSTS = {"llama3_8b_head": "two layers and head of Llama-3-8B", "llama_1b_training": "Llama-3.2-1B with AdamW"}
 MEASURED = (PEER, OURS, *OURS_ROUNDED)
 CONFIG = REPOSITORY / "configs" / "real_mini" / "epsilon_dpo_fp32.yaml"
+_BUILD = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
+NO_GPU = (
+    f"no GPU: torch {torch.__version__}, {_BUILD}, sees none. On a machine that has one, see that nvidia-smi names it; in "
+    "place of a build without CUDA install one of torch's CUDA wheels of the same version into .venv"
+)
 STEPS, INTERRUPTED_AT, COMPARED_PAIRS = 50, 30, 16
 
 
@@ -318,7 +323,10 @@ def _file_of(gpu: str, output: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="a GGUF file, a folder or a hub id to train")
+    parser.add_argument(
+        "--model",
+        help="a GGUF file, a folder or a hub id to train; without one it is only looked whether there is a GPU",
+    )
     parser.add_argument("--only", choices=("kernels", "cost", "model"), help="one part, beside what the file has")
     parser.add_argument("--rounds", type=int, default=3, help="turns that each contender takes (default: 3)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps in each turn (default: 10)")
@@ -335,12 +343,10 @@ def main() -> int:
         options.result.write_text(json.dumps(parts[options.part](), ensure_ascii=False), encoding="utf-8")
         return 0
     if not torch.cuda.is_available():
-        print(
-            f"no GPU: torch {torch.__version__} sees none. On a machine with one, install torch's CUDA wheel "
-            "(README, Install), and see that nvidia-smi names the card",
-            file=sys.stderr,
-        )
+        print(NO_GPU, file=sys.stderr)
         return 1
+    if options.model is None:
+        return 0
     machine = describe_machine()
     path = _file_of(machine["gpu"], options.output)
     found = json.loads(path.read_text(encoding="utf-8")) if options.only and path.exists() else {}

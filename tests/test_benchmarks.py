@@ -148,6 +148,7 @@ def test_the_part_with_a_model_runs_without_a_gpu_too(gpu_check, tmp_path, monke
 
 def test_without_a_gpu_it_says_so_and_what_to_do(gpu_check, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--model", "none", "--output", str(tmp_path)])
-    assert gpu_check.main() == 1
-    assert "CUDA wheel" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    for options in ([], ["--model", "none", "--output", str(tmp_path)]):
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *options])
+        assert gpu_check.main() == 1
+        assert "CUDA wheels" in capsys.readouterr().err and not list(tmp_path.iterdir())
