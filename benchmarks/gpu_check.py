@@ -45,8 +45,8 @@ MEASURED = (PEER, OURS, *OURS_ROUNDED)
 CONFIG = REPOSITORY / "configs" / "real_mini" / "epsilon_dpo_fp32.yaml"
 _BUILD = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build without CUDA"
 NO_GPU = (
-    f"no GPU: torch {torch.__version__}, {_BUILD}, sees none. On a machine that has one, see that nvidia-smi names it; in "
-    "place of a build without CUDA install one of torch's CUDA wheels of the same version into .venv"
+    f"no GPU: torch {torch.__version__}, {_BUILD}, sees none. On a machine that has one, see that nvidia-smi names it; "
+    "in place of a build without CUDA install one of torch's CUDA wheels of the same version into .venv"
 )
 STEPS, INTERRUPTED_AT, COMPARED_PAIRS = 50, 30, 16
 
