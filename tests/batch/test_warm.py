@@ -97,7 +97,7 @@ def test_a_fork_is_given_what_a_process_begun_anew_is(shared):
     status, out, err = shared.answer(code)
     assert (status, err) == (0, "said\n") and not shared.notices.exists()
     anew = [sys.executable, "-m", "probe", code]
-    begun = subprocess.run(anew, env=shared.environment, stdin=subprocess.PIPE, capture_output=True, text=True)
+    begun = subprocess.run(anew, env=shared.environment, stdin=shared.stdin, capture_output=True, text=True)
     *given, files, shown = json.loads(out)
     *given_anew, files_anew, _ = json.loads(begun.stdout)
     assert given == given_anew and files == files_anew + 1
