@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import tempfile
+from io import TextIOWrapper
 from pathlib import Path
 
 # What a kernel is given in its environment.
@@ -106,19 +107,33 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
+    _open_streams()
     # Forks would draw the same numbers; `random` sees to itself.
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.seed()
-    show_command(command)
+    _show_command(command)
     module = command.index("-m") + 1
     sys.orig_argv[:] = command
     sys.argv[:] = command[module:]
     runpy.run_module(command[module], run_name="__main__", alter_sys=True)
 
 
-def show_command(command: list[str]) -> None:
+def _open_streams() -> None:
+    """Standard streams for what the process has been given as such, which may be pipes where there were files."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        old = getattr(sys, f"__{name}__")
+        file = open(number, "wb" if number else "rb", 0 if old.write_through else -1, closefd=False)  # noqa: SIM115
+        getattr(file, "raw", file).name = f"<{name}>"
+        # A command of this kit has changed how `stdout` treats what it cannot write.
+        errors = sys.__stdin__.errors if name == "stdout" else old.errors
+        stream = TextIOWrapper(file, old.encoding, errors, "\n", old.line_buffering, old.write_through)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+
+
+def _show_command(command: list[str]) -> None:
     """Have `ps` and the like show a command line for this process, as far as there is room in its own."""
     begin, end = map(int, Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[45:47])
     text = b"\0".join(os.fsencode(part) for part in command)[: end - begin - 1]

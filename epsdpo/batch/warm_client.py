@@ -9,6 +9,7 @@ log, and added to the file NOTICES.
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -16,6 +17,7 @@ import sys
 from pathlib import Path
 
 KILLED = 128 + signal.SIGKILL
+ORPHANED = 4  # as `epsdpo.runs.watch`, which is not imported here
 
 
 def circumstances():
@@ -58,8 +60,7 @@ def _ask(connection, address, command):
             return "its warm process is not of this user"
         socket.send_fds(connection, [b"\n"], [1, 2])
         connection.sendall(json.dumps(request).encode() + b"\n")
-        answers = connection.makefile("rb")
-        answer = answers.readline()
+        answer = _line(connection)
     except OSError:
         answer = b""
     if not answer:
@@ -69,10 +70,18 @@ def _ask(connection, address, command):
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: connection.send(bytes([number])))
     try:
-        code = int(answers.readline() or KILLED)
+        code = int(_line(connection) or KILLED)
     except OSError:
         code = KILLED
     sys.exit(code if code >= 0 else 128 - code)
+
+
+def _line(connection):
+    """The next that is said; this process ends at once if its standard input closes, as stages of a batch do."""
+    while connection not in select.select([0, connection], [], [])[0]:
+        if not os.read(0, 1024):
+            os._exit(ORPHANED)
+    return connection.makefile("rb", buffering=0).readline()
 
 
 if __name__ == "__main__":

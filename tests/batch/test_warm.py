@@ -18,6 +18,7 @@ from kit.waiting import wait_until
 
 from epsdpo.batch import warm_client
 from epsdpo.batch.warm import WarmProcess
+from epsdpo.runs.watch import ORPHANED
 
 ROOT = Path(__file__).parents[2]
 PROBE = """
@@ -91,8 +92,9 @@ def test_a_fork_is_given_what_a_process_begun_anew_is(shared):
     code = (
         "print(json.dumps([sys.argv[0], sys.orig_argv, dict(os.environ), os.getcwd(), sys.path, __name__, "
         "resource.getrlimit(resource.RLIMIT_NOFILE), signal.getsignal(signal.SIGCHLD), "
+        "[[s.name, s.mode, s.encoding, s.errors, s.line_buffering] for s in (sys.stdin, sys.stdout, sys.__stderr__)], "
         "len(os.listdir('/proc/self/fd')), open('/proc/self/cmdline').read().rstrip(chr(0)).split(chr(0))]));"
-        "print('said', file=sys.stderr)"
+        "sys.stdout.reconfigure(errors='replace'); print('said', file=sys.stderr)"
     )
     status, out, err = shared.answer(code)
     assert (status, err) == (0, "said\n") and not shared.notices.exists()
@@ -143,17 +145,33 @@ def test_a_signal_is_passed_on(shared):
     assert client.wait(timeout=30) == 7
 
 
-def test_a_fork_ends_with_who_asked_for_it_and_with_who_keeps_it(shared):
-    client = shared.ask(WAITS)
-    fork = begun(shared, client)
+def keeper(fork: psutil.Process, client: subprocess.Popen) -> None:
+    fork.parent().kill()
+
+
+def asking(fork: psutil.Process, client: subprocess.Popen) -> None:
     client.kill()
+
+
+def runner(fork: psutil.Process, client: subprocess.Popen) -> None:
+    client.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(keeper, 128 + signal.SIGKILL), (asking, -signal.SIGKILL), (runner, ORPHANED)]
+)
+def test_a_fork_ends_with_who_keeps_it_or_asked_for_it(shared, end, status):
+    client = shared.ask(WAITS, stdin=subprocess.PIPE)
+    fork = begun(shared, client)
+    end(fork, client)
+    assert client.wait(timeout=30) == status
     wait_until(lambda: not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE)
 
-    client = shared.ask(WAITS)
-    fork = begun(shared, client)
-    fork.parent().kill()
-    assert client.wait(timeout=30) == 128 + signal.SIGKILL
-    wait_until(lambda: not fork.is_running() or fork.status() == psutil.STATUS_ZOMBIE)
+
+def test_who_waits_for_the_warm_process_ends_with_its_runner(own):
+    client = own().ask(WAITS, stdin=subprocess.PIPE)
+    client.stdin.close()
+    assert client.wait(timeout=30) == ORPHANED == warm_client.ORPHANED
 
 
 def test_forks_outlive_the_warm_process_and_others_are_started_anew(own):
