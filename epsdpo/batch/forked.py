@@ -129,6 +129,7 @@ def _open_streams() -> None:
         # A command of this kit has changed how `stdout` treats what it cannot write.
         errors = sys.__stdin__.errors if name == "stdout" else old.errors
         stream = TextIOWrapper(file, old.encoding, errors, "\n", old.line_buffering, old.write_through)
+        stream.mode = old.mode
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
