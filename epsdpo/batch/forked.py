@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import runpy
@@ -136,8 +137,9 @@ def _open_streams() -> None:
 
 def _show_command(command: list[str]) -> None:
     """Have `ps` and the like show a command line for this process, as far as there is room in its own."""
-    begin, end = map(int, Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[45:47])
-    text = b"\0".join(os.fsencode(part) for part in command)[: end - begin - 1]
-    with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
-        memory.seek(begin)
-        memory.write(text.ljust(end - begin, b"\0"))
+    with contextlib.suppress(OSError):
+        begin, end = map(int, Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[45:47])
+        text = b"\0".join(os.fsencode(part) for part in command)[: end - begin - 1]
+        with Path("/proc/self/mem").open("r+b", buffering=0) as memory:
+            memory.seek(begin)
+            memory.write(text.ljust(end - begin, b"\0"))

@@ -27,10 +27,15 @@ from typing import IO, Any
 
 from epsdpo.batch.forked import OF_KERNELS, become_stage
 from epsdpo.batch.warm_client import circumstances, same_user
-from epsdpo.methods.catalogue import CATALOGUE, config_class, trainer_class
-from epsdpo.runs.reach import PACKAGE
+from epsdpo.methods.catalogue import CATALOGUE, code_of, config_class, trainer_class
+from epsdpo.runs.reach import PACKAGE, reached
 
-_STAGE = "import epsdpo.batch.stage, epsdpo.batch.gpus, ipykernel.ipkernel"
+_STAGE = """
+import epsdpo.batch.gpus, epsdpo.batch.stage, ipykernel.ipkernel
+from epsdpo.batch.notebook_page import exporter
+from nbformat.v4 import new_code_cell, new_notebook
+exporter().from_notebook_node(new_notebook(cells=[new_code_cell()]))
+"""
 _OF_EACH = {"_", "SHLVL", "PWD", "OLDPWD", "MPLBACKEND"}  # by the shell that begins a stage, or for kernels alone
 _ITS_OWN = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # else a memory pool of pyarrow starts a thread
 
@@ -67,7 +72,7 @@ class WarmProcess:
 def serve(listener: socket.socket, notebooks_and_methods: list[str]) -> Callable[[], None] | None:
     """Import, and fork for who asks, until standard input closes. Returns in forks alone: what they are to do."""
     given = dict(os.environ)
-    files = _versions(PACKAGE.rglob("*"))
+    files = _versions(file for file in PACKAGE.rglob("*") if file.suffix != ".pyc")
     problem = _import(notebooks_and_methods) or _untrusted(listener)
     files |= _versions(Path(file) for module in list(sys.modules.values()) if (file := getattr(module, "__file__", "")))
     changed = {name: value for name, value in os.environ.items() if given.get(name) != value}
@@ -153,16 +158,20 @@ def _versions(files: Iterable[Path]) -> dict[Path, tuple[int, ...] | None]:
 
 
 def _import(notebooks_and_methods: list[str]) -> str:
-    """Do the imports of notebooks, and of methods that are found by name; what was odd about them, in words."""
+    """Do the imports of notebooks, and of methods that are found by name; what was odd about them, in words.
+
+    And what each stage works out from the same files: what code its notebook reaches, and the templates of its page.
+    """
+    methods = [name for name in notebooks_and_methods if name in CATALOGUE]
     with _like_a_kernel() as said:
         try:
             exec(_STAGE, {})
-            for name in notebooks_and_methods:
-                if name in CATALOGUE:
-                    config_class(name)
-                    trainer_class(name)
-                else:
-                    exec("\n".join(_imports(Path(name))), {})
+            for name in methods:
+                config_class(name)
+                trainer_class(name)
+            for notebook in map(Path, notebooks_and_methods[: -len(methods) or None]):
+                exec("\n".join(_imports(notebook)), {})
+                reached(notebook, also=[place for method in methods for place in code_of(method)])
                 if select.select([sys.stdin], [], [], 0)[0]:
                     os._exit(0)
         except Exception as error:

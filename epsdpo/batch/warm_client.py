@@ -8,7 +8,6 @@ log, and added to the file NOTICES.
 
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -22,6 +21,8 @@ ORPHANED = 4  # as `epsdpo.runs.watch`, which is not imported here
 
 def circumstances():
     """What a process is given by the one that starts it, and a fork would have from another."""
+    import resource  # late: the runner imports this module, also where there is none
+
     umask = os.umask(0)
     os.umask(umask)
     return {

@@ -14,9 +14,11 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from kit.tiny_kit import STEPS, TinyKit, kill
 from kit.waiting import wait_until
 
 from epsdpo.batch import warm_client
+from epsdpo.batch.engine import _THREADS
 from epsdpo.batch.warm import WarmProcess
 from epsdpo.runs.watch import ORPHANED
 
@@ -247,3 +249,120 @@ def test_imports_take_the_process_for_a_kernel(own, tmp_path):
         "from IPython import get_ipython; print(get_ipython())"
     )
     assert own("import asks").answer(code) == (0, "None\n", "True True False\n")
+
+
+SPOILS = """
+import logging, os, random, signal, sys, threading, time, warnings
+import numpy, torch
+from epsdpo.methods import kernels
+kernels.TOKENS_PER_TILE = 1
+torch.relu = torch.nn.functional.relu = lambda tensor: tensor
+torch.set_default_dtype(torch.float64)
+torch.set_num_threads(2)
+torch.use_deterministic_algorithms(True)
+for module in (random, numpy.random):
+    module.seed(1)
+torch.manual_seed(1)
+os.environ["SPOILT"] = "1"
+sys.path.insert(0, "/spoilt")
+sys.setrecursionlimit(12345)
+logging.disable()
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+threading.Thread(target=time.sleep, args=(3600,), daemon=True, name="spoilt").start()
+spoilt = open(output_dir + "/spoilt", "w")
+os.umask(0o77)
+os.chdir("/")
+warnings.simplefilter("error")
+"""
+LOOKS = """
+import hashlib, logging, os, signal, sys, threading, warnings
+import numpy, torch
+from epsdpo.methods import kernels
+from pandas import get_option
+found = [
+    kernels.TOKENS_PER_TILE, str(torch.get_default_dtype()), torch.get_num_threads(), sys.getrecursionlimit(),
+    torch.are_deterministic_algorithms_enabled(), "SPOILT" in os.environ, os.environ["MPLBACKEND"], sys.path[:2],
+    os.getcwd(), oct(os.umask(0o22)), logging.root.manager.disable, str(signal.getsignal(signal.SIGUSR1)),
+    "spoilt" in {thread.name for thread in threading.enumerate()}, get_option("display.max_columns"),
+    any("spoilt" in os.readlink(f"/proc/self/fd/{file}") for file in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{file}")),
+    any(action == "error" for action, *_ in warnings.filters),
+]
+drawn = [float(numpy.random.rand()), float(torch.rand(1))]
+torch.manual_seed(3)
+layer = torch.nn.Linear(64, 64)
+optimiser = torch.optim.Adam(layer.parameters())
+for _ in range(5):
+    torch.relu(layer(torch.randn(256, 64))).logsumexp(-1).mean().backward()
+    optimiser.step()
+found.append(hashlib.sha256(layer.weight.detach().numpy().tobytes()).hexdigest())
+Path(output_dir, "found.json").write_text(json.dumps([found, drawn]))
+"""
+
+
+def add_cell(kit: TinyKit, notebook: str, code: str) -> None:
+    path = kit.folder / "notebooks" / f"{notebook}.ipynb"
+    book = nbformat.read(path, as_version=4)
+    book.cells.append(nbformat.v4.new_code_cell(code))
+    nbformat.write(book, path)
+
+
+def test_what_a_stage_spoils_no_other_finds(tmp_path):
+    """To the bit as in processes begun anew, and the same manifest; forks draw numbers of their own all the same."""
+    kit = TinyKit(tmp_path)
+    kit.write_config("eps")
+    add_cell(kit, "01_prepare_data", SPOILS)
+    add_cell(kit, "02_train", LOOKS)
+    code, out, err = kit.run("run", "configs")
+    assert code == 0 and "anew" not in out, (out, err)
+    found = kit.folder / "runs" / "configs" / "eps" / "train" / "found.json"
+    (forked, drawn), manifest = json.loads(found.read_text()), kit.manifest("eps/train")
+
+    threads = dict.fromkeys(_THREADS, "1")
+    environment = {
+        **os.environ,
+        **threads,
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "epsdpo", *manifest["command"][1:]]
+    held, _ = os.pipe()
+    begun = subprocess.run(command, cwd=tmp_path, env=environment, stdin=held, capture_output=True, text=True)
+    assert begun.returncode == 0, begun.stderr
+    anew, others = json.loads(found.read_text())
+    assert forked == anew and not {*drawn} & {*others}
+    ignored = ("started", "finished", "seconds", "outputs")
+    again = kit.manifest("eps/train")
+    assert {key: value for key, value in manifest.items() if key not in ignored} == {
+        key: value for key, value in again.items() if key not in ignored
+    }
+
+
+def warm_process(runner: subprocess.Popen) -> psutil.Process:
+    return next(
+        child for child in psutil.Process(runner.pid).children() if "epsdpo.batch.warm" in " ".join(child.cmdline())
+    )
+
+
+def test_a_batch_goes_on_without_its_warm_process(tmp_path):
+    """What runs is finished; what follows is started anew, which is said; a stage whose keeper is killed has failed."""
+    kit = TinyKit(tmp_path)
+    kit.write_config("eps", beta=1.5)  # seconds for each of its steps
+    record = kit.folder / "runs" / "configs" / "eps" / "train" / "steps.jsonl"
+    runner = kit.start("run", "configs")
+    wait_until(lambda: record.exists() and record.read_text().count("\n") >= 1)
+    (keeper,) = warm_process(runner).children()
+    kill(keeper)
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 1 and "failed   eps/train: its process was killed" in err
+    wait_until(lambda: not kit.processes(), seconds=60)
+
+    steps = record.read_text().count("\n")
+    assert steps < STEPS
+    runner = kit.start("run", "configs")
+    wait_until(lambda: record.read_text().count("\n") > steps)
+    kill(warm_process(runner))
+    out, err = runner.communicate(timeout=120)
+    assert runner.returncode == 0, err
+    said = "stages start anew, which takes them longer: the process kept warm for this batch is gone\n"
+    assert out.count(said) == 1
+    assert kit.started()["eps/train"] == 2 and kit.started()["report"] == 1
