@@ -19,8 +19,8 @@ from epsdpo.data.prepared import prepare
 from epsdpo.data.prompts import prompts_of
 from epsdpo.data.sources import DataError, read_file
 from epsdpo.evaluation.benchmarks.results import read_results, write_results
-from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.evaluate import write_json
+from epsdpo.evaluation.judged_before import read_published
 from epsdpo.evaluation.judges.ask import JUDGEMENTS
 from epsdpo.evaluation.judges.counts import annotations
 from epsdpo.evaluation.scores.annotations import read_annotations, write_annotations

@@ -38,9 +38,10 @@ _SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it le
 # What Snakemake takes to be the same for it and for the stages: all but its cache of sources, which it would put into
 # the user's home, and leave open there when it is killed.
 _SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
-# What Snakemake sets to the threads of a rule, which are one.
-_THREADS = (
-    "OMP_NUM_THREADS",
+_OMP_THREADS = "OMP_NUM_THREADS"
+# What Snakemake sets to the threads of a rule: one, but for a stage that is alone.
+_RULE_THREADS = (
+    _OMP_THREADS,
     "GOTO_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
     "MKL_NUM_THREADS",
@@ -184,19 +185,24 @@ def _command(state: Path, resources: Resources) -> list[str]:
 def _warm_process(
     due: dict[StageId, PlannedStage], resources: Resources, environment: dict[str, str], log: IO[bytes]
 ) -> WarmProcess | None:
-    """One that has imported what these stages will, on this machine; launched training has processes of its own."""
-    if resources.profile or resources.launch_config or sys.platform != "linux":
+    """One that has imported what these stages will, on this machine.
+
+    Launched training has processes of its own. A stage with all cores is begun anew: libraries choose their threads as
+    they are imported.
+    """
+    forks = [stage for stage in due.values() if not _is_alone(stage, resources)]
+    if resources.profile or resources.launch_config or sys.platform != "linux" or not forks:
         return None
-    notebooks = dict.fromkeys(NOTEBOOKS / STAGES[stage.stage].notebook for stage in due.values())
-    methods = dict.fromkeys(stage.method for stage in due.values() if stage.method)
-    return WarmProcess([*notebooks], [*methods], {**environment, **dict.fromkeys(_THREADS, "1")}, log)
+    notebooks = dict.fromkeys(NOTEBOOKS / STAGES[stage.stage].notebook for stage in forks)
+    methods = dict.fromkeys(stage.method for stage in forks if stage.method)
+    return WarmProcess([*notebooks], [*methods], {**environment, **dict.fromkeys(_RULE_THREADS, "1")}, log)
 
 
 def _environment(resources: Resources) -> dict[str, str]:
     environment = {**os.environ, "SNAKEMAKE_OUTPUT_CACHE": ""}
     environment.pop("SNAKEMAKE_PROFILE", None)
     if resources.jobs > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // resources.jobs)))
+        environment.setdefault(_OMP_THREADS, str(max(1, (os.cpu_count() or 1) // resources.jobs)))
     return environment
 
 
@@ -208,7 +214,7 @@ def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, 
         "name": _rule_name(stage.id),
         "manifest": manifest(stage),
         "needs": [manifest(due[need]) for need in stage.needs.values() if need in due],
-        "threads": 1,
+        "threads": resources.jobs if _is_alone(stage, resources) else 1,
         "gpus": _gpus(stage, resources),
         "minutes": math.ceil(60 * (resources.time_limit or 24)),
     }
@@ -225,15 +231,18 @@ def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmPr
         command += ["--end-with-stdin"]
         if resources.gpus and _gpus(stage, resources):
             command += [f"--take-gpus={_gpus(stage, resources)}/{resources.gpus}"]
-    if warm is not None:
+    alone = _is_alone(stage, resources)
+    if warm is not None and not alone:
         notices = (state.parent / NOTICES).resolve()
         command = [sys.executable, "-I", "-S", str(_CLIENT), warm.address, str(notices), *command]
     mark = _mark(state / _SCRIPTS, stage.id).resolve()
+    all_cores = alone and _OMP_THREADS not in os.environ
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
 {{
 {"" if resources.profile else _own_temporary_folder()}
+{f"export {_OMP_THREADS}={os.cpu_count() or 1}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}
@@ -247,6 +256,10 @@ def _own_temporary_folder() -> str:
         f"export {name}={shlex.quote(os.environ[name])}" if name in os.environ else f"unset {name}"
         for name in _TEMPORARY
     )
+
+
+def _is_alone(stage: PlannedStage, resources: Resources) -> bool:
+    return STAGES[stage.stage].alone and not resources.profile
 
 
 def _gpus(stage: PlannedStage, resources: Resources) -> int:

@@ -43,6 +43,8 @@ class Spec:
             are those of a batch that is not in the folder yet.
         of_one_experiment: whether it has its folder within the experiment's; others share theirs, or join a whole run.
         by_method: whether what it reaches depends on the experiment's method.
+        on_gpu: whether it computes with models.
+        alone: whether it computes for long when all else is done: it then has a machine's cores for itself.
     """
 
     notebook: str
@@ -55,6 +57,7 @@ class Spec:
     of_one_experiment: bool = False
     by_method: bool = False
     on_gpu: bool = False
+    alone: bool = False
 
 
 def _titles(run_dir: Path, experiments: Iterable[Experiment], _: Claims | None) -> dict[str, Any]:
@@ -122,7 +125,7 @@ STAGES = {
     ),
     "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims),
     "precision": Spec("07_precision.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_nothing),
-    "real_text": Spec("08_real_text.ipynb", takes=("run_dir",), joins=trained_in, settings_of_run=_titles),
+    "real_text": Spec("08_real_text.ipynb", takes=("run_dir",), joins=trained_in, settings_of_run=_titles, alone=True),
     "compare": Spec("03b_compare_trajectories.ipynb"),
 }
 

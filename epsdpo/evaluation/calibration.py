@@ -2,82 +2,39 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from epsdpo.evaluation.judge import LazyJudge
-from epsdpo.evaluation.judges.comparison import Comparison
-from epsdpo.evaluation.scores.annotations import InputError, read_annotations, read_rows
+from epsdpo.evaluation.judged_before import Published
+from epsdpo.evaluation.judges.comparison import Judgement
+from epsdpo.evaluation.judges.counts import in_both_orders, summarise
 from epsdpo.evaluation.scores.clusters import clusters_of
-from epsdpo.evaluation.scores.intervals import Interval, bootstrap
-from epsdpo.experiment import CalibrateSection
-
-
-@dataclass(frozen=True)
-class Published:
-    """Judgements with the outputs that were judged.
-
-    Attributes:
-        judge: who judged, where the file says so.
-        model: whose outputs were compared with the reference's, likewise.
-        comparisons: what was judged.
-        preferences: the published ones, from 1 (the reference wins) to 2, NaN where judging failed.
-    """
-
-    judge: str | None
-    model: str | None
-    comparisons: list[Comparison]
-    preferences: list[float]
-
-
-def read_published(section: CalibrateSection, seed: int) -> Published:
-    """Read judgements and outputs, and draw `max_prompts` of them.
-
-    Outputs come from the annotations where these hold them, else by instruction from the files of outputs, lists of
-    objects with `instruction` and `output`.
-
-    Raises:
-        InputError: if a file is not what it should be, an output is missing, or its length is not that of the output
-            that was judged.
-    """
-    annotations = read_annotations(section.annotations)
-    rows = read_rows(Path(section.annotations))
-    references = _outputs(rows, "output_1", section.reference_outputs, "reference_outputs", section.annotations)
-    models = _outputs(rows, "output_2", section.outputs, "outputs", section.annotations)
-    table = annotations.prompts.assign(
-        reference_output=annotations.prompts["instruction"].map(references),
-        model_output=annotations.prompts["instruction"].map(models),
-    )
-    for side, key in (("reference", "reference_outputs"), ("model", "outputs")):
-        _check_outputs(table, side, f"evaluate.calibrate_with.{key}", section.annotations)
-    if section.max_prompts is not None and section.max_prompts < len(table):
-        drawn = np.random.default_rng(seed).choice(len(table), section.max_prompts, replace=False)
-        table = table.iloc[sorted(drawn)]
-    comparisons = [
-        Comparison(row.instruction, row.reference_output, row.model_output) for row in table.itertuples(index=False)
-    ]
-    return Published(annotations.annotator, annotations.model, comparisons, table["preference"].tolist())
+from epsdpo.evaluation.scores.intervals import Interval, bootstrap, bootstrap_interval, share_interval
 
 
 def judge_again(published: Published, judge: LazyJudge, samples: int, seed: int) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Judge published comparisons and put the two judges beside each other.
 
     Returns:
-        A row per comparison (instruction, official, judged: preferences, NaN where judging failed), and the numbers of
-        `Calibration` for the summary, each interval as a pair of keys.
+        A row per comparison (instruction, official, judged: preferences, NaN where judging failed), and for the summary
+        how many this judge failed on and why, the numbers of `Calibration` and, where it saw both orders, of
+        `Positions`, each interval as a pair of keys.
 
     Raises:
         JudgeError: if the judge cannot be asked.
         ValueError: if fewer than two comparisons are judged by both.
     """
-    judged = [judgement.preference for judgement in judge.compare(published.comparisons)]
+    judgements = judge.compare(published.comparisons)
+    judged = [judgement.preference for judgement in judgements]
     instructions = [comparison.instruction for comparison in published.comparisons]
-    found = calibrate(published.preferences, judged, samples, seed, prompts=instructions)
+    found = asdict(calibrate(published.preferences, judged, samples, seed, prompts=instructions))
+    counts = summarise(judgements)
     numbers: dict[str, Any] = {"judge": published.judge, "model": published.model}
-    for name, value in asdict(found).items():
+    numbers |= {name: counts[name] for name in ("n_failed", "failures")}
+    for name, value in (found | asdict(positions(judgements, instructions, samples, seed))).items():
         if isinstance(value, dict):
             numbers |= {name: value["value"], **{f"{name}_{end}": bound for end, bound in value["interval"].items()}}
         else:
@@ -109,6 +66,8 @@ class Calibration:
         correlation: Pearson's, of the preferences; NaN where one judge says the same of all.
         agreement: share in percent of the prompts on which both prefer the same output. Where both call a draw they
             agree; where one does, they half agree.
+        chance: agreement if the judge's answers were dealt to the prompts at random: its mean, and the interval that
+            holds it in 95 % of deals. A judge that can tell which output the other prefers is above that.
     """
 
     n_total: int
@@ -120,6 +79,37 @@ class Calibration:
     scatter: Measure
     correlation: Measure
     agreement: Measure
+    chance: Measure
+
+
+@dataclass(frozen=True)
+class Positions:
+    """How much the judge minds the order, over the comparisons that it saw in both.
+
+    Attributes:
+        n_both_orders: how many these are; without any there are no measures.
+        position_bias: how much likelier than 1/2 the output shown first wins, in points.
+        position_consistency: share of those whose two answers prefer the same output.
+    """
+
+    n_both_orders: int
+    position_bias: Measure | None = None
+    position_consistency: Measure | None = None
+
+
+def positions(judgements: list[Judgement], prompts: Sequence[str], samples: int, seed: int) -> Positions:
+    """Of judgements, each about the prompt of its place."""
+    found = in_both_orders(judgements)
+    if not found:
+        return Positions(0)
+    about = [prompts[item.number] for item in found]
+    points = [100.0 * (item.first_wins - 0.5) for item in found]
+    same = [item.consistent for item in found]
+    return Positions(
+        n_both_orders=len(found),
+        position_bias=Measure(float(np.mean(points)), bootstrap_interval(points, samples, seed, prompts=about)),
+        position_consistency=Measure(float(np.mean(same)), share_interval(same, about)),
+    )
 
 
 def calibrate(
@@ -170,6 +160,7 @@ def calibrate(
         scatter=measure(lambda rows: 100.0 * float(np.std(rows[:, 1] - rows[:, 0], ddof=1))),
         correlation=measure(_correlation),
         agreement=measure(_agreement),
+        chance=_by_chance(pairs, clusters, samples, seed, level),
     )
 
 
@@ -184,27 +175,15 @@ def _agreement(rows: np.ndarray) -> float:
     return 100.0 * float(np.mean(1.0 - np.abs(sides[:, 0] - sides[:, 1]) / 2.0))
 
 
-def _outputs(
-    annotations: list[dict[str, Any]], column: str, file: str | None, key: str, annotations_file: str
-) -> dict[str, str]:
-    """Outputs by instruction."""
-    if file is not None:
-        return {row["instruction"]: row["output"] for row in read_rows(Path(file)) if "instruction" in row}
-    found = {row["instruction"]: row[column] for row in annotations if isinstance(row.get(column), str)}
-    if not found:
-        raise InputError(
-            f"{annotations_file} holds no `{column}`: name the file with these outputs in evaluate.calibrate_with.{key}"
-        )
-    return found
-
-
-def _check_outputs(table: pd.DataFrame, side: str, where: str, annotations_file: str) -> None:
-    outputs, lengths = table[f"{side}_output"], table[f"{side}_length"]
-    for instruction, output, length in zip(table["instruction"], outputs, lengths, strict=True):
-        if not isinstance(output, str):
-            raise InputError(f"{where}: no output for {instruction[:60]!r}, which {annotations_file} judges")
-        if not np.isnan(length) and len(output) != length:
-            raise InputError(
-                f"{where}: the output for {instruction[:60]!r} has {len(output)} characters, the judged one had "
-                f"{length:.0f}. Give the outputs that {annotations_file} is about"
-            )
+def _by_chance(pairs: np.ndarray, clusters: np.ndarray, samples: int, seed: int, level: float) -> Measure:
+    """Agreement when the judge's answers are shuffled, those about one conversation together."""
+    members = [np.flatnonzero(clusters == number) for number in range(clusters.max() + 1)]
+    official, generator = pairs[np.concatenate(members), 0], np.random.default_rng(seed)
+    deals = []
+    for _ in range(samples):
+        dealt = np.concatenate([members[number] for number in generator.permutation(len(members))])
+        deals.append(_agreement(np.stack([official, pairs[dealt, 1]], axis=1)))
+    low, high = (1.0 - level) / 2.0, (1.0 + level) / 2.0
+    # Agreement takes few values; the interval ends at ones that were dealt, and holds `level` of them at least.
+    ends = Interval(float(np.quantile(deals, low, method="lower")), float(np.quantile(deals, high, method="higher")))
+    return Measure(float(np.mean(deals)), ends)

@@ -13,9 +13,10 @@ from typing import Any
 import pandas as pd
 
 from epsdpo.data.prompts import Prompts, read_prompts
-from epsdpo.evaluation.calibration import judge_again, read_published
+from epsdpo.evaluation.calibration import judge_again
 from epsdpo.evaluation.generate import answer_prompts
 from epsdpo.evaluation.judge import LazyJudge, check_given_responses, judge_responses
+from epsdpo.evaluation.judged_before import read_published
 from epsdpo.evaluation.scores.annotations import write_annotations
 from epsdpo.evaluation.scores.clusters import counted, distinct
 from epsdpo.evaluation.scores.numbers import (

@@ -3,7 +3,6 @@
 import html
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from epsdpo.evaluation.judges.counts import BY_ORDER, completeness
@@ -162,7 +161,11 @@ def by_position(responses: pd.DataFrame, samples: int, seed: int) -> pd.DataFram
 
 
 def position_sentence(summary: dict[str, Any]) -> str:
-    """HTML: how much the judge minds the order, where it saw both."""
+    """HTML: how much the judge minds the order, where it saw both.
+
+    Args:
+        summary: of the responses, or of the published judgements that it repeated.
+    """
     if not summary["n_both_orders"]:
         return (
             "<p>Each pair was shown in one order, which its instruction decides; the two rates are about different "
@@ -209,28 +212,6 @@ def win_rate_and_kl(summary: dict[str, Any]) -> pd.DataFrame:
         reference = {key: 50.0 if key.startswith("win_rate") else 0.0 for key in keys}
         rows.insert(0, {"title": "the model it started from", **reference})
     return pd.DataFrame(rows)
-
-
-def calibration_table(calibration: dict[str, Any]) -> pd.DataFrame:
-    """The judge beside the published one, as text with 95 % intervals."""
-    different = calibration["n_distinct"]
-    repeats = f", on {different} distinct prompts" if different < calibration["n_scored"] else ""
-    rows = {
-        "comparisons judged by both": {"value": f"{calibration['n_scored']} of {calibration['n_total']}{repeats}"},
-        "win rate by the published judge (%)": {"value": f"{calibration['official_win_rate']:.1f}"},
-        "win rate by this judge (%)": {"value": f"{calibration['judged_win_rate']:.1f}"},
-    }
-    measures = {
-        "bias: this judge less the published one (points)": ("bias", "+.1f"),
-        "scatter: spread of the difference, prompt by prompt (points)": ("scatter", ".1f"),
-        "correlation of the preferences": ("correlation", ".2f"),
-        "same winner (%)": ("agreement", ".1f"),
-    }
-    for label, (key, form) in measures.items():
-        value, low, high = (calibration[key + end] for end in ("", "_low", "_high"))
-        if value is not None and np.isfinite(value):
-            rows[label] = {"value": format(value, form), "95 % interval": f"{low:{form}} to {high:{form}}"}
-    return pd.DataFrame.from_dict(rows, orient="index").fillna("")
 
 
 def _rate(responses: pd.DataFrame, column: str, samples: int, seed: int) -> dict[str, float]:

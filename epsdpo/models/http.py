@@ -137,6 +137,11 @@ class _Asking:
             logger.warning("%s (%s): repeated after a wait", failure.reason, failure.detail[:200])
 
 
+def with_fields(body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """A request's body with a config's `extra_body` on top, of which null takes a field out."""
+    return {name: value for name, value in (body | extra).items() if value is not None}
+
+
 def retry_after_seconds(header: str | None, now: datetime | None = None) -> float | None:
     """Seconds that a Retry-After header asks for, given as such or as a date; None if it says neither.
 

@@ -10,13 +10,17 @@ from epsdpo.experiment.sections.server import GenerationServer
 from epsdpo.files import writable
 from epsdpo.methods.chat_template import writes_date
 from epsdpo.models.api_key import ApiKey
-from epsdpo.models.http import ask_server
+from epsdpo.models.http import ask_server, with_fields
 from epsdpo.models.prompt import RenderedPrompt
 from epsdpo.models.response import Decoding, Failure, GenerationError, Response, own_seed
 from epsdpo.models.server_answer import shortened, tokens_counted
 
 _PATHS = {"chat": "/chat/completions", "completions": "/completions"}
 _SHOWN = 300
+
+# Servers have defaults of their own for these, or take them from the model's generation_config, and would sample from
+# a part of the distribution: llama.cpp's from the 40 likeliest tokens, without those below 5 % of the likeliest.
+_WHOLE_DISTRIBUTION = {"top_k": -1, "min_p": 0.0}
 
 
 class ServerEngine:
@@ -59,8 +63,8 @@ class ServerEngine:
 
         Raises:
             ConfigError: at once if a prompt brings tools, documents or settings that the server would have to render.
-            GenerationError: at once for a failure that will not pass: a wrong key, an unknown model, another prompt
-                than was sent.
+            GenerationError: at once for a failure that will not pass: a wrong key, an unknown model, another model than
+                was asked for, another prompt than was sent, a context that ends before `max_new_tokens`.
         """
         if self._server.endpoint == "chat" and any(prompt.variables for prompt in prompts):
             brought = sorted({name for prompt in prompts for name in prompt.variables})
@@ -79,7 +83,8 @@ class ServerEngine:
             if isinstance(outcome, Failure) and outcome.status is not None and not outcome.transient:
                 raise GenerationError(
                     f"{self._server.base_url} refuses the request for model {self._model!r} with {outcome}. Check "
-                    f"{self._section}: base_url, the names of models and api_key_env"
+                    f"{self._section}: base_url, the names of models and api_key_env, and that the server's context "
+                    "holds prompt and response"
                 )
             yield {wanted[number]: outcome}
 
@@ -92,8 +97,10 @@ class ServerEngine:
             "top_p": self._settings.top_p,
             "max_tokens": self._settings.max_new_tokens,
             "seed": own_seed(prompt.token_ids, self._seed),
+            **_WHOLE_DISTRIBUTION,
+            **({"stop_token_ids": self._settings.stop_token_ids} if self._settings.stop_token_ids else {}),
         }
-        return body | ({"stop_token_ids": self._settings.stop_token_ids} if self._settings.stop_token_ids else {})
+        return with_fields(body, self._server.extra_body)
 
     def _read(self, body: Any, prompt: RenderedPrompt) -> Response | Failure:
         try:
@@ -101,26 +108,41 @@ class ServerEngine:
             choice = body["choices"][0]
             text = choice["message"]["content"] if self._server.endpoint == "chat" else choice["text"]
             reason = choice["finish_reason"]
-            counted = tokens_counted(body).get("prompt_tokens")
+            counts = tokens_counted(body)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError):
             return Failure("not an answer", shortened(body), transient=True)
         if not isinstance(text, str) or reason not in ("stop", "length") or (reason == "length" and not text):
             return Failure("not an answer", shortened(body), transient=True)
-        # A prompt of another length than ours: a server's own template, or a second BOS.
-        if counted is not None and counted != len(prompt.token_ids):
+        # A server with one model answers whatever name it is asked for: policy and reference would be the same.
+        served = body.get("model")
+        if isinstance(served, str) and served != self._model:
             raise GenerationError(
-                f"{self._server.base_url} read a prompt of {counted} tokens where training's rendering has "
-                f"{len(prompt.token_ids)}: {prompt.text[:_SHOWN]!r}. Use {self._section}.endpoint: completions, or "
+                f"{self._server.base_url} was asked for model {self._model!r} and answers as {served!r}. If both are "
+                f"one, name it so in {self._section} or give the server the other name; else start a server for it"
+            )
+        # A prompt of another length than ours: a server's own template, or a second BOS.
+        if counts.get("prompt_tokens", len(prompt.token_ids)) != len(prompt.token_ids):
+            raise GenerationError(
+                f"{self._server.base_url} read a prompt of {counts['prompt_tokens']} tokens where training's rendering "
+                f"has {len(prompt.token_ids)}: {prompt.text[:_SHOWN]!r}. Use {self._section}.endpoint: completions, or "
                 "give the server the chat template that prepared the data, without a second BOS"
+            )
+        longest = self._settings.max_new_tokens
+        if reason == "length" and counts.get("completion_tokens", longest) < longest:
+            raise GenerationError(
+                f"{self._server.base_url} cut a response to a prompt of {len(prompt.token_ids)} tokens after "
+                f"{counts['completion_tokens']}, where max_new_tokens is {longest}. Start it with a context that holds "
+                "both, for as many requests as it takes at once, or lower max_new_tokens"
             )
         token_ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         finished = reason == "stop"
         return Response(text, [*token_ids, self._tokenizer.eos_token_id] if finished else token_ids, finished)
 
 
-def served_by(server: GenerationServer, model: str) -> dict[str, str]:
+def served_by(server: GenerationServer, model: str) -> dict[str, Any]:
     """What of a server belongs to `made_by`."""
-    return {"server": server.base_url, "name": model, "endpoint": server.endpoint}
+    fields = with_fields(_WHOLE_DISTRIBUTION, server.extra_body)
+    return {"server": server.base_url, "name": model, "endpoint": server.endpoint, "fields": fields}
 
 
 def require_ids_for_dates(

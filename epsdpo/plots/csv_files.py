@@ -12,12 +12,13 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\n")
 def write_csv(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table without its index; text that a spreadsheet would calculate gets an apostrophe, which makes it text.
 
-    Numbers stay as they are.
+    Numbers stay as they are. The folder is made where it is not there yet.
     """
     safe = table.rename(columns=_as_text)
     for place, kind in enumerate(safe.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
             safe.isetitem(place, safe.iloc[:, place].map(_as_text, na_action="ignore"))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     safe.to_csv(path, index=False)
 
 

@@ -113,16 +113,25 @@ def preference_histogram(responses: pd.DataFrame, colour: str = NEUTRAL) -> Figu
     return figure
 
 
-def two_judges(calibration: pd.DataFrame) -> Figure:
-    """This judge's preference over the published judge's, a point per comparison; on the diagonal they agree."""
+def two_judges(calibration: pd.DataFrame, title: str) -> Figure:
+    """This judge's preference over the published judge's, a point per comparison; on the diagonal they agree.
+
+    Args:
+        calibration: columns official, judged.
+        title: what to see.
+    """
     figure, (axes,) = new_figure(width=5.5, height=5.0)
     chances = 100.0 * (calibration[["official", "judged"]].dropna() - 1.0)
     axes.plot([0.0, 100.0], [0.0, 100.0], color=NEUTRAL, linestyle="--", linewidth=1.0)
+    axes.axhline(50.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
+    axes.axvline(50.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
     axes.scatter(chances["official"], chances["judged"], s=16, alpha=0.5, color=NEUTRAL)
     axes.set_aspect("equal")
     axes.set_xlabel("published judge: chance that the model wins (%)")
     axes.set_ylabel("this judge: chance that the model wins (%)")
-    axes.set_title("The judge beside the published one")
+    axes.set_xlim(-5.0, 105.0)
+    axes.set_ylim(-5.0, 105.0)
+    axes.set_title(title)
     return figure
 
 

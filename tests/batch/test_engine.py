@@ -18,6 +18,7 @@ from epsdpo.batch.engine import ENGINE_LOG, Resources
 from epsdpo.batch.runner import look_at_batch, run_batch, sole_runner
 from epsdpo.batch.specs import StageId
 from epsdpo.experiment import ConfigError, check_experiment, save_experiment
+from epsdpo.runs.layout import STATE_FOLDER
 
 
 @pytest.fixture
@@ -175,3 +176,19 @@ def test_the_plan_says_where_things_lie_in_the_run(batch, tmp_path):
     plan = json.loads((tmp_path / "run" / ".epsdpo" / "plan.json").read_text(encoding="utf-8"))
     assert plan["stages"]["eps/train"] == {"stage": "train", "folder": "eps/train"}
     shutil.rmtree(tmp_path / "run")
+
+
+def test_the_study_that_comes_last_has_all_cores(batch, tmp_path, monkeypatch):
+    """Nothing is run: what the first stage needs is not there."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    run_dir = tmp_path / "run"
+    prepare = next(one for one in look_at_batch(batch, run_dir) if one.stage == "prepare")
+    (run_dir / prepare.folder / "stage.log").mkdir(parents=True)
+    run_batch(batch, run_dir, Resources(jobs=3), real_text=True)
+    state = run_dir / STATE_FOLDER
+    threads = {rule["name"]: rule["threads"] for rule in json.loads((state / "batch.json").read_text())}
+    assert threads.pop("real_text__real_text") == 3 and set(threads.values()) == {1}
+    exports = f"export OMP_NUM_THREADS={os.cpu_count()}"
+    for name in threads:
+        assert exports not in (state / "stages" / f"{name}.sh").read_text()
+    assert exports in (state / "stages" / "real_text__real_text.sh").read_text()

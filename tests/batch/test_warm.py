@@ -18,7 +18,7 @@ from kit.tiny_kit import STEPS, TinyKit, kill
 from kit.waiting import wait_until
 
 from epsdpo.batch import warm_client
-from epsdpo.batch.engine import _THREADS
+from epsdpo.batch.engine import _RULE_THREADS
 from epsdpo.batch.warm import WarmProcess
 from epsdpo.runs.watch import ORPHANED
 
@@ -318,7 +318,7 @@ def test_what_a_stage_spoils_no_other_finds(tmp_path):
     found = kit.folder / "runs" / "configs" / "eps" / "train" / "found.json"
     (forked, drawn), manifest = json.loads(found.read_text()), kit.manifest("eps/train")
 
-    threads = dict.fromkeys(_THREADS, "1")
+    threads = dict.fromkeys(_RULE_THREADS, "1")
     environment = {
         **os.environ,
         **threads,

@@ -8,6 +8,7 @@ import pytest
 from kit.judged import judged
 from scipy import stats
 
+from epsdpo.evaluation import two_judges
 from epsdpo.evaluation.calibration import calibrate
 from epsdpo.evaluation.scores.clusters import (
     clusters_of,
@@ -21,7 +22,7 @@ from epsdpo.evaluation.scores.numbers import divergence_numbers, gold_numbers, p
 from epsdpo.evaluation.scores.score_file import score_file
 from epsdpo.evaluation.scores.seeds import join_seeds
 from epsdpo.evaluation.scores.winrate import length_controlled_win_rate, win_rate
-from epsdpo.evaluation.tables import by_length_difference, by_position, by_task, calibration_table, what_was_asked
+from epsdpo.evaluation.tables import by_length_difference, by_position, by_task, what_was_asked
 from epsdpo.paper.epsilon_bound import mean_bounds
 from epsdpo.paper.precision import decisions as criterion_precision
 from epsdpo.trajectory import summary as trajectory
@@ -224,10 +225,9 @@ def test_calibration_resamples_prompts():
     low, high = by_hand(RATES[::-1] - RATES, PROMPTS, 300, 0)
     assert (repeated.bias.interval.low, repeated.bias.interval.high) == pytest.approx((low, high))
     numbers = {"n_scored": 20, "n_total": 20, "n_distinct": 6, "official_win_rate": 1.0, "judged_win_rate": 1.0}
-    numbers |= {
-        f"{name}{end}": 1.0 for name in ("bias", "scatter", "correlation", "agreement") for end in ("", "_low", "_high")
-    }
-    assert calibration_table(numbers)["value"].iloc[0] == "20 of 20, on 6 distinct prompts"
+    measures = ("bias", "scatter", "correlation", "agreement", "chance")
+    numbers |= {f"{name}{end}": 1.0 for name in measures for end in ("", "_low", "_high")} | {"n_both_orders": 0}
+    assert two_judges.table(numbers)["value"].iloc[0] == "20 of 20, on 6 distinct prompts"
 
 
 def turns(prompts):

@@ -308,6 +308,30 @@ def test_calibration_intervals_cover_what_they_should():
     assert 180 <= covered <= 198
 
 
+def test_chance_by_hand():
+    """Two of three prompts are the model's by both: of six deals two agree on all three, four on one."""
+    by_chance = calibrate([2.0, 2.0, 1.0], [1.9, 1.8, 1.4], samples=3000).chance
+    assert by_chance.value == pytest.approx(100.0 * (2.0 + 4.0 / 3.0) / 6.0, abs=1.5)
+    assert (by_chance.interval.low, by_chance.interval.high) == pytest.approx((100.0 / 3.0, 100.0))
+    # Both about one conversation: its answers stay together, so that there is nothing to deal.
+    alone = calibrate([2.0, 1.0], [1.9, 1.4], prompts=["one", "one"]).chance
+    assert (alone.value, alone.interval.low, alone.interval.high) == (100.0, 100.0, 100.0)
+
+
+def test_a_judge_that_draws_lots_is_told_from_one_that_can_judge():
+    """However often both prefer the model: about one in 40 that know nothing agrees more than chance has it."""
+    generator = np.random.default_rng(1)
+    lucky, trusted = 0, 0
+    for trial in range(120):
+        official, lots = 1.0 + (generator.random((2, 60)) < (0.1, 0.5, 0.8)[trial % 3])
+        knows = np.where(generator.random(60) < 0.8, official, lots)
+        by_lot, by_knowledge = (calibrate(official, judged, 100, seed=trial) for judged in (lots, knows))
+        lucky += by_lot.agreement.value > by_lot.chance.interval.high
+        trusted += by_knowledge.agreement.value > by_knowledge.chance.interval.high
+    assert lucky <= 7  # of 120, where a share of 1/40 has more once in 90
+    assert trusted >= 108
+
+
 def test_calibration_is_repeatable_and_refuses_what_does_not_fit():
     official, other = [1.0, 1.5, 2.0], [1.1, 1.9, 1.6]
     assert calibrate(official, other, 50, seed=3) == calibrate(official, other, 50, seed=3)

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from kit.published import GAMED
 
-from epsdpo.evaluation.calibration import read_published
 from epsdpo.evaluation.examples import disagreements, examples, side_by_side
+from epsdpo.evaluation.judged_before import read_published
 from epsdpo.evaluation.scores import score_file as scores
 from epsdpo.evaluation.scores.annotations import InputError, write_annotations
 from epsdpo.evaluation.scores.numbers import alpaca_eval_numbers, preference_numbers
@@ -22,6 +22,7 @@ from epsdpo.evaluation.tables import (
     win_rate_and_kl,
     win_rate_table,
 )
+from epsdpo.evaluation.two_judges import verdict
 from epsdpo.experiment import CalibrateSection
 from epsdpo.plots.evaluation import preference_histogram, two_judges, win_rate_by_length
 from epsdpo.plots.looks import STARTING_MODEL
@@ -210,4 +211,17 @@ def test_figures_of_a_judge_draw_what_was_judged():
     axes = preference_histogram(table([1.0, 1.99, np.nan], LENGTHS[:3])).axes[0]
     assert sum(bar.get_height() for bar in axes.patches) == 2
     points = pd.DataFrame({"official": [1.2, 1.6, math.nan], "judged": [1.4, math.nan, 1.9]})
-    assert two_judges(points).axes[0].collections[0].get_offsets()[0].tolist() == pytest.approx([20.0, 40.0])
+    assert two_judges(points, "title").axes[0].collections[0].get_offsets()[0].tolist() == pytest.approx([20.0, 40.0])
+
+
+def test_a_judge_that_can_judge_is_not_marked_and_failures_are():
+    good = {"n_failed": 0, "n_scored": 40, "agreement": 80.0, "chance": 50.0, "chance_low": 35.0, "chance_high": 65.0}
+    good |= {"n_both_orders": 40, "position_bias": 5.0, "position_consistency": 0.9, "position_consistency_high": 0.96}
+    assert "<b" not in verdict(good) and "the same in 80.0 % of 40" in verdict(good)
+    assert "In 10 % of 40 the winner is another one" in verdict(good)
+    failed = good | {"n_failed": 2, "n_total": 42, "failures": {"no text": 2}}
+    assert "INCOMPLETE: 2 of 42 comparisons were not judged (no text: 2)" in verdict(failed)
+    first = verdict(good | {"position_consistency_high": 0.4})
+    assert "it leans to the first" in first and "deserve no trust" not in first
+    assert "it leans to" not in verdict(good | {"n_both_orders": 0, "agreement": 65.0})
+    assert "deserve no trust" in verdict(good | {"agreement": 65.0})

@@ -10,7 +10,7 @@ from epsdpo.experiment import ConfigError, EvaluateSection, ServerSection, check
 from epsdpo.experiment.keys import check_key
 from epsdpo.models.respond import kept_responses, respond
 from epsdpo.models.response import GenerationError
-from epsdpo.models.server import ServerEngine
+from epsdpo.models.server import ServerEngine, served_by
 from epsdpo.world.language import build_tokenizer
 
 KEY_VARIABLE, KEY = "EPSDPO_TEST_KEY", "sk-secret-1234"
@@ -152,6 +152,57 @@ def test_a_server_that_reads_another_prompt_is_refused(ask, loopback):
     assert ask.store.read_text() == ""
 
 
+def test_a_server_that_answers_as_another_model_is_refused(ask, loopback, expected):
+    """One that knows a single model may answer for it under any name."""
+    loopback.change = lambda answer: answer.update(model="tiny")
+    assert ask() == expected
+    ask.store.unlink()
+    loopback.change = lambda answer: answer.update(model="model.gguf")
+    with pytest.raises(GenerationError, match=r"asked for model 'tiny' and answers as 'model\.gguf'"):
+        ask()
+    assert ask.store.read_text() == ""
+
+
+def test_nothing_of_the_distribution_is_left_out_unless_the_config_says_so(ask, loopback):
+    ask()
+    assert {(body["top_k"], body["min_p"]) for body in loopback.requests} == {(-1, 0.0)}
+    loopback.requests.clear()
+    ask.store.unlink()
+    ask(extra_body={"top_k": None, "min_p": None, "add_special_tokens": False})
+    fields = {"model", "prompt", "temperature", "top_p", "max_tokens", "seed", "add_special_tokens"}
+    assert {frozenset(body) for body in loopback.requests} == {frozenset(fields)}
+
+
+def test_what_a_config_adds_to_requests_is_part_of_what_made_a_response():
+    server = {"base_url": "http://localhost/v1", "policy": "a", "reference": "b"}
+    made_by = [
+        served_by(ServerSection(**server, extra_body=extra), "a")
+        for extra in ({}, {"top_k": None}, {"repetition_penalty": 1.0})
+    ]
+    fields = [found["fields"] for found in made_by]
+    assert fields == [
+        {"top_k": -1, "min_p": 0.0},
+        {"min_p": 0.0},
+        {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0},
+    ]
+
+
+def test_a_response_that_the_servers_context_cut_is_refused(ask, loopback, expected):
+    """Its length would be the server's, and pass for the model's."""
+
+    def cut_after(tokens):
+        return lambda answer: (
+            answer["choices"][0].update(finish_reason="length"),
+            answer["usage"].update(completion_tokens=tokens),
+        )
+
+    loopback.change = cut_after(11)
+    with pytest.raises(GenerationError, match="after 11, where max_new_tokens is 12.*context that holds"):
+        ask()
+    loopback.change = cut_after(12)
+    assert [text for text, _ in ask()] == [text for text, _ in expected]
+
+
 def test_the_key_is_in_no_file(ask):
     ask()
     assert KEY not in ask.store.read_text(encoding="utf-8")
@@ -177,6 +228,13 @@ def test_the_reference_may_have_a_server_of_its_own():
     assert (server.base_url, server.of_reference().base_url) == ("http://one/v1", "http://two/v1")
     with pytest.raises(ValueError, match="reference_url: 'two/v1' is no http or https address"):
         ServerSection(base_url="http://one/v1", policy="a", reference="b", reference_url="two/v1")
+
+
+def test_policy_and_reference_are_two_models():
+    names = {"base_url": "http://one/v1", "policy": "a", "reference": "a"}
+    with pytest.raises(ValueError, match="both 'a' of one server, and would be one model"):
+        ServerSection(**names)
+    assert ServerSection(**names, reference_url="http://two/v1").of_reference().base_url == "http://two/v1"
 
 
 def test_what_is_gone_is_refused_with_what_takes_its_place():

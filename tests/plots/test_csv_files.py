@@ -39,8 +39,13 @@ def test_the_numbers_of_a_figure_are_written_so(tmp_path):
     assert rows(tmp_path / "figure.csv")[1][0].startswith("'=")
 
 
+def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
+    write_csv(pd.DataFrame({"a": [1]}), tmp_path / "of" / "a notebook" / "a.csv")
+    assert (tmp_path / "of" / "a notebook" / "a.csv").read_text(encoding="utf-8") == "a\n1\n"
+
+
 def test_nothing_writes_csv_past_it():
     """Numbers that are read back by the kit alone may be written as they are."""
     files = [*(REPOSITORY / "epsdpo").rglob("*.py"), *(REPOSITORY / "notebooks").glob("*.ipynb")]
     found = [path.name for path in files if ".to_csv(" in path.read_text(encoding="utf-8")]
-    assert sorted(found) == ["bounds.py", "csv_files.py"]
+    assert sorted(found) == ["bounds.py", "csv_files.py", "seal.py"]

@@ -253,6 +253,9 @@ EPSILONS = EPSILONS.assign(epsilon_step=0.01, **OVER_WORLDS)
 
 RUN, DECISION, OUTCOME, START = "runs", "decisions", "outcomes", "starting model"
 # Every drawing function -> how it is called, and what it shows: nothing else may have colours of its own.
+MEAN_STEPS = pd.DataFrame(
+    {"arithmetic": ["float32", "bfloat16_logits", "bfloat16"], "policy": "a", "epsilon": 0.01}
+).assign(mean_step=0.1, low=0.0, high=0.2, predicted=[np.nan, 0.1, 0.0])
 FIGURES = {
     "paper.claims.drawing.frontier": (lambda draw: draw(recipes(["win_rate", "forward_kl_per_response"])), {RUN}),
     "paper.claims.drawing.initial_beta": (lambda draw: draw(recipes(["beta_final", "win_rate"])), {RUN}),
@@ -284,7 +287,7 @@ FIGURES = {
     "evaluation.gold_differences": (lambda draw: draw(RESPONSES), {OUTCOME}),
     "evaluation.preference_histogram": (lambda draw: draw(RESPONSES, OURS), {RUN}),
     "evaluation.response_lengths": (lambda draw: draw(RESPONSES, OURS), {RUN, START}),
-    "evaluation.two_judges": (lambda draw: draw(pd.DataFrame({"official": [1.2], "judged": [1.3]})), set()),
+    "evaluation.two_judges": (lambda draw: draw(pd.DataFrame({"official": [1.2], "judged": [1.3]}), "title"), set()),
     "evaluation.win_rate_by_length": (lambda draw: draw(RATES, "title", OURS), {RUN}),
     "evaluation.win_rates": (lambda draw: draw(RATES, "title", OURS), {RUN}),
     "evaluation.within_training": (lambda draw: draw(RATES, "title", OURS), {RUN}),
@@ -295,6 +298,7 @@ FIGURES = {
     "paper.precision.drawing.shares_over_epsilon": (lambda draw: draw({"pairs": SHARES}, "title"), {DECISION}),
     "paper.precision.drawing.shares_over_quantities": (lambda draw: draw({"tokens": SHARES}, "title"), {DECISION}),
     "paper.precision.drawing.table_5": (lambda draw: draw(TABLE_5, FITTED, "title"), {RUN, DECISION}),
+    "paper.real_text.pictures.mean_steps_over_epsilon": (lambda draw: draw(MEAN_STEPS, {"a": "A"}, "title"), {RUN}),
     "report.decisions_of_runs": (lambda draw: draw(FITTED.assign(title=["run a", "run b"]), "title"), {DECISION}),
     "report.win_rate_against_kl": (lambda draw: draw(judged(list(TITLES)), TITLES, "title"), {RUN}),
     "sft.loss_curve": (lambda draw: draw(STEPS, "title"), {START}),

@@ -37,7 +37,8 @@ NOT_FINITE = "not a finite number"
 _THINKS = (
     "A judge that thinks before it answers needs mode: text (of a chat server) with a larger max_tokens, or its "
     "reasoning switched off: on a server by extra_body, such as {chat_template_kwargs: {enable_thinking: false}}, here "
-    "by the chat template of a local copy"
+    "by the chat template of a local copy. One that does not keep to the two identifiers may do so with a template of "
+    "its own that has examples (evaluate.judge.template)"
 )
 _REMEDIES = {
     NO_LOGPROBS: "Use mode: text",

@@ -11,7 +11,7 @@ from epsdpo.evaluation.judges.cost import estimate, estimate_text
 from epsdpo.evaluation.judges.template import load_template
 from epsdpo.experiment.sections.judge import JudgeSection
 from epsdpo.models.api_key import ApiKey
-from epsdpo.models.http import ask_server
+from epsdpo.models.http import ask_server, with_fields
 from epsdpo.models.response import Failure
 
 logger = logging.getLogger(__name__)
@@ -52,8 +52,7 @@ class ChatJudge:
             body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": settings.top_logprobs}
         else:
             body |= {"max_tokens": settings.max_tokens}
-        body = {name: value for name, value in (body | settings.extra_body).items() if value is not None}
-        return {"judge": "chat", "mode": settings.mode, "body": body}
+        return {"judge": "chat", "mode": settings.mode, "body": with_fields(body, settings.extra_body)}
 
     def answers(
         self, presentations: Sequence[Presentation], missing: Sequence[bool]

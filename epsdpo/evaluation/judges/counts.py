@@ -1,6 +1,7 @@
 """What judgements come to besides a win rate: whether all were made, and how much the judge minds the order."""
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from epsdpo.evaluation.judges.answers import remedies_for
@@ -74,19 +75,40 @@ def annotations(
     ]
 
 
+@dataclass(frozen=True)
+class BothOrders:
+    """A comparison that was judged in both orders.
+
+    Attributes:
+        number: its place among the judgements.
+        first_wins: mean chance of the output that was shown first.
+        consistent: whether both answers prefer the same output.
+    """
+
+    number: int
+    first_wins: float
+    consistent: bool
+
+
+def in_both_orders(judgements: list[Judgement]) -> list[BothOrders]:
+    """Those of the comparisons that the judge saw in both orders and answered for."""
+    found = []
+    for number, judgement in enumerate(judgements):
+        if judgement.records.keys() == {False, True}:
+            plain, switched = (judgement.records[order]["preference"] for order in (False, True))
+            # Shown first: the reference where not switched (it wins with 2 - p), the model where switched (p - 1).
+            first_wins = (2.0 - plain + switched - 1.0) / 2.0
+            consistent = (plain - 1.5) * (switched - 1.5) > 0.0 or plain == switched
+            found.append(BothOrders(number, first_wins, consistent))
+    return found
+
+
 def _order_effects(judgements: list[Judgement]) -> dict[str, Any]:
-    pairs = [
-        (item.records[False]["preference"], item.records[True]["preference"])
-        for item in judgements
-        if item.records.keys() == {False, True}
-    ]
-    if not pairs:
+    found = in_both_orders(judgements)
+    if not found:
         return {"n_both_orders": 0, "position_bias": None, "position_consistency": None}
-    # Shown first: the reference where not switched (it wins with 2 - p), the model where switched (p - 1).
-    first_wins = [wins for plain, switched in pairs for wins in (2.0 - plain, switched - 1.0)]
-    consistent = [(plain - 1.5) * (switched - 1.5) > 0.0 or plain == switched for plain, switched in pairs]
     return {
-        "n_both_orders": len(pairs),
-        "position_bias": 100.0 * (sum(first_wins) / len(first_wins) - 0.5),
-        "position_consistency": sum(consistent) / len(pairs),
+        "n_both_orders": len(found),
+        "position_bias": 100.0 * (sum(item.first_wins for item in found) / len(found) - 0.5),
+        "position_consistency": sum(item.consistent for item in found) / len(found),
     }

@@ -62,6 +62,11 @@ class GenerationServer(Access):
     timeout_seconds: Annotated[float, Field(gt=0)] = Field(
         600.0, description="Longest time for one request, from its start to the last byte of the answer. [K]"
     )
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Fields that a server wants in each request; null takes one out, as in {top_k: null, min_p: null} "
+        "for a server that refuses what OpenAI's API does not have. [K]",
+    )
 
 
 class ServerSection(GenerationServer):
@@ -77,6 +82,15 @@ class ServerSection(GenerationServer):
     def _other_address_is_one(self) -> ServerSection:
         if self.reference_url is not None:
             check_address(self.reference_url, "reference_url")
+        return self
+
+    @model_validator(mode="after")
+    def _two_models(self) -> ServerSection:
+        if self.policy == self.reference and self.of_reference().base_url == self.base_url:
+            raise ValueError(
+                f"policy and reference are both {self.policy!r} of one server, and would be one model. Give the "
+                "reference a name or a server of its own"
+            )
         return self
 
     def of_reference(self) -> ServerSection:

@@ -30,6 +30,8 @@ def mean_steps_over_epsilon(steps: pd.DataFrame, called: Mapping[str, str], titl
         axes.remove()
     handles = {}
     epsilons = sorted(steps["epsilon"].unique())
+    drawn = steps.loc[steps["arithmetic"].isin(_DRAWN), ["low", "high", "predicted"]]
+    largest = max(float(drawn.abs().max(axis=None)), *(abs(row[3]) for row in TABLE_5))
     for axes, (policy, name) in zip(panels, called.items(), strict=False):
         for place, arithmetic in enumerate(_DRAWN):
             look = FAMILIES[f"epsilon_dpo {arithmetic}"]
@@ -50,7 +52,7 @@ def mean_steps_over_epsilon(steps: pd.DataFrame, called: Mapping[str, str], titl
         axes.set_xscale("log")
         axes.set_xticks(epsilons, [f"{epsilon:g}" for epsilon in epsilons])
         axes.minorticks_off()
-        axes.set_ylim(-1.05, 1.05)
+        axes.set_ylim(-1.08 * largest, 1.08 * largest)
         axes.set_title(name, fontsize="medium")
         axes.set_xlabel("ε of the criterion")
     for axes in panels[: len(called) : columns]:
