@@ -39,7 +39,8 @@ _SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it le
 # the user's home, and leave open there when it is killed.
 _SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
 _OMP_THREADS = "OMP_NUM_THREADS"
-# What Snakemake sets to the threads of a rule: one, but for a stage that is alone.
+# What Snakemake sets to the threads of a rule: one, unless a stage is alone. Torch asks MKL for its number where it is
+# built with that, so that OpenMP's does not suffice.
 _RULE_THREADS = (
     _OMP_THREADS,
     "GOTO_NUM_THREADS",
@@ -237,12 +238,13 @@ def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmPr
         command = [sys.executable, "-I", "-S", str(_CLIENT), warm.address, str(notices), *command]
     mark = _mark(state / _SCRIPTS, stage.id).resolve()
     all_cores = alone and _OMP_THREADS not in os.environ
+    threads = " ".join(f"{name}={os.cpu_count() or 1}" for name in _RULE_THREADS)
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
 {{
 {"" if resources.profile else _own_temporary_folder()}
-{f"export {_OMP_THREADS}={os.cpu_count() or 1}" if all_cores else ""}
+{f"export {threads}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}

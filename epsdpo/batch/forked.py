@@ -76,7 +76,7 @@ def become_stage(command: list[str], environment: dict[str, str], by_imports: di
 
 
 def start_kernel(command: list[str], environment: dict[str, str], folder: str | None) -> ForkedKernel | None:
-    """Make the fork that waits for it this process's kernel; None if there is none, or no more."""
+    """Make the fork that waits for it this process's kernel; None if there is none, no more, or it was killed."""
     global _waiting
     if _waiting is None:
         return None
@@ -84,7 +84,10 @@ def start_kernel(command: list[str], environment: dict[str, str], folder: str | 
     with channel:
         # With its parent's number a kernel sees to it that it ends with that.
         environment = {**environment, "JPY_PARENT_PID": str(os.getpid())}
-        channel.sendall(json.dumps([command, environment, folder]).encode())
+        try:
+            channel.sendall(json.dumps([command, environment, folder]).encode())
+        except OSError:
+            return None
     return kernel
 
 

@@ -84,10 +84,13 @@ def serve(listener: socket.socket, notebooks_and_methods: list[str]) -> Callable
         if sys.stdin in ready:
             return None
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        if same_user(connection) and os.fork() == 0:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            request = _keep(connection, lambda request: problem or _differs(request, given, files))
+            try:
+                request = _keep(connection, lambda request: problem or _differs(request, given, files))
+            except (OSError, ValueError):  # who asked is gone
+                os._exit(0)
             return lambda: become_stage(request["command"], request["environment"], changed)
         connection.close()
 
@@ -95,16 +98,14 @@ def serve(listener: socket.socket, notebooks_and_methods: list[str]) -> Callable
 def _keep(connection: socket.socket, refusal: Callable[[dict[str, Any]], str]) -> dict[str, Any]:
     """Fork a stage, pass signals on to it, and tell how it ended. What was asked for is returned to the stage alone.
 
-    It ends at once if its standard input closes, which it does when this process is gone, as it is when the asking one
-    is.
+    A stage ends at once if its standard input closes, as it does when this process is gone, which goes with the asker.
+
+    Raises:
+        OSError, ValueError: if the asker is gone.
     """
-    if not same_user(connection):
-        os._exit(0)
     _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
     with connection.makefile("rb") as lines:
-        request = json.loads(lines.readline() or "null")
-    if request is None:
-        os._exit(0)
+        request = json.loads(lines.readline())
     if reason := refusal(request):
         connection.sendall(json.dumps({"refused": reason}).encode() + b"\n")
         os._exit(0)
@@ -123,13 +124,10 @@ def _keep(connection: socket.socket, refusal: Callable[[dict[str, Any]], str]) -
         ready, _, _ = select.select([ended, connection], [], [])
         if ended in ready:
             code = os.waitstatus_to_exitcode(os.waitpid(stage, 0)[1])
-            with contextlib.suppress(OSError):
-                connection.sendall(f"{code}\n".encode())
+            connection.sendall(f"{code}\n".encode())
             os._exit(0)
-        signals = connection.recv(1)
-        if not signals:
-            os._exit(0)
-        os.kill(stage, signals[0])
+        (number,) = connection.recv(1)
+        os.kill(stage, number)
 
 
 def _differs(request: dict[str, Any], given: dict[str, str], files: dict[Path, tuple[int, ...] | None]) -> str:
@@ -145,13 +143,10 @@ def _differs(request: dict[str, Any], given: dict[str, str], files: dict[Path, t
 
 
 def _versions(files: Iterable[Path]) -> dict[Path, tuple[int, ...] | None]:
-    found: dict[Path, tuple[int, ...] | None] = {}
-    for file in files:
-        try:
+    found: dict[Path, tuple[int, ...] | None] = dict.fromkeys(files)
+    for file in found:
+        with contextlib.suppress(OSError):
             state = file.stat()
-        except OSError:
-            found[file] = None
-        else:
             if stat.S_ISREG(state.st_mode):
                 found[file] = (state.st_ino, state.st_size, state.st_mtime_ns)
     return found
@@ -230,8 +225,7 @@ class _Stream:
 
 def _untrusted(listener: socket.socket) -> str:
     """Why forks of this process would not be as processes begun anew; "" if they would."""
-    threads = len([*Path("/proc/self/task").iterdir()]) - 1
-    if threads:
+    if threads := len([*Path("/proc/self/task").iterdir()]) - 1:
         return f"imports have started {threads} threads"
     known = {0, 1, 2, listener.fileno()}
     own = f"/proc/{os.getpid()}/fd"

@@ -6,6 +6,7 @@ It is run as a file, and imports little, since each stage waits for it. Why a st
 log, and added to the file NOTICES.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -15,7 +16,7 @@ import struct
 import sys
 from pathlib import Path
 
-KILLED = 128 + signal.SIGKILL
+KILLED = 128 + 9  # as a shell says it
 ORPHANED = 4  # as `epsdpo.runs.watch`, which is not imported here
 
 
@@ -45,10 +46,10 @@ def same_user(connection):
 def main(address, notices, command):
     with socket.socket(socket.AF_UNIX) as connection:
         reason = _ask(connection, address, command)
-    sys.stdout.flush()
-    print(f"started anew: {reason}", file=sys.stderr, flush=True)
-    with Path(notices).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(f"{reason}\n")
+    with contextlib.suppress(OSError):  # a full disk, of which the stage itself knows what to say
+        print(f"started anew: {reason}", file=sys.stderr, flush=True)
+        with Path(notices).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{reason}\n")
     os.execvp(command[0], command)
 
 

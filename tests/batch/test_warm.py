@@ -307,6 +307,37 @@ def add_cell(kit: TinyKit, notebook: str, code: str) -> None:
     nbformat.write(book, path)
 
 
+def write_study(kit: TinyKit) -> None:
+    """The notebook of the stage that has all cores: what its kernel and its own process were given."""
+    code = """
+import json, os, torch
+from pathlib import Path
+own = Path(f"/proc/{os.getppid()}/environ").read_bytes().decode().split(chr(0))
+threads = [torch.get_num_threads(), sorted(line for line in own if "_THREADS=" in line)]
+Path(output_dir, "threads.json").write_text(json.dumps(threads))
+"""
+    cells = [nbformat.v4.new_code_cell(text) for text in ("run_dir: str\noutput_dir: str", code)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), kit.folder / "notebooks" / "08_real_text.ipynb")
+
+
+def test_a_stage_that_has_all_cores_computes_with_all_of_them(tmp_path, monkeypatch):
+    """It is begun anew, which is as planned and not said; the stages before it are forks with a thread each."""
+    for name in _RULE_THREADS:
+        monkeypatch.delenv(name, raising=False)
+    kit = TinyKit(tmp_path)
+    kit.write_config("eps")
+    write_study(kit)
+    add_cell(kit, "02_train", "import torch; Path(output_dir, 'threads').write_text(str(torch.get_num_threads()))")
+    code, out, err = kit.run("run", "configs", "--real-text")
+    assert code == 0 and "anew" not in out, (out, err)
+    run_dir = kit.folder / "runs" / "configs"
+    assert (run_dir / "eps" / "train" / "threads").read_text() == "1"
+    cores = os.cpu_count()
+    given = sorted(f"{name}={cores}" for name in _RULE_THREADS)
+    assert json.loads((run_dir / "real_text" / "threads.json").read_text()) == [cores, given]
+
+
 def test_what_a_stage_spoils_no_other_finds(tmp_path):
     """To the bit as in processes begun anew, and the same manifest; forks draw numbers of their own all the same."""
     kit = TinyKit(tmp_path)
