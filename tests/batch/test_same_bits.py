@@ -12,9 +12,10 @@ import pandas as pd
 from kit import tiny_stages
 from kit.official import OFFICIAL
 
-# What tells one time, place in memory or drawn name from another, in what notebooks show.
+# Times, and in what notebooks show also places in memory and names that are drawn.
 PASSING = re.compile(
-    r"T_[0-9a-f]{5}|0x[0-9a-f]+|\d{4}-\d\d-\d\d \d\d:\d\d|\(\d+ (?:s|min)\)|time per step \(s, median\)\D+[\d.]+"
+    r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d)?|seconds\": [\d.e-]+|\(\d+ (?:s|min)\)|time per step \(s, median\)\D+[\d.]+"
+    r"|T_[0-9a-f]{5}|0x[0-9a-f]+"
 )
 TIMED = ("notebook.ipynb", "notebook.html", "manifest.json", "stage.log", "progress.json", "index.html")
 
@@ -29,7 +30,7 @@ def run(folder: Path, **environment: str) -> str:
 
 
 def came_out(run_dir: Path) -> dict[str, object]:
-    """What a batch came to, by file: bytes, but of tables without times, and of notebooks what they show."""
+    """What a batch came to, by file, without times: bytes, and of notebooks what they show."""
     found: dict[str, object] = {}
     for file in sorted(run_dir.rglob("*")):
         name = str(file.relative_to(run_dir))
@@ -39,11 +40,11 @@ def came_out(run_dir: Path) -> dict[str, object]:
             outputs = [out for cell in nbformat.read(file, 4).cells for out in cell.get("outputs", [])]
             shown = json.dumps([out["data"] for out in outputs if "data" in out])
             found[name] = PASSING.sub("", shown)
-        elif file.suffix == ".csv" or file.name == "steps.jsonl":
-            table = pd.read_csv(file) if file.suffix == ".csv" else pd.read_json(file, lines=True)
-            found[name] = table.drop(columns="seconds", errors="ignore").to_csv(index=False)
+        elif file.suffix == ".csv":
+            found[name] = pd.read_csv(file, dtype=str).drop(columns="seconds", errors="ignore").to_csv(index=False)
         elif file.name not in TIMED:
-            found[name] = file.read_bytes()
+            is_text = file.suffix in (".json", ".jsonl")
+            found[name] = PASSING.sub("", file.read_text(encoding="utf-8")) if is_text else file.read_bytes()
     return found
 
 
