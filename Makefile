@@ -17,7 +17,7 @@ CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
+.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -39,6 +39,12 @@ $(PAPER_MINI)/step_cost/mini.json: | $(READY)
 # With other values in a folder of its own: make real-mini REAL_MINI=runs/real-long SET='--set data.max_train_pairs=1040'
 real-mini: $(READY) $(SMOLLM2)  ## a real model on real pairs, about 90 minutes on two cores and 15 GB, without a hub
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/real_mini --real-text --output $(REAL_MINI) --jobs $(JOBS) $(SET)
+
+# What it finds is kept in benchmarks/results, beside what others found.
+gpu-check: $(READY)  ## on one GPU: test the kernels, time a step beside TRL's, train a real model; 10 minutes
+	@.venv/bin/python benchmarks/gpu_check.py
+	@$(MAKE) --no-print-directory $(SMOLLM2)
+	HF_HUB_OFFLINE=1 .venv/bin/python benchmarks/gpu_check.py --model $(SMOLLM2)
 
 # A file of another content is refused.
 models-real: $(READY) $(SMOLLM2)  ## fetch SmolLM2-135M-Instruct, 93 MB, and convert it to a folder of 540 MB

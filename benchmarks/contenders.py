@@ -110,6 +110,15 @@ def epsilon_dpo(policy: PreTrainedModel, reference: PreTrainedModel, data: Datas
     return trainer, lambda batch: trainer.compute_loss(trainer.model, batch)
 
 
+def epsilon_dpo_rounded(
+    policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int
+) -> tuple[Any, Loss]:
+    """ε-DPO by this project's trainer, with the criterion in the arithmetic of the published launch."""
+    arguments = _arguments(EpsilonDPOConfig, length, epsilon=EPSILON, criterion_dtype="bfloat16")
+    trainer = EpsilonDPOTrainer(policy, reference, arguments, **_data(data))
+    return trainer, lambda batch: trainer.compute_loss(trainer.model, batch)
+
+
 def dpo_full_logits(
     policy: PreTrainedModel, reference: PreTrainedModel, data: Dataset, length: int
 ) -> tuple[Any, Loss]:
@@ -190,6 +199,8 @@ CONTENDERS = {
     "ε-DPO, full logits": epsilon_dpo_full_logits,
     "ε-DPO, epsdpo": epsilon_dpo,
 }
+# Beside these on a GPU, where recipes of the paper will run.
+OURS_ROUNDED = {"ε-DPO, epsdpo, bfloat16 criterion": epsilon_dpo_rounded}
 PEER, OURS = "DPO, TRL", "ε-DPO, epsdpo"
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from contenders import CONTENDERS, OURS, PEER, SETTINGS, build_models, one_pair
+from contenders import CONTENDERS, OURS, OURS_ROUNDED, PEER, SETTINGS, build_models, one_pair
 from datasets import Dataset
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -42,7 +42,10 @@ from epsdpo.plots.style import new_figure
 
 RESULTS = Path(__file__).parent / "results"
 # In the colours of their methods; other ways to compute one than ours, or TRL's, in shades.
-_FAMILIES = {name: "dpo" if name.startswith("DPO") else "epsilon_dpo float32" for name in (OURS, PEER, *CONTENDERS)}
+_FAMILIES = {
+    name: "dpo" if name.startswith("DPO") else "epsilon_dpo float32"
+    for name in (OURS, PEER, *CONTENDERS, *OURS_ROUNDED)
+}
 COLOURS = {name: look.colour for name, look in run_looks(_FAMILIES).items()}
 # Contenders of one objective must agree: a fast way to another number is not in the race.
 SAME_LOSS = [
@@ -58,7 +61,7 @@ def measure(contender: str, setting_name: str, length: int, steps: int) -> dict[
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     policy, reference = build_models(setting, device)
     row = one_pair(setting, length)
-    trainer, loss_of = CONTENDERS[contender](policy, reference, Dataset.from_list([row]), length)
+    trainer, loss_of = (CONTENDERS | OURS_ROUNDED)[contender](policy, reference, Dataset.from_list([row]), length)
     trainer.model.train()
     batch = trainer.data_collator([{**row, "pair_index": 0}])
     batch = {key: value.to(device) for key, value in batch.items()}
@@ -83,6 +86,7 @@ def measure(contender: str, setting_name: str, length: int, steps: int) -> dict[
         "length": length,
         "seconds": seconds,
         "peak_mib": memory.peak_mib(),
+        "models_mib": memory.before_mib(),
         "loss": first_loss,
     }
 
@@ -94,6 +98,9 @@ class _GPUMemory:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         self.before = torch.cuda.memory_allocated()
+
+    def before_mib(self) -> float:
+        return self.before / 2**20
 
     def peak_mib(self) -> float:
         return (torch.cuda.max_memory_allocated() - self.before) / 2**20
@@ -109,6 +116,9 @@ class _ResidentMemory:
     def _kib(self, name: str) -> int:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def before_mib(self) -> float:
+        return self.before / 2**10
 
     def peak_mib(self) -> float:
         return (self._kib("VmHWM") - self.before) / 2**10

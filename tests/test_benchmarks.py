@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from kit.tiny_gguf import tiny_llama, write_gguf
 
 from epsdpo.paper.claims.figure_tables import PEERS
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+H200 = BENCHMARKS / "results" / "gpu-nvidia-h200.json"
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +21,11 @@ def step_cost():
     sys.path.insert(0, str(BENCHMARKS))
     yield importlib.import_module("step_cost")
     sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def gpu_check(step_cost):
+    return importlib.import_module("gpu_check")
 
 
 def test_contenders_of_one_objective_agree(step_cost):
@@ -80,3 +88,67 @@ def test_documents_quote_the_committed_results(step_cost):
     for row in table[table["contender"] == step_cost.OURS].itertuples():
         for ratio in (row.time_ratio, row.memory_ratio):
             assert f"{ratio:.2f}×" in page, f"docs/benchmarks.md does not quote {ratio:.2f}× at {row.length} tokens"
+
+
+def test_documents_quote_what_a_gpu_gave(step_cost):
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    costs = json.loads(H200.read_text(encoding="utf-8"))["cost"]
+    for part in costs.values():
+        assert step_cost.as_markdown(pd.DataFrame(part["costs"])) in page
+    exact, rounded = (
+        [row for part in costs.values() for row in part["costs"] if row["contender"] == name]
+        for name in (step_cost.OURS, *step_cost.OURS_ROUNDED)
+    )
+    for rows in (exact, rounded):
+        ratios = [row["time_ratio"] for row in rows]
+        assert f"{min(ratios):.2f}× to {max(ratios):.2f}×" in page
+    memory = [row["memory_ratio"] for row in exact]
+    summary = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"{min(memory):.2f}× to {max(memory):.2f}×" in " ".join(summary.split())
+
+
+def test_what_a_gpu_gave_in_words_and_as_a_figure(gpu_check, tmp_path):
+    found = json.loads(H200.read_text(encoding="utf-8"))
+    words = "\n".join(gpu_check.in_words(found))
+    assert "NVIDIA H200, torch 2.11.0" in words and "0.97× TRL's DPO; memory 0.79×" in words
+    assert not gpu_check.is_right(found)  # kernels and model are not in it
+    whole = {
+        **found,
+        "kernels": {"tests": {"passed": 23}, "failed": []},
+        "model": {"steps": 50, "resumed_steps": 50},
+    }
+    assert gpu_check.is_right(whole)
+    assert not gpu_check.is_right({**whole, "kernels": {"tests": {"passed": 22, "failed": 1}, "failed": ["one"]}})
+    assert not gpu_check.is_right({**whole, "model": {"steps": 50, "resumed_steps": 25}})
+    assert gpu_check.write(found, tmp_path) == tmp_path / H200.name
+    assert (tmp_path / "gpu-nvidia-h200.png").stat().st_size > 10_000
+
+
+def test_memory_of_a_gpu_is_what_the_estimate_says(gpu_check):
+    """Within a tenth of what torch allocated on an H200."""
+    for setting, part in json.loads(H200.read_text(encoding="utf-8"))["cost"].items():
+        measured = [
+            {"contender": gpu_check.OURS, "length": row["length"], "models_mib": 0.0, "peak_mib": row["allocated_mib"]}
+            for row in part["memory"]
+        ]
+        for row in gpu_check.memory_beside_estimate(setting, measured):
+            assert row["estimated_mib"] == pytest.approx(row["allocated_mib"], rel=0.1)
+
+
+def test_the_part_with_a_model_runs_without_a_gpu_too(gpu_check, tmp_path, monkeypatch):
+    """On a tiny model: what is resumed goes on with the same bits, and both devices, here one, decide alike."""
+    monkeypatch.setenv("EPSDPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(BENCHMARKS.parent)
+    monkeypatch.setattr(gpu_check, "COMPARED_PAIRS", 4)
+    found = gpu_check.check_model(str(write_gguf(tmp_path / "tiny.gguf", tiny_llama())))
+    assert found["steps"] == found["resumed_steps"] > gpu_check.INTERRUPTED_AT
+    assert found["largest_difference_of_beta"] == found["largest_difference_of_loss"] == 0.0
+    assert found["decisions"]["same"] == dict.fromkeys(found["decisions"]["same"], 4)
+
+
+def test_without_a_gpu_it_says_so_and_what_to_do(gpu_check, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options in ([], ["--model", "none", "--output", str(tmp_path)]):
+        monkeypatch.setattr(sys, "argv", ["gpu_check.py", *options])
+        assert gpu_check.main() == 1
+        assert "CUDA wheels" in capsys.readouterr().err and not list(tmp_path.iterdir())

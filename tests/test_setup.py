@@ -273,6 +273,7 @@ def test_make_lists_its_targets(checkout):
         "demo",
         "paper-mini",
         "real-mini",
+        "gpu-check",
         "models-real",
         "models-gemma",
         *tests,

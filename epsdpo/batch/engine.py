@@ -7,6 +7,7 @@ the name of a script.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -17,15 +18,18 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
+from epsdpo.batch import warm_client
 from epsdpo.batch.index import write_index
-from epsdpo.batch.progress import Display, follow
+from epsdpo.batch.progress import NOTICES, Display, follow
 from epsdpo.batch.specs import STAGES, PlannedStage, StageId
+from epsdpo.batch.warm import WarmProcess
 from epsdpo.files import written_whole
-from epsdpo.runs.layout import STATE_FOLDER
+from epsdpo.runs.layout import NOTEBOOKS, STATE_FOLDER
 from epsdpo.runs.manifest import LOG, MANIFEST, TRAININGS
 
+_CLIENT = Path(warm_client.__file__).resolve()
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
 ENGINE_LOG = Path(STATE_FOLDER) / "snakemake.log"  # in the run folder
 _BATCH_FILE = "batch.json"
@@ -34,8 +38,18 @@ _SCRATCH = "scratch"  # where Snakemake makes its temporary folders, which it le
 # What Snakemake takes to be the same for it and for the stages: all but its cache of sources, which it would put into
 # the user's home, and leave open there when it is killed.
 _SHARED = ("persistence", "input-output", "software-deployment", "sources", "storage-local-copies")
+_OMP_THREADS = "OMP_NUM_THREADS"
+# What Snakemake sets to the threads of a rule: one, unless a stage is alone. Torch asks MKL for its number where it is
+# built with that, so that OpenMP's does not suffice.
+_RULE_THREADS = (
+    _OMP_THREADS,
+    "GOTO_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+)
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
-_THREADS = "OMP_NUM_THREADS"
 _EXIT = "exit code: "
 _LAST_LINES = 5
 
@@ -98,16 +112,21 @@ def run_due(due: dict[StageId, PlannedStage], run_dir: Path, resources: Resource
         shutil.rmtree(folder, ignore_errors=True)
     (state / _SCRIPTS).mkdir()
     (state / _SCRATCH).mkdir(exist_ok=True)  # the last Snakemake may have to end yet
-    for stage in due.values():
-        script = _script(stage, state / _SCRIPTS, resources)
-        (state / _SCRIPTS / f"{_rule_name(stage.id)}.sh").write_bytes(os.fsencode(script))
+    (run_dir / NOTICES).unlink(missing_ok=True)
     rules = [_rule(stage, due, run_dir, resources) for stage in due.values()]
     for place, rule in enumerate(reversed(rules)):
         rule["priority"] = place  # in the order of the plan, where there is a choice
     with written_whole(state / _BATCH_FILE) as partial:
         partial.write_text(json.dumps(rules, indent=1), encoding="utf-8")
-    with (run_dir / ENGINE_LOG).open("ab") as log:
+    environment = _environment(resources)
+    with (run_dir / ENGINE_LOG).open("ab") as log, contextlib.ExitStack() as ends:
         said_before = log.tell()
+        warm = _warm_process(due, resources, environment, log)
+        if warm is not None:
+            ends.callback(warm.end)
+        for stage in due.values():
+            script = _script(stage, state, resources, warm)
+            (state / _SCRIPTS / f"{_rule_name(stage.id)}.sh").write_bytes(os.fsencode(script))
         process = subprocess.Popen(
             _command(state, resources),
             # Held open and never written to: Snakemake and the stages below it end when it closes, which it does
@@ -115,7 +134,7 @@ def run_due(due: dict[StageId, PlannedStage], run_dir: Path, resources: Resource
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
-            env=_environment(state, resources),
+            env=environment if resources.profile else {**environment, "TMPDIR": str((state / _SCRATCH).resolve())},
             start_new_session=True,  # an interrupt of the terminal comes by way of this process
         )
         try:
@@ -164,13 +183,27 @@ def _command(state: Path, resources: Resources) -> list[str]:
     return [*command, "--shared-fs-usage", *_SHARED]
 
 
-def _environment(state: Path, resources: Resources) -> dict[str, str]:
+def _warm_process(
+    due: dict[StageId, PlannedStage], resources: Resources, environment: dict[str, str], log: IO[bytes]
+) -> WarmProcess | None:
+    """One that has imported what these stages will, on this machine.
+
+    Launched training has processes of its own. A stage with all cores is begun anew: libraries choose their threads as
+    they are imported.
+    """
+    forks = [stage for stage in due.values() if not _is_alone(stage, resources)]
+    if resources.profile or resources.launch_config or sys.platform != "linux" or not forks:
+        return None
+    notebooks = dict.fromkeys(NOTEBOOKS / STAGES[stage.stage].notebook for stage in forks)
+    methods = dict.fromkeys(stage.method for stage in forks if stage.method)
+    return WarmProcess([*notebooks], [*methods], {**environment, **dict.fromkeys(_RULE_THREADS, "1")}, log)
+
+
+def _environment(resources: Resources) -> dict[str, str]:
     environment = {**os.environ, "SNAKEMAKE_OUTPUT_CACHE": ""}
     environment.pop("SNAKEMAKE_PROFILE", None)
-    if not resources.profile:
-        environment["TMPDIR"] = str((state / _SCRATCH).resolve())
     if resources.jobs > 1:
-        environment.setdefault(_THREADS, str(max(1, (os.cpu_count() or 1) // resources.jobs)))
+        environment.setdefault(_OMP_THREADS, str(max(1, (os.cpu_count() or 1) // resources.jobs)))
     return environment
 
 
@@ -188,7 +221,7 @@ def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, 
     }
 
 
-def _script(stage: PlannedStage, scripts: Path, resources: Resources) -> str:
+def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmProcess | None) -> str:
     """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code."""
     # With = in between, a name may begin with a dash.
     command = [sys.executable, "-m", "epsdpo", "stage", stage.stage, f"--output={stage.folder}"]
@@ -199,14 +232,19 @@ def _script(stage: PlannedStage, scripts: Path, resources: Resources) -> str:
         command += ["--end-with-stdin"]
         if resources.gpus and _gpus(stage, resources):
             command += [f"--take-gpus={_gpus(stage, resources)}/{resources.gpus}"]
-    mark = _mark(scripts, stage.id).resolve()
-    all_cores = _is_alone(stage, resources) and _THREADS not in os.environ
+    alone = _is_alone(stage, resources)
+    if warm is not None and not alone:
+        notices = (state.parent / NOTICES).resolve()
+        command = [sys.executable, "-I", "-S", str(_CLIENT), warm.address, str(notices), *command]
+    mark = _mark(state / _SCRIPTS, stage.id).resolve()
+    all_cores = alone and _OMP_THREADS not in os.environ
+    threads = " ".join(f"{name}={os.cpu_count() or 1}" for name in _RULE_THREADS)
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
 {{
 {"" if resources.profile else _own_temporary_folder()}
-{f"export {_THREADS}={os.cpu_count() or 1}" if all_cores else ""}
+{f"export {threads}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}

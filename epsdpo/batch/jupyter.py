@@ -19,6 +19,8 @@ from nbconvert.filters import strip_ansi
 from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
+from epsdpo.batch.forked import OF_KERNELS, start_kernel
+
 _TRACEBACK_LINES = 12
 _STARTS = 3
 
@@ -48,13 +50,17 @@ class _OwnKernelManager(AsyncKernelManager):
 
     @property
     def kernel_spec(self) -> KernelSpec:
-        environment = {
-            # So that an MPLBACKEND=Agg of the caller's shell does not swallow the figures.
-            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-            # tqdm recommends widgets, which would stand still in a page.
-            "PYTHONWARNINGS": "ignore:IProgress not found",
-        }
-        return KernelSpec(**get_kernel_dict(), env=environment)
+        return KernelSpec(**get_kernel_dict(), env=OF_KERNELS)
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+        """In a fork of the batch's warm process, if this stage is one: for its first start."""
+        kernel = start_kernel(kernel_cmd, options["env"], options.get("cwd"))
+        if kernel is None:
+            return await super()._async_launch_kernel(kernel_cmd, **options)
+        self.provisioner.process = kernel
+        self.provisioner.pid = self.provisioner.pgid = kernel.pid
+        self._reconcile_connection_info(self.provisioner.connection_info)
+        return None
 
     @default("transport_encryption")
     def _encrypt_where_possible(self) -> str:

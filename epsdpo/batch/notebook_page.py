@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import nbformat
@@ -31,15 +32,20 @@ nav { padding: 0 .6rem; } nav a { color: #0000EE; text-decoration: underline; } 
 """
 
 
-def write_page(executed: Path, page: Path, title: str) -> None:
-    exporter = HTMLExporter(
+@functools.cache
+def exporter() -> HTMLExporter:
+    """What makes pages. With its first it compiles its templates, and it keeps nothing of a notebook."""
+    return HTMLExporter(
         raw_template=_PAGE_TEMPLATE,
         exclude_input=True,
         exclude_input_prompt=True,
         exclude_output_prompt=True,
         embed_images=True,
     )
+
+
+def write_page(executed: Path, page: Path, title: str) -> None:
     # Not `from_filename`, which would call every page by the name of its file.
     resources = {"metadata": {"name": title, "path": str(executed.parent)}, "to_index": link_to_index(page.parent)}
-    text, _ = exporter.from_notebook_node(nbformat.read(executed, as_version=4), resources=resources)
+    text, _ = exporter().from_notebook_node(nbformat.read(executed, as_version=4), resources=resources)
     page.write_text(text, encoding="utf-8")

@@ -30,6 +30,7 @@ from epsdpo.runs.manifest import LOG, TRAININGS, commit_of, read_manifest, read_
 from epsdpo.train.pace import as_time, seconds_left
 
 PLAN = Path(STATE_FOLDER) / "plan.json"
+NOTICES = Path(STATE_FOLDER) / "anew.txt"  # why stages were started anew that were to be forks, a line for each
 PROGRESS = "progress.json"  # beside a training's record
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -188,6 +189,7 @@ class Display:
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self.states = {stage.name: stage.state for stage in batch_status(run_dir)}
         self.last_line = time.monotonic()
+        self.told: set[str] = set()
 
     def __enter__(self) -> Display:
         if self.live is not None:
@@ -211,7 +213,17 @@ class Display:
         else:
             self._print_lines(stages, changed)
         self.states = {stage.name: stage.state for stage in stages}
+        self._tell_notices()
         return bool(changed)
+
+    def _tell_notices(self) -> None:
+        notices = self.run_dir / NOTICES
+        reasons = notices.read_text(encoding="utf-8").splitlines() if notices.exists() else []
+        for reason in dict.fromkeys(reasons):
+            if reason not in self.told:
+                text = f"stages start anew, which takes them longer: {reason}"
+                print(text, flush=True) if self.live is None else self.console.print(Text(text))
+                self.told.add(reason)
 
     def _print_lines(self, stages: list[StageStatus], changed: list[StageStatus]) -> None:
         due = changed

@@ -6,6 +6,7 @@ sweep, the overrides.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -15,7 +16,7 @@ from typing import Any
 import yaml
 
 from epsdpo.experiment.keys import keys_of_others
-from epsdpo.experiment.schema import Experiment
+from epsdpo.experiment.schema import LONGEST_NAME, Experiment
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides, point_names, point_title, sweep_points
 from epsdpo.experiment.validate import Checked, Layers, check_experiment
 from epsdpo.experiment.values import TOO_DEEP, merged, nested, unusable
@@ -70,8 +71,14 @@ def load_variant(path: str | Path, overrides: Sequence[str] | None) -> Experimen
     # The title of a config says its method.
     title = f"{experiment.method} ({Path(path).name})" if "method" in point else experiment.title
     others = {key: value for key, value in point.items() if key != "method"}
-    texts = {"name": experiment.name + suffix, "title": title + point_title(others)}
+    texts = {"name": _within_limit(experiment.name + suffix), "title": title + point_title(others)}
     return experiment.model_copy(update={key: text for key, text in texts.items() if key not in point})
+
+
+def _within_limit(name: str) -> str:
+    """A name that no file system refuses: of one that is too long the beginning, and a digest of the whole."""
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 9]}-{digest}"
 
 
 def load_experiments(

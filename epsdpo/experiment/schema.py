@@ -50,11 +50,13 @@ STATED_ELSEWHERE = {
 ABOUT_EARLIER_PARTS = ("fresh_record",)
 
 
+LONGEST_NAME = 200  # files of the run are called by it, with up to fifty characters more; a file's name has 255 at most
+
+
 class Experiment(Section):
     """One run: a method on a model and data, with everything that decides its outcome."""
 
-    # Files of the run are called by it, with up to fifty characters more; a file's name has 255 at most.
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)] = Field(
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)] = Field(
         description="Name of the run folder; by default the file's name. [K]"
     )
     title: str = Field(description="How figures and tables call this run; by default its name. [K]")

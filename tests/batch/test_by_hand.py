@@ -12,7 +12,7 @@ import yaml
 from nbclient import NotebookClient
 
 from epsdpo.batch.specs import STAGES
-from epsdpo.experiment import ConfigError, load_variant
+from epsdpo.experiment import ConfigError, claim_folder, load_experiment, load_variant
 from epsdpo.experiment.paths import REPOSITORY
 
 DEMO = REPOSITORY / "configs" / "demo" / "epsilon_dpo_fp32.yaml"
@@ -188,6 +188,16 @@ def test_values_on_top_name_the_experiment(overrides, name, title):
     experiment = load_variant(DEMO, overrides)
     assert (experiment.name, experiment.title) == (name, title)
     assert ("epsilon" in experiment.train) == (experiment.method == "epsilon_dpo")
+
+
+def test_values_too_long_for_a_name_are_cut_and_told_apart(tmp_path):
+    """A folder that such a run was claimed in can be read again."""
+    experiments = [load_variant(DEMO, [f"model.name_or_path=/{'a' * 300}{end}"]) for end in "bc"]
+    names = {experiment.name for experiment in experiments}
+    assert len(names) == 2 and {len(name) for name in names} == {200}
+    assert all(name.startswith("epsilon_dpo_fp32-") for name in names)
+    claimed = claim_folder(experiments[0], tmp_path / "train", lambda model: model)
+    assert load_experiment(tmp_path / "train" / "experiment.yaml").name == claimed.name
 
 
 def test_values_on_top_are_refused_as_those_of_set_are():

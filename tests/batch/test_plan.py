@@ -260,8 +260,8 @@ ANALYSES = {"trajectory", "evaluate", "report", "claims", "precision", "real_tex
         ("epsdpo/methods/kernels.py", "The mathematics of", "In other words, the mathematics of", set()),
         (
             "epsdpo/methods/kernels.py",
-            "TOKENS_PER_TILE = 512",
-            "TOKENS_PER_TILE = 513",
+            "TOKENS_PER_TILE_ON_CPU = 512",
+            "TOKENS_PER_TILE_ON_CPU = 513",
             {"train", "evaluate", "claims", "precision", "real_text"},
         ),
         ("epsdpo/methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table(", set()),
@@ -310,7 +310,10 @@ AFTER_TRAINING = {"trajectory", "evaluate", "report"}
         (add_a_method, set()),
         (["methods/metrics.py", "def pair_table(", "def unused():\n    return 1\n\n\ndef pair_table("], set()),
         (["methods/metrics.py", "def pair_table(", "@pd.show\ndef pair_table("], {"train"} | AFTER_TRAINING),
-        (["methods/kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513"], {"train"} | AFTER_TRAINING),
+        (
+            ["methods/kernels.py", "TOKENS_PER_TILE_ON_CPU = 512", "TOKENS_PER_TILE_ON_CPU = 513"],
+            {"train"} | AFTER_TRAINING,
+        ),
         (["methods/beta_dpo.py", "import ", "import math\nimport "], set()),
         (["trajectory/summary.py", "def in_words(", "@pd.show\ndef in_words("], {"trajectory", "report"}),
         (["plots/trajectory.py", "linewidth=1.8", "linewidth=1.9"], {"trajectory", "report"}),
@@ -328,7 +331,9 @@ def test_what_an_edit_of_the_library_makes_due(sources, tmp_path, edit, stages):
 def test_what_differs_in_code_alone_is_kept_with_all_that_was_made_of_it(sources, tmp_path):
     planned = plan_stages([experiment("a_dpo", method="dpo"), experiment("b_eps")], tmp_path)
     finish_all(planned)
-    change(sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 513")
+    change(
+        sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE_ON_CPU = 512", "TOKENS_PER_TILE_ON_CPU = 513"
+    )
     changed = {f"{name}/{stage}" for name in ("a_dpo", "b_eps") for stage in ("train", "evaluate")}
     assert set(due(planned)) == changed | {"a_dpo/trajectory", "b_eps/trajectory", "report/report"}
 
@@ -350,7 +355,9 @@ def test_what_differs_in_code_alone_is_kept_with_all_that_was_made_of_it(sources
     assert provenance(runs)["kept results"].tolist() == [f"evaluate: {commit_of(manifest)}"] * 2
 
     # Code that changes once more is other code than they were kept for; what is run anew is no longer kept.
-    change(sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE = 513", "TOKENS_PER_TILE = 514")
+    change(
+        sources / "epsdpo" / "methods" / "kernels.py", "TOKENS_PER_TILE_ON_CPU = 513", "TOKENS_PER_TILE_ON_CPU = 514"
+    )
     assert changed < set(due(planned))
     evaluate = planned[StageId("b_eps", "evaluate")]
     (evaluate.folder / "summary.json").write_text('{"n_failed": 2}')

@@ -81,7 +81,9 @@ def test_results_that_differ_in_code_alone_are_kept_where_that_is_asked_for(kit)
     assert kit.run("run", "configs")[0] == 0
     before = kit.started()
     kernels = kit.folder / "epsdpo" / "methods" / "kernels.py"
-    kernels.write_text(kernels.read_text(encoding="utf-8").replace("TOKENS_PER_TILE = 512", "TOKENS_PER_TILE = 256"))
+    kernels.write_text(
+        kernels.read_text(encoding="utf-8").replace("TOKENS_PER_TILE_ON_CPU = 512", "TOKENS_PER_TILE_ON_CPU = 256")
+    )
     kept_by = commit(kit)
 
     _, out, _ = kit.run("run", "configs", "--dry-run")

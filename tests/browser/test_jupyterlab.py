@@ -18,13 +18,13 @@ FIGURES = {
     "prepare": 1,
     "sft": 2,
     "train": 2,
-    "trajectory": 4,
+    "trajectory": 6,
     "evaluate": 5,
-    "report": 4,
+    "report": 5,
     "claims": 10,
     "precision": 4,
     "real_text": 4,
-    "compare": 3,
+    "compare": 4,
 }
 TAKES_LONG = "measure(folder)"  # and is kept: only whoever comes first tells how far it is
 LIVE_CHART = "LiveChart("  # in the cell that by default shows training as it goes, and headless as lines of text

@@ -137,7 +137,7 @@ def log_probability(model, prompt, response):
 def test_both_kls_are_those_of_the_distributions_over_responses(tile, monkeypatch):
     """Σ_y p(y) log p(y)/q(y) over all 341 possible responses is what the sums of token divergences average to."""
     monkeypatch.setattr(kernels, "VOCABULARY_PER_TILE_ON_CPU", tile)
-    monkeypatch.setattr(kernels, "TOKENS_PER_TILE", 7 * tile)
+    monkeypatch.setattr(kernels, "TOKENS_PER_TILE_ON_CPU", 7 * tile)
     policy, reference = (tiny_model(seed=seed, vocabulary=5).double() for seed in (0, 1))
     prompt = [1, 4, 3]
     responses = list(every_response(end=2, vocabulary=5, longest=4))

@@ -31,6 +31,7 @@ _PARTS = {
     "activations": "activations",
     "head": "pass over the heads",
     "layer_backward": "backward pass of one layer",
+    "embedding": "second gradient of the tied embedding",
     "update": "optimiser step",
 }
 _WORTH_A_CHANGE = 0.02  # of the peak; a remedy that saves less is not named

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from epsdpo.methods.kernels import TOKENS_PER_TILE, VOCABULARY_PER_TILE, VOCABULARY_PER_TILE_ON_CPU
+from epsdpo.methods.kernels import (
+    TOKENS_PER_TILE,
+    TOKENS_PER_TILE_ON_CPU,
+    VOCABULARY_PER_TILE,
+    VOCABULARY_PER_TILE_ON_CPU,
+)
 from epsdpo.train.memory.setting import FLOAT32, Setting, Sharding
 
 # DeepSpeed's defaults, in elements: `reduce_bucket_size` and `stage3_max_live_parameters`.
@@ -48,6 +53,7 @@ class MemoryEstimate:
         activations: kept from the policy's forward pass for its backward pass.
         head: tiles and gradients of the pass over both heads.
         layer_backward: what the backward pass needs while it is in one layer, recomputed activations included.
+        embedding: the gradient that a tied embedding gets as an embedding, until it is added to that of the head.
         update: temporaries of the optimiser step.
     """
 
@@ -62,6 +68,7 @@ class MemoryEstimate:
     activations: int
     head: int
     layer_backward: int
+    embedding: int
     update: int
 
     @property
@@ -75,6 +82,7 @@ class MemoryEstimate:
             "policy's backward pass": (
                 held + held_gradients + self.gathered_policy + self.activations + self.layer_backward
             ),
+            "end of the backward pass": held + self.gradients + self.embedding,
             "optimiser step": held + self.gradients + self.update,
         }
 
@@ -113,6 +121,7 @@ def estimate_memory(setting: Setting) -> MemoryEstimate:
         activations=_activations(setting),
         head=_head_pass(setting),
         layer_backward=_layer_backward(setting),
+        embedding=model.vocabulary * model.hidden * trainable_bytes if model.trains_head and model.tied else 0,
         update=_update(setting, gradients),
     )
 
@@ -195,7 +204,7 @@ def _head_pass(setting: Setting) -> int:
     model, tokens = setting.model, setting.sequences * setting.completion_tokens
     on_cpu = setting.device == "cpu"
     columns = min(model.vocabulary, VOCABULARY_PER_TILE_ON_CPU if on_cpu else VOCABULARY_PER_TILE)
-    tile = min(tokens, TOKENS_PER_TILE) * columns * FLOAT32
+    tile = min(tokens, TOKENS_PER_TILE_ON_CPU if on_cpu else TOKENS_PER_TILE) * columns * FLOAT32
     hidden = 2 * tokens * model.hidden * setting.compute_bytes  # of policy and reference
     weight_tile = columns * model.hidden * FLOAT32
     cast = weight_tile if min(setting.compute_bytes, setting.weight_bytes) < FLOAT32 else 0

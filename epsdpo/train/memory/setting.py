@@ -59,6 +59,11 @@ class ModelShape:
     key_value_heads: int
     vocabulary: int
 
+    @property
+    def tied(self) -> bool:
+        """Whether the output head's weights are the embedding's."""
+        return self.outside_layers < 2 * self.vocabulary * self.hidden
+
     @classmethod
     def of(cls, config: PretrainedConfig, peft_config: PeftConfig | None = None) -> ModelShape:
         """Measure the model that `config` describes, with adapters if `peft_config` is given."""
