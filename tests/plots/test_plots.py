@@ -251,6 +251,10 @@ COSTS = pd.DataFrame([{"contender": "ε-DPO", "peer": "DPO", "mean": 1.0, "low":
 EPSILONS = pd.DataFrame({"source": ["these runs"] * 2, "measure": ["win_rate", "mean_step"], "epsilon": 0.01})
 EPSILONS = EPSILONS.assign(epsilon_step=0.01, **OVER_WORLDS)
 
+BESIDE = pd.DataFrame({"row": list("abcd"), "column": "", "metric": "win_rate", "prints": "win rate (%)"})
+BESIDE = BESIDE.assign(published=60.0, measured=61.0, low=60.0, high=62.0, prediction_low=58.0, prediction_high=64.0)
+BESIDE = BESIDE.assign(state=["measured"] * 3 + ["not run"], inside=[True, False, None, None])
+
 RUN, DECISION, OUTCOME, START = "runs", "decisions", "outcomes", "starting model"
 # Every drawing function -> how it is called, and what it shows: nothing else may have colours of its own.
 MEAN_STEPS = pd.DataFrame(
@@ -279,6 +283,7 @@ FIGURES = {
         {DECISION},
     ),
     "paper.claims.drawing_verdicts.all_verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
+    "paper.drawing_beside.beside_the_paper": (lambda draw: draw(BESIDE, "title"), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
     "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "displacement.apart_by_group": (lambda draw: draw({"a": APART, "b": APART}, "title"), {OUTCOME}),
