@@ -283,7 +283,7 @@ FIGURES = {
         {DECISION},
     ),
     "paper.claims.drawing_verdicts.all_verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
-    "paper.drawing_beside.beside_the_paper": (lambda draw: draw(BESIDE, "title"), {OUTCOME}),
+    "paper.drawing_table.beside_the_paper": (lambda draw: draw(BESIDE, "title"), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
     "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "displacement.apart_by_group": (lambda draw: draw({"a": APART, "b": APART}, "title"), {OUTCOME}),

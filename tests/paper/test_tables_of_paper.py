@@ -15,10 +15,9 @@ from scipy.stats import t
 from epsdpo.evaluation.scores.intervals import prediction_interval
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.paths import REPOSITORY
-from epsdpo.paper import beside_page
-from epsdpo.paper.beside import MEASURED, NOT_EVALUATED, NOT_FINISHED, NOT_JUDGED, NOT_RUN, beside, in_words
+from epsdpo.paper import table_page
 from epsdpo.paper.claims.settings import recipe_and_world
-from epsdpo.paper.drawing_beside import beside_the_paper
+from epsdpo.paper.drawing_table import beside_the_paper
 from epsdpo.paper.published import (
     PUBLISHED_FILE,
     Published,
@@ -28,6 +27,7 @@ from epsdpo.paper.published import (
     read_published,
     table_5,
 )
+from epsdpo.paper.table_cells import MEASURED, NOT_EVALUATED, NOT_FINISHED, NOT_JUDGED, NOT_RUN, beside, in_words
 from epsdpo.runs.manifest import MANIFEST
 
 CONFIGS = REPOSITORY / "configs"
@@ -195,7 +195,7 @@ def test_more_time_than_another_run(tmp_path):
 def test_the_page_has_every_number_in_the_papers_layout(tmp_path):
     rewrite(write_run(tmp_path, "eps", 1, beta=0.3), win_rate=60.0, win_rate_low=57.0, win_rate_high=63.0)
     table = published(scale="a <tiny> model")
-    text = beside_page.page(table, beside(table, tmp_path))
+    text = table_page.page(table, beside(table, tmp_path))
     for said in (
         "<b>62.0</b><br>60.0 (57.0 to 63.0), -2.0<br>",
         "✓ inside</span> [55.8, 64.2]",
@@ -211,18 +211,18 @@ def test_the_page_has_every_number_in_the_papers_layout(tmp_path):
         assert said in text, said
     assert "<b>theirs" not in text and "&lt;b&gt;theirs" in text
     assert text.count("<th") == 4 + 3  # heads and rows
-    assert "Another scale" not in beside_page.page(published(), beside(published(), tmp_path))
+    assert "Another scale" not in table_page.page(published(), beside(published(), tmp_path))
 
 
 def test_the_page_of_a_grid_and_of_a_figure_without_numbers(tmp_path):
     table = read_published(CONFIGS / "small" / "table5_two_epsilons" / "_published.yaml")
     write_run(tmp_path, "epsilon_dpo-epsilon0.02-epsilon_step0.005", 1)
-    text = beside_page.page(table, beside(table, tmp_path))
-    assert [text.count(f"<th style='{beside_page._CELL}'>ε_{name} = 0.0") for name in "sc"] == [3, 3]
+    text = table_page.page(table, beside(table, tmp_path))
+    assert [text.count(f"<th style='{table_page._CELL}'>ε_{name} = 0.0") for name in "sc"] == [3, 3]
     assert text.count(NOT_RUN) == 16
     assert "PairRM, win rate (%): <b>74.9</b><br>55.0, -19.9" in text
     picture = read_published(CONFIGS / "paper" / "figure4b_pareto" / "_published.yaml")
-    assert "not printed as numbers" in beside_page.page(picture, beside(picture, tmp_path))
+    assert "not printed as numbers" in table_page.page(picture, beside(picture, tmp_path))
 
 
 def test_the_picture_shows_every_number_of_what_was_measured(tmp_path):

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from epsdpo.paper.beside import MEASURED
+from epsdpo.paper.table_cells import MEASURED
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS, legend_below, new_figure
 
 _LOOKS = {  # of what was measured, by whether the printed number lies in the interval of prediction

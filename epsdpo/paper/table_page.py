@@ -6,8 +6,8 @@ import html
 
 import pandas as pd
 
-from epsdpo.paper.beside import MEASURED, in_words, made_differently
 from epsdpo.paper.published import Published
+from epsdpo.paper.table_cells import MEASURED, in_words, made_differently
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 
 _CELL = "text-align: left; vertical-align: top; padding: .4rem .7rem; border-bottom: 1px solid #ddd"
