@@ -3,6 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from epsdpo.paper.published import Published
 from epsdpo.paper.table_cells import MEASURED
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS, legend_below, new_figure
 
@@ -13,6 +14,9 @@ _LOOKS = {  # of what was measured, by whether the printed number lies in the in
 }
 
 
+_PRINTED = "printed in the paper"
+_LABELS = [_PRINTED, *(label for _, _, label in _LOOKS.values())]
+
 CAPTION = (
     "Numbers that the paper prints (open diamonds) over what was measured here: 95 % intervals (thick) and 95 % "
     "intervals of prediction (thin), where one more run would lie, or for a single run one more evaluation. A diamond "
@@ -20,12 +24,11 @@ CAPTION = (
 )
 
 
-def beside_the_paper(cells: pd.DataFrame, title: str) -> Figure:
+def beside_the_paper(table: Published, cells: pd.DataFrame) -> Figure:
     """One row per row of the table, or per cell of a grid; what has not run has the printed number alone.
 
     Args:
         cells: of `beside`, with something measured.
-        title: what to see.
     """
     shown = [metric for metric, part in cells.groupby("metric", sort=False) if (part["state"] == MEASURED).any()]
     places = list(dict.fromkeys(zip(cells["row"], cells["column"], strict=True)))
@@ -44,13 +47,15 @@ def beside_the_paper(cells: pd.DataFrame, title: str) -> Figure:
                 (handles[label],) = axes.plot(
                     cell["measured"], height, color=colour, marker=marker, markersize=6, linestyle="none"
                 )
-            (handles["printed in the paper"],) = axes.plot(
+            (handles[_PRINTED],) = axes.plot(
                 cell["published"], height, color=NEUTRAL, marker="D", markersize=6, fillstyle="none", linestyle="none"
             )
         axes.set_xlabel(part["prints"].iloc[0])
         axes.set_ylim(-len(places) + 0.4, 0.6)
         axes.set_yticks([])
     panels[0].set_yticks([-number for number in range(len(places))], [" / ".join(filter(None, at)) for at in places])
-    figure.suptitle(title)
-    legend_below(figure, list(handles.values()), list(handles))
+    panels[0].set_ylabel(" / ".join(filter(None, (table.rows, table.columns))))
+    figure.suptitle(f"{table.title}: printed, and measured{' at another scale' if table.scale else ''}")
+    shown_labels = [label for label in _LABELS if label in handles]
+    legend_below(figure, [handles[label] for label in shown_labels], shown_labels)
     return figure

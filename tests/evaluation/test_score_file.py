@@ -285,6 +285,16 @@ def test_a_complete_file_and_prompts_of_ones_own_have_no_number_by_row(tmp_path,
     assert numbers["length_controlled_winrate"] is not None
 
 
+def test_a_file_with_prompts_of_others_has_no_number_by_row(tmp_path):
+    rows, _ = incomplete_rows("alpaca-7b")
+    rows = rows[:20] + [rows[-1] | {"instruction": "one of our own"}]
+    own = pd.DataFrame({"instruction": [row["instruction"] for row in rows], "instruction_difficulty": 0.5})
+    own.to_csv(tmp_path / "own.csv")
+    found = score_file(write_rows(tmp_path / "a.json", rows[5:]), GAMED, tmp_path / "own.csv", 2.78, samples=2)
+    assert found["n_absent"] is None and found["length_controlled_winrate_by_row"] is None
+    assert found["length_controlled_winrate"] is not None
+
+
 def test_difficulties_of_the_present_prompts_alone_give_no_number_by_row(tmp_path):
     rows, numbers = incomplete_rows("alpaca-7b")
     table = pd.read_csv(write_numbered_difficulties(tmp_path / "numbered.csv")).iloc[numbers]

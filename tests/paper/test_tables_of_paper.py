@@ -228,7 +228,7 @@ def test_the_page_of_a_grid_and_of_a_figure_without_numbers(tmp_path):
 def test_the_picture_shows_every_number_of_what_was_measured(tmp_path):
     rewrite(write_run(tmp_path, "eps", 1), win_rate=60.0, win_rate_low=57.0, win_rate_high=63.0)
     cells = beside(published(), tmp_path)
-    figure = beside_the_paper(cells, "Table 9: printed and measured")
+    figure = beside_the_paper(published(), cells)
     FigureCanvasAgg(figure).draw()
     assert [axes.get_xlabel() for axes in figure.axes] == ["win rate (%)", "average step"]
     drawn = [set(np.ravel(line.get_xdata())) for line in figure.axes[0].get_lines()]
@@ -236,6 +236,8 @@ def test_the_picture_shows_every_number_of_what_was_measured(tmp_path):
         assert any(number in xs for xs in drawn), number
     labels = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
     assert labels == ["ours", "<b>theirs</b>", "start"]
+    assert (figure.axes[0].get_ylabel(), figure.get_suptitle()) == ("method", "Table 9: printed, and measured")
+    assert "at another scale" in beside_the_paper(published(scale="tiny"), cells).get_suptitle()
     whole = figure.bbox
     for text in (*figure.axes[0].get_yticklabels(), *figure.legends[0].get_texts()):
         box = text.get_window_extent()
@@ -246,7 +248,8 @@ def test_a_run_folder_keeps_its_tables_and_others_that_a_batch_left_there(tmp_pa
     leave_published([], tmp_path)
     assert not (tmp_path / PUBLISHED_FILE).exists() and published_in(tmp_path) == []
     leave_published([published()], tmp_path)
-    leave_published([published(table="Table 8"), published(note="Said otherwise.")], tmp_path)
+    leave_published([published(table="Table 8")], tmp_path)
+    leave_published([published(note="Said otherwise.")], tmp_path)
     assert [(table.table, table.note) for table in published_in(tmp_path)] == [
         ("Table 8", "One run each."),
         ("Table 9", "Said otherwise."),
