@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -190,7 +190,7 @@ def _differences(table: Published, cell: Printed, metric: str, runs: Mapping[int
     settings = [flatten(run.experiment.model_dump()) for run in runs.values()]
     found = []
     for key, theirs in {**table.made_with, **cell.made_with}.items():
-        ours = list(dict.fromkeys(value_text(values.get(key)) for values in settings))
+        ours = list(dict.fromkeys(_text(values.get(key)) for values in settings))
         if ours != [value_text(theirs)]:
             found.append(f"{_CALLED.get(key, key.rsplit('.', 1)[-1])} {', '.join(ours)}, in the paper {theirs}")
     if metric not in _OF_TRAINING and metric not in _PERCENT_OF:
@@ -198,6 +198,10 @@ def _differences(table: Published, cell: Printed, metric: str, runs: Mapping[int
     if len(runs) > 1:
         found.append(f"{len(runs)} runs, in the paper 1")
     return "; ".join(found)
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is None else value_text(value)
 
 
 def _judging(table: Published, metric: str, runs: Mapping[int | None, Run]) -> list[str]:

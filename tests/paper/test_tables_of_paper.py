@@ -196,6 +196,8 @@ def test_the_page_has_every_number_in_the_papers_layout(tmp_path):
     rewrite(write_run(tmp_path, "eps", 1, beta=0.3), win_rate=60.0, win_rate_low=57.0, win_rate_high=63.0)
     table = published(scale="a <tiny> model")
     text = table_page.page(table, beside(table, tmp_path))
+    unset = beside(published(made_with={"train.learning_rate": 1e-6}), tmp_path)
+    assert cell(unset, "ours")["differs"].startswith("learning_rate not set, in the paper 1e-06")
     for said in (
         "<b>62.0</b><br>60.0 (57.0 to 63.0), -2.0<br>",
         "✓ inside</span> [55.8, 64.2]",
