@@ -80,6 +80,7 @@ def _run(options: argparse.Namespace) -> int:
     from epsdpo.batch.index import INDEX
     from epsdpo.batch.runner import Resources, look_at_batch, run_batch
     from epsdpo.paper.claims.settings import read_claims
+    from epsdpo.paper.published import published_beside
     from epsdpo.runs.layout import PAGE, experiments_in
     from epsdpo.runs.manifest import LOG, MANIFEST
 
@@ -110,7 +111,8 @@ def _run(options: argparse.Namespace) -> int:
                 print(f"--keep-results would keep {keeps} of them, which differ in code alone")
         print(f"{sum(standing.due for standing in found.values())} of {len(found)} stages would run")
         return 0
-    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text)
+    published = published_beside(paths)
+    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text, published)
     for stage_id, reason in outcome.kept.items():
         print(f"kept     {stage_id}, though {reason}")
     for name, (folder, error) in outcome.failed.items():

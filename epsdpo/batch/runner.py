@@ -10,7 +10,7 @@ import errno
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from epsdpo.models.local_models import require_local
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.models.start import pin_revision
 from epsdpo.paper.claims.settings import Claims, check_runs, fix_claims
+from epsdpo.paper.published import Published, leave_published
 from epsdpo.runs.layout import STATE_FOLDER, SUPERSEDED, titles_in
 from epsdpo.runs.manifest import LOG, MANIFEST, keep, read_manifest, read_stage_file, unreadable
 from epsdpo.runs.watch import ORPHANED
@@ -74,6 +75,7 @@ def run_batch(
     claims: Claims | None = None,
     keep_results: bool = False,
     real_text: bool = False,
+    published: Sequence[Published] = (),
 ) -> Outcome:
     """Bring a run folder to the state that `experiments` ask for, running what is due for it and nothing else.
 
@@ -84,6 +86,7 @@ def run_batch(
         claims: what the batch tests; fixed in `run_dir` before anything is run.
         keep_results: whether finished results stay that differ in their code alone; they are marked.
         real_text: whether the batch studies what the criterion decides with its policies.
+        published: tables of the paper that its pages put beside its runs.
 
     Raises:
         ConfigError: before anything is run, if an experiment or the resources make no sense, if another runner works in
@@ -98,6 +101,7 @@ def run_batch(
     with sole_runner(run_dir):
         if claims is not None:
             fix_claims(claims, run_dir)
+        leave_published(published, run_dir)
         experiments = [_settle(experiment, run_dir) for experiment in experiments]
         failed: dict[StageId, Failure] = {}
         kept: dict[StageId, str] = {}

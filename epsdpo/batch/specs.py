@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.methods.catalogue import code_of, decided_by
 from epsdpo.paper.claims.settings import Claims, fixed_claims
+from epsdpo.paper.published import PUBLISHED_FILE
 from epsdpo.runs import decisive
 from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in, trained_in
 from epsdpo.runs.manifest import TRAININGS
@@ -64,8 +65,18 @@ def _titles(run_dir: Path, experiments: Iterable[Experiment], _: Claims | None) 
     return {"titles": titles_in(run_dir) | {experiment.name: experiment.title for experiment in experiments}}
 
 
+def _report(run_dir: Path, experiments: Iterable[Experiment], claims: Claims | None) -> dict[str, Any]:
+    return _titles(run_dir, experiments, claims) | _published(run_dir)
+
+
 def _claims(run_dir: Path, _: Iterable[Experiment], claims: Claims | None) -> dict[str, Any]:
-    return (claims or fixed_claims(run_dir)[1]).model_dump()
+    return (claims or fixed_claims(run_dir)[1]).model_dump() | _published(run_dir)
+
+
+def _published(run_dir: Path) -> dict[str, Any]:
+    """The tables of the paper that a page puts beside the runs, where there are any."""
+    path = run_dir / PUBLISHED_FILE
+    return {"published": digest(path.read_bytes())} if path.exists() else {}
 
 
 def _nothing(*_: Any) -> dict[str, Any]:
@@ -121,7 +132,7 @@ STAGES = {
         on_gpu=True,
     ),
     "report": Spec(
-        "05_report.ipynb", takes=("run_dir", "links_from"), joins=finished_analyses, settings_of_run=_titles
+        "05_report.ipynb", takes=("run_dir", "links_from"), joins=finished_analyses, settings_of_run=_report
     ),
     "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims),
     "precision": Spec("07_precision.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_nothing),

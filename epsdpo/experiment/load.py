@@ -137,6 +137,17 @@ def _shared(values: Iterable[str]) -> dict[str, int]:
     return {value: count for value, count in sorted(Counter(values).items()) if count > 1}
 
 
+def read_extended(path: str | Path) -> dict[str, Any]:
+    """The values of a YAML file on top of those of the files that it extends, whatever its keys mean.
+
+    Raises:
+        ConfigError: if one of the files is missing or cannot be read as keys and values.
+    """
+    values = _merged(_layers(Path(path)))
+    values.pop("extends", None)
+    return values
+
+
 def layered_experiments(
     path: str | Path,
     overrides: Mapping[str, Any] | None = None,

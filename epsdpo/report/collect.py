@@ -52,7 +52,7 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
     folders = [batch_dir] if alone else sorted(file.parent for file in batch_dir.glob(f"*/{EXPERIMENT_FILE}"))
     for folder in folders:
         experiment = experiments.get(folder.name)
-        if experiment is None or not _is_trained(folder / "train"):
+        if experiment is None or not is_trained(folder / "train"):
             unfinished.append(folder.name)
             continue
         if titles[experiment.title] > 1:  # of batches that did not know of each other
@@ -74,7 +74,7 @@ def collect(batch_dir: str | Path) -> tuple[list[Run], list[str]]:
     return sorted(runs, key=lambda run: (run.experiment.method != "dpo", run.experiment.name)), unfinished
 
 
-def _is_trained(train_dir: Path) -> bool:
+def is_trained(train_dir: Path) -> bool:
     """Whether a stage has finished there, or a notebook by hand or a launcher, which leave no manifest."""
     by_a_stage = (train_dir / MANIFEST).exists() or (train_dir / STAGE_FILE).exists()
     return read_manifest(train_dir) is not None if by_a_stage else (train_dir / MODEL_FOLDER).is_dir()

@@ -16,6 +16,7 @@ from kit.published import (
     GAMED,
     LEADERBOARD,
     MODELS,
+    WEIGHTS,
     rows_of,
     write_difficulties,
     write_numbered_difficulties,
@@ -234,6 +235,75 @@ def alpaca_eval_rows():
     ]
 
 
+@pytest.mark.parametrize("model", WEIGHTS.index)
+def test_the_leaderboard_joined_files_that_lack_rows_by_row(tmp_path, model):
+    """Its rates follow from its weights with the difficulties of AlpacaEval's first prompts, whichever were absent."""
+    row = WEIGHTS.loc[model]
+    weights = Coefficients(0.0, row["glm_w_difficulty"], row["glm_w_bias"])
+    known = read_difficulties(write_numbered_difficulties(tmp_path / "numbered.csv"))
+    by_row, all_prompts = (
+        100.0 * predicted_chances(weights, known.of_first(count)).mean() for count in (int(row["n_total"]), 805)
+    )
+    assert by_row == pytest.approx(row["length_controlled_winrate"], abs=1e-6)
+    assert (abs(all_prompts - by_row) > 1e-3) == (row["n_total"] < 805)
+
+
+def incomplete_rows(model):
+    """The model's judgements of those of AlpacaEval's prompts whose texts the tests have: 142, with gaps between."""
+    content = json.loads(gzip.decompress(_JUDGED.read_bytes()))
+    texts = {prompt_number(row["instruction"]): row["instruction"] for row in content["calls"] + content["comparisons"]}
+    judged = rows_of(model)
+    return [judged[number] | {"instruction": texts[number]} for number in sorted(texts)], sorted(texts)
+
+
+def test_an_incomplete_file_gets_the_official_codes_number_too(tmp_path, caplog):
+    rows, numbers = incomplete_rows("OpenHermes-2.5-Mistral-7B")
+    numbered = write_numbered_difficulties(tmp_path / "numbered.csv")
+    found = score_file(write_rows(tmp_path / "a.json", rows), GAMED, numbered, 2.78, samples=2)
+    difficulties = pd.read_csv(numbered)["instruction_difficulty"].to_numpy()
+    expected = [
+        length_control(
+            *np.array([[row[key] for key in ("preference", "len_2", "len_1")] for row in rows]).T,
+            of_rows, read_gamed(GAMED), samples=2, seed=0, c=2.78,
+        ).win_rate
+        for of_rows in (difficulties[numbers], difficulties[: len(rows)])
+    ]  # fmt: skip
+    assert found["n_absent"] == 805 - len(rows) == 663
+    rates = [found["length_controlled_winrate"], found["length_controlled_winrate_by_row"]]
+    assert rates == pytest.approx(expected, abs=1e-9)
+    assert abs(rates[0] - rates[1]) > 1.0
+    assert "incomplete: it has 142 of AlpacaEval's 805 prompts" in caplog.text
+    assert f"{rates[0]:.2f}; the official code gives {rates[1]:.2f}" in caplog.text
+    random.Random(4).shuffle(rows)
+    assert score_file(write_rows(tmp_path / "b.json", rows), GAMED, numbered, 2.78, samples=2) == found
+
+
+def test_a_complete_file_and_prompts_of_ones_own_have_no_number_by_row(tmp_path, difficulties):
+    rows = rows_of("alpaca-7b")[:700]  # called "prompt 000" and so on, which are not AlpacaEval's
+    numbers = score_file(write_rows(tmp_path / "a.json", rows), GAMED, difficulties, 2.78, samples=2)
+    assert numbers["n_absent"] is None and numbers["length_controlled_winrate_by_row"] is None
+    assert numbers["length_controlled_winrate"] is not None
+
+
+def test_a_file_with_prompts_of_others_has_no_number_by_row(tmp_path):
+    rows, _ = incomplete_rows("alpaca-7b")
+    rows = rows[:20] + [rows[-1] | {"instruction": "one of our own"}]
+    own = pd.DataFrame({"instruction": [row["instruction"] for row in rows], "instruction_difficulty": 0.5})
+    own.to_csv(tmp_path / "own.csv")
+    found = score_file(write_rows(tmp_path / "a.json", rows[5:]), GAMED, tmp_path / "own.csv", 2.78, samples=2)
+    assert found["n_absent"] is None and found["length_controlled_winrate_by_row"] is None
+    assert found["length_controlled_winrate"] is not None
+
+
+def test_difficulties_of_the_present_prompts_alone_give_no_number_by_row(tmp_path):
+    rows, numbers = incomplete_rows("alpaca-7b")
+    table = pd.read_csv(write_numbered_difficulties(tmp_path / "numbered.csv")).iloc[numbers]
+    table.assign(instruction=[row["instruction"] for row in rows]).to_csv(tmp_path / "own.csv")
+    found = score_file(write_rows(tmp_path / "a.json", rows), GAMED, tmp_path / "own.csv", 2.78, samples=2)
+    assert found["n_absent"] == 663 and found["length_controlled_winrate_by_row"] is None
+    assert found["length_controlled_winrate"] is not None
+
+
 def test_alpaca_evals_prompts_are_known_by_their_text():
     assert [prompt_number(text) for text in ALPACA_EVAL_PROMPTS.values()] == list(ALPACA_EVAL_PROMPTS)
     assert prompt_number(f"\n {ALPACA_EVAL_PROMPTS[1]} ") == 1
@@ -341,7 +411,8 @@ def test_the_command_prints_one_json_object_and_needs_no_torch(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, timeout=120, check=True
     )
-    assert result.stderr == "[]\n"
+    assert result.stderr.splitlines()[-1] == "[]"
+    assert "incomplete: it has 3 of AlpacaEval's 805 prompts" in result.stderr
     numbers = json.loads(result.stdout, parse_constant=lambda constant: pytest.fail(f"{constant} is not strict JSON"))
     assert numbers["n_total"] == numbers["n_scored"] == 3
     assert numbers["avg_length"] == int((10 + 30 + 40) / 3)

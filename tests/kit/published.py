@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "alpaca_eval"
 GAMED = FOLDER / "gamed_surrogate.csv.gz"
 LEADERBOARD = pd.read_csv(FOLDER / "leaderboard.csv").set_index("model")
 MODELS = tuple(LEADERBOARD.index)
+WEIGHTS = pd.read_csv(FOLDER / "weights.csv").set_index("model")
 
 _JUDGEMENTS = pd.read_csv(FOLDER / "judgements.csv.gz")
 

@@ -20,6 +20,7 @@ from epsdpo import paper, plots
 from epsdpo.experiment import Experiment
 from epsdpo.methods.kernels import ARITHMETICS
 from epsdpo.paper.claims.verdicts import VERDICTS
+from epsdpo.paper.published import Published
 from epsdpo.plots import style
 from epsdpo.plots.displacement import apart_by_group, apart_of_runs, apart_over_training
 from epsdpo.plots.looks import FAMILIES, STARTING_MODEL, family_of, run_looks
@@ -261,6 +262,11 @@ COSTS = pd.DataFrame([{"contender": "ε-DPO", "peer": "DPO", "mean": 1.0, "low":
 EPSILONS = pd.DataFrame({"source": ["these runs"] * 2, "measure": ["win_rate", "mean_step"], "epsilon": 0.01})
 EPSILONS = EPSILONS.assign(epsilon_step=0.01, **OVER_WORLDS)
 
+PAPERS = Published(table="Table 9", note="One run each.")
+BESIDE = pd.DataFrame({"row": list("abcd"), "column": "", "metric": "win_rate", "prints": "win rate (%)"})
+BESIDE = BESIDE.assign(published=60.0, measured=61.0, low=60.0, high=62.0, prediction_low=58.0, prediction_high=64.0)
+BESIDE = BESIDE.assign(state=["measured"] * 3 + ["not run"], inside=[True, False, None, None])
+
 RUN, DECISION, OUTCOME, START = "runs", "decisions", "outcomes", "starting model"
 # Every drawing function -> how it is called, and what it shows: nothing else may have colours of its own.
 MEAN_STEPS = pd.DataFrame(
@@ -289,6 +295,7 @@ FIGURES = {
         {DECISION},
     ),
     "paper.claims.drawing_verdicts.all_verdicts": (lambda draw: draw(verdict_table(), "title"), {OUTCOME}),
+    "paper.drawing_table.beside_the_paper": (lambda draw: draw(PAPERS, BESIDE), {OUTCOME}),
     "data.length_histogram": (lambda draw: draw(LENGTHS), {OUTCOME}),
     "paper.drawing_bound.epsilon_bounds": (lambda draw: draw(SHARES, "title"), {DECISION}),
     "displacement.apart_by_group": (lambda draw: draw({"a": APART, "b": APART}, "title"), {OUTCOME}),

@@ -9,6 +9,7 @@ from pathlib import Path
 # The first 12 digits of the SHA-256 of each prompt's text in UTF-8, without surrounding whitespace, from prompt 0 on.
 _DIGESTS = Path(__file__).with_suffix(".txt").read_text(encoding="ascii").split()
 _NUMBERS = {digest: number for number, digest in enumerate(_DIGESTS)}
+N_PROMPTS = len(_DIGESTS)
 
 
 def prompt_number(instruction: str) -> int | None:

@@ -121,6 +121,18 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return students_interval(values.mean(), values.var(ddof=1) / values.size, values.size - 1, level)
 
 
+def prediction_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's t interval of one more number of the kind of `values`, such as what another seed would give.
+
+    Raises:
+        ValueError: if there are fewer than two.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size < 2:
+        raise ValueError(f"Student's t needs two numbers at least, there is {values.size}")
+    return students_interval(values.mean(), values.var(ddof=1) * (1.0 + 1.0 / values.size), values.size - 1, level)
+
+
 def students_interval(mean: float, variance: float, freedom: float, level: float) -> Interval:
     """Student's t interval around a mean whose estimated variance has `freedom` degrees of freedom."""
     half = stdtrit(freedom, 0.5 + level / 2.0) * np.sqrt(variance)

@@ -31,15 +31,18 @@ class Difficulties:
     """γ of each prompt, found by its instruction, never by its place in a file.
 
     Attributes:
-        by_prompt: γ by the number of an AlpacaEval prompt, or by the instruction itself.
+        by_prompt: γ by the number of an AlpacaEval prompt, of others by the instruction itself.
     """
 
     by_prompt: dict[int | str, float]
 
     def of(self, instruction: str) -> float:
         """γ of a prompt; NaN if it is not known."""
-        number = prompt_number(instruction)
-        return self.by_prompt.get(instruction, self.by_prompt.get(number, np.nan))
+        return self.by_prompt.get(_key(instruction), np.nan)
+
+    def of_first(self, count: int) -> np.ndarray:
+        """γ of AlpacaEval's first prompts, which its package gives a file of `count` rows, whichever these are."""
+        return np.array([self.by_prompt.get(number, np.nan) for number in range(count)])
 
 
 def read_gamed(path: str | Path) -> GamedRows:
@@ -76,7 +79,7 @@ def read_difficulties(path: str | Path) -> Difficulties:
     table = _read_csv(path).rename(columns={"Unnamed: 0": "index"})
     _require_numbers(path, table, "instruction_difficulty")
     if "instruction" in table:
-        prompts = table["instruction"].tolist()
+        prompts = table["instruction"].map(_key).tolist()
     else:
         _require_numbers(path, table, "index")
         prompts = table["index"].tolist()
@@ -88,6 +91,11 @@ def read_difficulties(path: str | Path) -> Difficulties:
                 f"but {known[prompt]:g} in a row before. Keep the one that is right"
             )
     return Difficulties(known)
+
+
+def _key(instruction: str) -> int | str:
+    number = prompt_number(instruction)
+    return instruction if number is None else number
 
 
 def hub_file() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from epsdpo.evaluation.scores.alpaca_eval_prompts import prompt_number
+from epsdpo.evaluation.scores.alpaca_eval_prompts import N_PROMPTS, prompt_number
 from epsdpo.evaluation.scores.annotations import Annotations, InputError, read_annotations
 from epsdpo.evaluation.scores.clusters import distinct
 from epsdpo.evaluation.scores.intervals import bootstrap_interval
@@ -104,6 +104,7 @@ def score(
         "reference": annotations.reference,
         "annotator": annotations.annotator,
         "n_total": n_total,
+        "n_absent": _absent(prompts),
         "n_distinct": distinct(prompts["instruction"]),
         "n_scored": n_scored,
         "n_failed": n_total - n_scored,
@@ -149,6 +150,12 @@ def _in_order(prompts: pd.DataFrame) -> pd.DataFrame:
     return keyed.sort_values(["number", "instruction"], ignore_index=True).drop(columns="number")
 
 
+def _absent(prompts: pd.DataFrame) -> int | None:
+    """How many of AlpacaEval's prompts the file has no row of; None where it has rows of others."""
+    numbers = prompts["instruction"].map(prompt_number)
+    return None if numbers.isna().any() else N_PROMPTS - numbers.nunique()
+
+
 def _length_controls(
     annotations: Annotations,
     prompts: pd.DataFrame,
@@ -174,6 +181,7 @@ def _length_controls(
         "length_control": ALPACA_EVAL_2,
         **dict.fromkeys(rates, 50.0),
         "length_only_missing": None,
+        "length_controlled_winrate_by_row": None,
         "lc_standard_error": 0.0,
         "C": None,
         "C_from": "construction",
@@ -197,30 +205,43 @@ def _length_controlled(
     if reason:
         logger.warning("%s: no length-controlled win rate: %s", annotations.path, reason)
         rates = [f"length_controlled_winrate{end}" for end in _ENDS]
-        nothing = [*rates, "lc_standard_error", "C", "C_from", "coefficients"]
+        nothing = [*rates, "length_controlled_winrate_by_row", "lc_standard_error", "C", "C_from", "coefficients"]
         return {"length_control": f"none: {reason}", **dict.fromkeys(nothing)}
+    judged = prompts[["preference", "model_length", "reference_length"]]
     controlled = length_control(
-        prompts["preference"],
-        prompts["model_length"],
-        prompts["reference_length"],
-        difficulties,
-        basis.gamed,
-        samples,
-        seed,
-        c,
-        LEVEL,
-        prompts["instruction"],
+        *judged.to_numpy().T, difficulties, basis.gamed, samples, seed, c, LEVEL, prompts["instruction"]
     )
     return {
         "length_control": ALPACA_EVAL_2,
         "length_controlled_winrate": controlled.win_rate,
         "length_controlled_winrate_low": controlled.interval.low,
         "length_controlled_winrate_high": controlled.interval.high,
+        "length_controlled_winrate_by_row": _by_row(annotations, judged, basis, c, controlled.win_rate),
         "lc_standard_error": controlled.standard_error,
         "C": controlled.c,
         "C_from": "cross-validation" if c is None else "caller",
         "coefficients": dataclasses.asdict(controlled.coefficients),
     }
+
+
+def _by_row(
+    annotations: Annotations, judged: pd.DataFrame, basis: Basis, c: float | None, by_instruction: float
+) -> float | None:
+    """What AlpacaEval's package gives for a file that lacks some of its prompts; None for any other.
+
+    It looks difficulties up by the number of a row, which is another prompt's from the first absent one on.
+    """
+    difficulties = basis.difficulties.of_first(len(judged))
+    if not _absent(annotations.prompts) or np.isnan(difficulties).any():
+        return None
+    rate = length_control(*judged.to_numpy().T, difficulties, basis.gamed, 0, 0, c).win_rate
+    logger.warning(
+        "%s: incomplete: it has %d of AlpacaEval's %d prompts. Its length-controlled win rate is %.2f; the official "
+        "code gives %.2f, since it joins difficulties by row, and from the first absent prompt on each row gets "
+        "another prompt's",
+        *(annotations.path, len(judged), N_PROMPTS, by_instruction, rate),
+    )
+    return rate
 
 
 def _why_not(prompts: pd.DataFrame, difficulties: np.ndarray) -> str:

@@ -21,7 +21,7 @@ from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.paper.claims.effects import extra_time
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, second_half
 from epsdpo.paper.claims.settings import recipe_and_world
-from epsdpo.paper.published import TABLE_5
+from epsdpo.paper.published import table_5
 from epsdpo.plots.looks import family_of
 from epsdpo.trajectory.summary import DECISIONS, decision_fractions
 
@@ -111,7 +111,7 @@ def two_epsilons(measures: pd.DataFrame, groups: Groups, level: float) -> pd.Dat
     here = _by_recipe(measures, groups, ["win_rate", "mean_step"], level, ["epsilon", "epsilon_step"])
     paper = [
         {"source": PAPER, "measure": measure, "epsilon": epsilon_c, "epsilon_step": epsilon_s, "mean": value}
-        for epsilon_c, epsilon_s, win_rate, mean_step in TABLE_5
+        for epsilon_c, epsilon_s, win_rate, mean_step in table_5()
         for measure, value in (("win_rate", win_rate), ("mean_step", mean_step))
     ]
     return pd.concat([here.assign(source=HERE), pd.DataFrame(paper)], ignore_index=True)

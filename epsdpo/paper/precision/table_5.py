@@ -20,11 +20,9 @@ import pandas as pd
 from scipy import optimize, stats
 
 from epsdpo.paper.precision.rounding import chances_of_shifts
-from epsdpo.paper.published import TABLE_5
+from epsdpo.paper.published import table_5
 from epsdpo.trajectory.summary import DECISIONS
 
-# ε_c -> average step at each ε_s, printed to two decimals.
-_AVERAGE_STEPS = {epsilon: [step for checked, _, _, step in TABLE_5 if checked == epsilon] for epsilon, *_ in TABLE_5}
 _QUANTILES = 96
 
 
@@ -67,10 +65,16 @@ def shares_table(population: SlopePopulation, epsilons: np.ndarray) -> pd.DataFr
     return pd.DataFrame(population.shares(epsilons), columns=list(DECISIONS)).assign(epsilon=epsilons)
 
 
+def reported_steps() -> tuple[np.ndarray, np.ndarray]:
+    """Each ε_c of Table 5 with the mean of its row's average steps, which are printed to two decimals."""
+    table = pd.DataFrame(table_5(), columns=["epsilon", "epsilon_step", "win_rate", "mean_step"])
+    means = table.groupby("epsilon", sort=False)["mean_step"].mean()
+    return means.index.to_numpy(), means.to_numpy()
+
+
 def fit_rounded_sums() -> SlopePopulation:
     """The population whose average steps come nearest to Table 5's, by least squares."""
-    epsilons = np.array(list(_AVERAGE_STEPS))
-    target = np.mean(list(_AVERAGE_STEPS.values()), axis=1)
+    epsilons, target = reported_steps()
 
     def misfit(parameters: np.ndarray) -> np.ndarray:
         return SlopePopulation(*np.exp(parameters)).average_steps(epsilons) - target
@@ -82,8 +86,7 @@ def fit_rounded_sums() -> SlopePopulation:
 
 def fits() -> pd.DataFrame:
     """Table 5's averages beside both explanations: epsilon, reported, rounded_sums, exact, each with its residual."""
-    epsilons = np.array(list(_AVERAGE_STEPS))
-    reported = np.mean(list(_AVERAGE_STEPS.values()), axis=1)
+    epsilons, reported = reported_steps()
     table = pd.DataFrame({"epsilon": epsilons, "reported": reported})
     # Whatever the population, exact arithmetic gives one average for all ε; the mean is the best of them.
     predictions = {"rounded_sums": fit_rounded_sums().average_steps(epsilons), "exact": np.full(3, reported.mean())}
@@ -95,7 +98,7 @@ def fits() -> pd.DataFrame:
 
 def in_words(population: SlopePopulation) -> str:
     """What the fitted population means in nats, which shares it implies, and what exact arithmetic would make of it."""
-    at_table = shares_table(population, np.array(list(_AVERAGE_STEPS)))
+    at_table = shares_table(population, reported_steps()[0])
     rates = "; ".join(
         f"{row.relaxed:.1%} β⁻ and {row.tightened:.1%} β⁺ at {row.epsilon:g}" for row in at_table.itertuples()
     )

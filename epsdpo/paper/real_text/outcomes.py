@@ -9,7 +9,7 @@ from epsdpo.evaluation.scores.clusters import distinct
 from epsdpo.evaluation.scores.intervals import share_interval, standard_error, students_interval
 from epsdpo.methods.launches import IN_WORDS
 from epsdpo.paper.precision.decisions import ARITHMETICS
-from epsdpo.paper.published import TABLE_5
+from epsdpo.paper.published import table_5
 from epsdpo.paper.real_text.foretold import ALL, ROUNDED
 from epsdpo.plots.style import DECISION_LABELS
 
@@ -114,8 +114,8 @@ def table_5_beside(steps: pd.DataFrame, called: dict[str, str]) -> pd.DataFrame:
     wide = rows.assign(shown=shown).pivot(index="policy", columns="epsilon", values="shown").reindex(list(called))
     wide.index = list(called.values())
     paper = {
-        epsilon: _from_to([step for of, _, _, step in TABLE_5 if of == epsilon])
-        for epsilon in dict.fromkeys(row[0] for row in TABLE_5)
+        epsilon: _from_to([step for of, _, _, step in table_5() if of == epsilon])
+        for epsilon in dict.fromkeys(row[0] for row in table_5())
     }
     others = pd.DataFrame(
         [paper, {epsilon: _from_to(steps) for epsilon, steps in MINIATURE.items()}],

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from epsdpo.methods.launches import IN_WORDS
-from epsdpo.paper.published import TABLE_5
+from epsdpo.paper.published import table_5
 from epsdpo.plots.looks import FAMILIES
 from epsdpo.plots.style import NEUTRAL, legend_below, new_figure
 
@@ -31,7 +31,7 @@ def mean_steps_over_epsilon(steps: pd.DataFrame, called: Mapping[str, str], titl
     handles = {}
     epsilons = sorted(steps["epsilon"].unique())
     drawn = steps.loc[steps["arithmetic"].isin(_DRAWN), ["low", "high", "predicted"]]
-    largest = max(float(drawn.abs().max(axis=None)), *(abs(row[3]) for row in TABLE_5))
+    largest = max(float(drawn.abs().max(axis=None)), *(abs(row[3]) for row in table_5()))
     for axes, (policy, name) in zip(panels, called.items(), strict=False):
         for place, arithmetic in enumerate(_DRAWN):
             look = FAMILIES[f"epsilon_dpo {arithmetic}"]
@@ -46,7 +46,7 @@ def mean_steps_over_epsilon(steps: pd.DataFrame, called: Mapping[str, str], titl
                     rows["epsilon"], rows["predicted"], color=look.colour, linewidth=1.4
                 )
         (handles["Table 5 of the paper"],) = axes.plot(
-            [row[0] for row in TABLE_5], [row[3] for row in TABLE_5], "x", color=NEUTRAL, markersize=6
+            [row[0] for row in table_5()], [row[3] for row in table_5()], "x", color=NEUTRAL, markersize=6
         )
         axes.axhline(0.0, color=NEUTRAL, linestyle=":", linewidth=1.0)
         axes.set_xscale("log")
