@@ -60,7 +60,18 @@ SETTINGS = {
 def build_models(setting: Setting, device: torch.device) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Policy and reference with random weights, a little apart from each other."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    with device:
+        policy = LlamaForCausalLM(llama_config(setting)).to(getattr(torch, setting.dtype))
+    reference = copy.deepcopy(policy).eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    return policy, reference
+
+
+def llama_config(setting: Setting) -> LlamaConfig:
+    """A Llama of the setting's shape."""
+    return LlamaConfig(
         vocab_size=setting.vocabulary,
         hidden_size=setting.hidden_size,
         intermediate_size=setting.intermediate_size,
@@ -71,13 +82,6 @@ def build_models(setting: Setting, device: torch.device) -> tuple[PreTrainedMode
         tie_word_embeddings=True,
         dtype=setting.dtype,
     )
-    with device:
-        policy = LlamaForCausalLM(config).to(getattr(torch, setting.dtype))
-    reference = copy.deepcopy(policy).eval().requires_grad_(False)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
-    return policy, reference
 
 
 def one_pair(setting: Setting, length: int) -> dict[str, list[int]]:

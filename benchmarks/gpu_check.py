@@ -30,10 +30,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from contenders import OURS, OURS_ROUNDED, PEER, PROMPT_TOKENS, SETTINGS
+from contenders import OURS, OURS_ROUNDED, PEER, PROMPT_TOKENS, SETTINGS, llama_config
 from matplotlib.figure import Figure
-from step_cost import COLOURS, RESULTS, as_markdown, describe_machine, measure, summarise
-from transformers import LlamaConfig
+from step_cost import RESULTS, as_markdown, describe_machine, draw_costs, measure, summarise
 
 from epsdpo.files import written_whole
 from epsdpo.plots.saving import save
@@ -94,20 +93,12 @@ def memory_beside_estimate(setting: str, measured: list[dict[str, Any]]) -> list
     from epsdpo.train.memory import ModelShape, Setting, estimate_memory
 
     shape = SETTINGS[setting]
-    config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        tie_word_embeddings=True,
-    )
+    model = ModelShape.of(llama_config(shape))
     rows = []
     for length in shape.lengths:
         estimate = estimate_memory(
             Setting(
-                model=ModelShape.of(config),
+                model=model,
                 weight_bytes=2,
                 mixed_precision=False,
                 optim="adamw_torch" if shape.optimizer else "sgd",
@@ -193,6 +184,7 @@ def compare_devices(experiment: Any, trained: str, rows: list[dict[str, Any]]) -
     """Decisions of the same pairs, policy and reference in float32 on the GPU and on the CPU."""
     from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+    from epsdpo.methods.kernels import pair_steps
     from epsdpo.models.start import start_of
     from epsdpo.paper.frozen import load_frozen
     from epsdpo.paper.precision.decisions import criterion_sums
@@ -206,7 +198,7 @@ def compare_devices(experiment: Any, trained: str, rows: list[dict[str, Any]]) -
         with torch.no_grad():
             sums += criterion_sums(policy, reference, batch, [experiment.train["epsilon"]])
     gpu, cpu = sums
-    steps = {"float32": tuple(_exact_steps(each.exact) for each in (gpu, cpu))}
+    steps = {"float32": tuple(pair_steps(torch.from_numpy(each.exact), torch.float64).numpy() for each in sums)}
     steps |= {name: (gpu.steps[name], cpu.steps[name]) for name in gpu.steps}
     changes = [each.exact[1:] - each.exact[0] for each in (gpu, cpu)]
     return {
@@ -218,40 +210,15 @@ def compare_devices(experiment: Any, trained: str, rows: list[dict[str, Any]]) -
     }
 
 
-def _exact_steps(exact: Any) -> Any:
-    changes = exact[1:] - exact[0]
-    half = changes.shape[1] // 2
-    lowered, raised = changes[:, :half] - changes[:, half:]
-    return ((lowered > 0) & (raised < 0)).astype(int) - ((lowered < 0) & (raised > 0)).astype(int)
-
-
 def draw(costs: dict[str, Any], machine: str) -> Figure:
     """Bars of time and of memory, each beside TRL's DPO, for every setting and length."""
     names = [name for name in COSTS if name in costs]
     figure, panels = new_figure(width=11.0, height=1.0 + 2.6 * len(names), rows=len(names), columns=2)
+    units = ("milliseconds per step", 1000.0), ("peak memory above the models (GiB)", 1 / 1024)
     for row, name in enumerate(names):
-        table = pd.DataFrame(costs[name]["costs"]).iloc[::-1]
-        places = range(len(table))
+        table = pd.DataFrame(costs[name]["costs"])
         labels = [f"{each.contender}, {each.length:,}" for each in table.itertuples()]
-        for column, (value, ratio, unit, scale) in enumerate(
-            (
-                ("seconds", "time_ratio", "milliseconds per step", 1000),
-                ("peak_mib", "memory_ratio", "peak memory above the models (GiB)", 1 / 1024),
-            )
-        ):
-            axes = panels[2 * row + column]
-            values = table[value] * scale
-            axes.barh(places, values, color=[COLOURS[each] for each in table["contender"]], height=0.7)
-            if value == "seconds":
-                spread = [scale * (table[value] - table["seconds_min"]), scale * (table["seconds_max"] - table[value])]
-                axes.errorbar(values, places, xerr=spread, fmt="none", color="black", capsize=3)
-            ends = scale * table["seconds_max"] if value == "seconds" else values
-            for place, (end, times) in enumerate(zip(ends, table[ratio], strict=True)):
-                axes.annotate(f"{times:.2f}×", (end, place), (5, 0), textcoords="offset points", va="center")
-            axes.set_xlim(right=1.2 * ends.max())
-            axes.set_xlabel(unit)
-            axes.set_yticks(places, labels if column == 0 else [""] * len(labels))
-            axes.set_title(COSTS[name])
+        draw_costs(panels[2 * row : 2 * row + 2], table, labels, COSTS[name], units)
     figure.suptitle(f"One training step of one pair beside TRL's DPO · tokens per sequence at the names · {machine}")
     return figure
 
@@ -291,7 +258,7 @@ def in_words(found: dict[str, Any]) -> list[str]:
 
 
 def is_right(found: dict[str, Any]) -> bool:
-    """Whether every part was done, no test failed, and the resumed run went on with the β of the other."""
+    """Whether every part was done, no test failed, and the resumed run came to its end, as the other did."""
     if not all(found.get(part) for part in ("kernels", "cost", "model")):
         return False
     kernels, model = found["kernels"], found["model"]

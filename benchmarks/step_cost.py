@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,6 +33,7 @@ import pandas as pd
 import torch
 from contenders import CONTENDERS, OURS, OURS_ROUNDED, PEER, SETTINGS, build_models, one_pair
 from datasets import Dataset
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -207,30 +209,44 @@ def as_markdown(table: pd.DataFrame) -> str:
 def draw(table: pd.DataFrame, machine: str) -> Figure:
     lengths = list(dict.fromkeys(table["length"]))
     figure, panels = new_figure(width=10.0, height=1.0 + 1.7 * len(lengths), rows=len(lengths), columns=2)
+    units = ("seconds per step", 1.0), ("peak memory above the models (MiB)", 1.0)
     for row, length in enumerate(lengths):
-        part = table[table["length"] == length].iloc[::-1]
-        for column, (value, ratio, unit) in enumerate(
-            (
-                ("seconds", "time_ratio", "seconds per step"),
-                ("peak_mib", "memory_ratio", "peak memory above the models (MiB)"),
-            )
-        ):
-            axes = panels[2 * row + column]
-            axes.barh(part["contender"], part[value], color=[COLOURS[name] for name in part["contender"]], height=0.7)
-            if value == "seconds":
-                spread = [part[value] - part["seconds_min"], part["seconds_max"] - part[value]]
-                axes.errorbar(part[value], part["contender"], xerr=spread, fmt="none", color="black", capsize=3)
-            ends = part["seconds_max"] if value == "seconds" else part[value]
-            for place, (end, times) in enumerate(zip(ends, part[ratio], strict=True)):
-                axes.annotate(f"{times:.2f}×", (end, place), (5, 0), textcoords="offset points", va="center")
-            axes.set_xlim(right=1.2 * ends.max())
-            axes.set_xlabel(unit)
-            axes.set_title(f"{length:,} tokens per sequence")
-            axes.xaxis.set_major_locator(MaxNLocator(5))
-            if column:
-                axes.set_yticklabels([])
+        part = table[table["length"] == length]
+        title = f"{length:,} tokens per sequence"
+        draw_costs(panels[2 * row : 2 * row + 2], part, part["contender"].tolist(), title, units)
     figure.suptitle(f"One step of one pair, relative to TRL's DPO · {machine}")
     return figure
+
+
+def draw_costs(
+    panels: Sequence[Axes],
+    table: pd.DataFrame,
+    labels: Sequence[str],
+    title: str,
+    units: Sequence[tuple[str, float]],
+) -> None:
+    """Bars of time and of memory, one panel each, of the rows of `summarise`, with their ratios to TRL's DPO.
+
+    Args:
+        labels: of the rows.
+        units: for time and for memory, what an axis says and how many of it a second and a MiB are.
+    """
+    table, places = table.iloc[::-1], range(len(table))
+    costs = (("seconds", "time_ratio"), ("peak_mib", "memory_ratio"))
+    for axes, (value, ratio), (unit, scale) in zip(panels, costs, units, strict=True):
+        values = ends = scale * table[value]
+        axes.barh(places, values, color=[COLOURS[name] for name in table["contender"]], height=0.7)
+        if value == "seconds":
+            ends = scale * table["seconds_max"]
+            spread = [values - scale * table["seconds_min"], ends - values]
+            axes.errorbar(values, places, xerr=spread, fmt="none", color="black", capsize=3)
+        for place, (end, times) in enumerate(zip(ends, table[ratio], strict=True)):
+            axes.annotate(f"{times:.2f}×", (end, place), (5, 0), textcoords="offset points", va="center")
+        axes.set_xlim(right=1.2 * ends.max())
+        axes.set_xlabel(unit)
+        axes.set_yticks(places, labels[::-1] if value == "seconds" else [""] * len(labels))
+        axes.set_title(title)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
 
 
 def describe_machine() -> dict[str, Any]:
