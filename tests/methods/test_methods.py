@@ -33,6 +33,7 @@ from epsdpo.methods.trl_losses_config import TrlLossConfig
 from epsdpo.models.start import load_tokenizer
 from epsdpo.plots.trajectory import beta_trajectory, training_curves
 from epsdpo.train.preferences import memory_outlook, train, trainer_arguments
+from epsdpo.trajectory.displacement import of_run
 from epsdpo.trajectory.summary import compare, in_words, summarise
 from epsdpo.trajectory.trl_logs import read_log
 
@@ -273,6 +274,7 @@ def test_reference_free_methods_are_trls(official, official_tokenizer, texts, tm
     log = read_log(tmp_path / "trainer_state.json", beta=theirs.beta).steps
     for table in (steps, log):
         assert table["reward_margin"].notna().any() and table["chosen_log_ratio"].isna().all()
+    assert of_run(tmp_path / "ours", steps).empty
 
 
 def test_kto_is_trls(official, official_tokenizer, texts, tmp_path):
@@ -318,6 +320,8 @@ def test_kto_is_trls(official, official_tokenizer, texts, tmp_path):
     for side in ("chosen", "rejected"):
         rewards = [log[f"rewards/{side}"] for log in theirs.state.log_history[:4]]
         assert (steps[f"{side}_log_ratio"] * theirs.beta).tolist() == pytest.approx(rewards, abs=1e-5)
+    apart = of_run(tmp_path / "ours", steps)  # from the steps, as rows of KTO are no pairs
+    assert apart["measure"].value_counts().to_dict() == {"chosen": 4, "rejected": 4} and apart["low"].isna().all()
     with pytest.raises(ValueError, match="per_device_train_batch_size=1: KTO estimates its KL term"):
         KTOConfig(**common(tmp_path, per_device_train_batch_size=1))
 

@@ -82,17 +82,18 @@ def test_the_beginning_by_hand():
 
 
 def test_pairs_of_one_prompt_are_one_observation():
-    """Ten pairs of two prompts say less than ten of ten."""
-    pairs = synthetic(np.random.default_rng(2), lambda steps: 0.0 * steps).iloc[:10].assign(step=1)
-    apart, together = (
-        displacement.over_training(pairs.assign(prompt=prompts)).set_index("measure")
-        for prompts in ([str(number) for number in range(10)], ["a"] * 5 + ["b"] * 5)
+    """Pairs that are met four times say no more than once, and those of one prompt alone nothing of another."""
+    once = synthetic(np.random.default_rng(2), lambda steps: 0.0 * steps).iloc[:10].assign(step=1)
+    once["prompt"] = once["pair_id"]
+    one, four = (
+        displacement.over_training(pairs).set_index("measure")
+        for pairs in (once, pd.concat([once] * 4, ignore_index=True))
     )
-    assert together["distinct"].tolist() == [2] * 3 and apart["distinct"].tolist() == [10] * 3
-    width = {name: table["high"] - table["low"] for name, table in (("apart", apart), ("together", together))}
-    assert width["together"]["chosen"] > width["apart"]["chosen"]
-    (alone,) = {row.low for row in displacement.over_training(pairs.iloc[:1]).itertuples() if row.measure == "chosen"}
-    assert np.isnan(alone)
+    assert four["pairs"].tolist() == [40] * 3 and four["distinct"].tolist() == [10] * 3
+    assert four.loc["chosen", ["low", "high"]].tolist() == pytest.approx(one.loc["chosen", ["low", "high"]].tolist())
+    assert four.loc["displaced", "high"] - four.loc["displaced", "low"] > 0.4  # over pairs it would be 0.3 at most
+    alone = displacement.over_training(once.assign(prompt="one")).set_index("measure")
+    assert np.isnan(alone.loc["chosen", "low"]) and displacement.onset(alone.reset_index()) is None
 
 
 def longest_common(one, other):
