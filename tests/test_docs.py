@@ -32,7 +32,10 @@ from epsdpo.methods.catalogue import METHODS
 
 ROOT = Path(__file__).parents[1]
 README, DOCS, CHANGES = ROOT / "README.md", ROOT / "docs", ROOT / "CHANGELOG.md"
-BESIDE_CODE = [ROOT / folder / "README.md" for folder in ("configs", "configs/demo/gold", "benchmarks", "tests/data")]
+BESIDE_CODE = [
+    ROOT / folder / "README.md"
+    for folder in ("configs", "configs/demo/gold", "configs/paper_mini/gold", "benchmarks", "tests/data")
+]
 PAGES = [README, ROOT / "CONTRIBUTING.md", CHANGES, *sorted(DOCS.glob("*.md")), *BESIDE_CODE]
 # Of names: the change log tells former ones, and what extends the kit is not there yet.
 NAMING = [page for page in PAGES if page not in (CHANGES, DOCS / "extending.md")]

@@ -21,6 +21,8 @@ OVERRIDE = "--set"
 
 Point = dict[str, Any]
 
+_WORLD = re.compile(r"-seed(\d+)$")  # at the end of a name, as `point_names` leaves it
+
 # How titles name the keys that the paper has letters for.
 _LETTERS = {"train.beta": "β", "train.epsilon": "ε"}
 
@@ -107,6 +109,12 @@ def point_title(point: Point) -> str:
     """What a point adds to the title of its experiment, e.g. `, ε=0.005, seed=1`."""
     short = _short_names(point)
     return "".join(f", {_LETTERS.get(key, short[key])}={value_text(value)}" for key, value in point.items())
+
+
+def recipe_and_world(name: str) -> tuple[str, int | None]:
+    """An experiment's name without its `-seedN`, and N; None for an experiment that is not swept over worlds."""
+    found = _WORLD.search(name)
+    return (name[: found.start()], int(found[1])) if found else (name, None)
 
 
 def _check_keys(keys: Iterable[str], overrides: Iterable[str], where: str) -> None:

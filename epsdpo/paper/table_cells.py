@@ -18,9 +18,9 @@ from scipy.special import ndtri
 from epsdpo.evaluation.scores.intervals import Interval, prediction_interval, standard_error, t_interval
 from epsdpo.evaluation.scores.score_file import ALPACA_EVAL_2
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.experiment.values import flatten, value_text
 from epsdpo.methods.record import read_pairs
-from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.published import Printed, Published
 from epsdpo.report.collect import is_trained
 from epsdpo.runs.layout import SUMMARY, experiments_in

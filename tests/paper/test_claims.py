@@ -11,6 +11,7 @@ import yaml
 from kit.claim_runs import write_run
 
 from epsdpo.experiment import ConfigError, check_experiment
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.paper.claims import page
 from epsdpo.paper.claims.bounds import bound_measures
 from epsdpo.paper.claims.drawing_verdicts import all_verdicts
@@ -26,7 +27,6 @@ from epsdpo.paper.claims.settings import (
     fix_claims,
     fixed_claims,
     read_claims,
-    recipe_and_world,
 )
 from epsdpo.paper.claims.verdicts import (
     CANNOT_BE_TOLD,

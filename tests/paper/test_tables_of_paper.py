@@ -15,8 +15,8 @@ from scipy.stats import t
 from epsdpo.evaluation.scores.intervals import prediction_interval
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.paths import REPOSITORY
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.paper import table_page
-from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.drawing_table import beside_the_paper
 from epsdpo.paper.published import (
     PUBLISHED_FILE,

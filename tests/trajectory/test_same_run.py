@@ -366,9 +366,9 @@ def test_a_run_that_was_interrupted_is_no_other(batch, gold, capsys, monkeypatch
 # -------------------------------------------------------------------------------------------------- what else there is
 
 
-def record_losses(folder: Path, losses: list[float]) -> Path:
+def record_losses(folder: Path, losses: list[float], name: str = "simpo") -> Path:
     """A run of a method that keeps no table of pairs."""
-    values = {"name": "simpo", "method": "simpo", "train": {"beta": 2.0}}
+    values = {"name": name, "method": "simpo", "train": {"beta": 2.0}}
     record = BetaRecord(folder / "train")
     record.rewind(0)
     record.announce(len(losses))
@@ -391,6 +391,23 @@ def test_a_method_without_a_table_of_pairs(tmp_path, capsys):
     assert code == 1 and says.startswith("another run: simpo, step 2, loss: 0.61, published ")
     code, says = verify(capsys, record_losses(tmp_path / "short", losses[:2]), tmp_path / "gold")
     assert code == 1 and "step 3, the run has 2 steps, the published one 3" in says and f"Points to {BATCH}: " in says
+
+
+def test_worlds_of_one_recipe_are_repeats_of_each_other(tmp_path, capsys):
+    worlds = {f"simpo-seed{seed}": [0.7, 0.6 + 0.01 * seed, 0.5 - 0.01 * seed] for seed in (1, 2, 3)}
+    for name, losses in worlds.items():
+        assert (
+            main(["verify", str(record_losses(tmp_path / name, losses, name)), "--add-to", str(tmp_path / "gold")]) == 0
+        )
+    assert [folder.name for folder in (tmp_path / "gold").iterdir()] == ["simpo"]
+    assert verify(capsys, tmp_path / "simpo-seed2", tmp_path / "gold")[1].startswith(
+        "same bits: simpo-seed2, all 3 steps"
+    )
+    fourth = record_losses(tmp_path / "simpo-seed4", [0.7, 0.62, 0.48], "simpo-seed4")
+    assert verify(capsys, fourth, tmp_path / "gold")[1].startswith("the published run within prediction intervals")
+    other = record_losses(tmp_path / "simpo-seed5", [0.8, 0.62, 0.48], "simpo-seed5")
+    code, says = verify(capsys, other, tmp_path / "gold")
+    assert code == 1 and says.startswith("another run: simpo-seed5, step 1, loss: 0.8, published 0.7"), says
 
 
 def test_gold_that_is_none_is_refused(gold, repeats, tmp_path, capsys):

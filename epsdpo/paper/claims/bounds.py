@@ -13,11 +13,11 @@ import pandas as pd
 
 from epsdpo.data.prepared import load_prepared
 from epsdpo.experiment import Experiment
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.files import written_whole
 from epsdpo.methods.record import read_total_steps
 from epsdpo.models.start import after_sft
 from epsdpo.paper.claims.names import AT_LARGEST
-from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.epsilon_bound import EPSILONS, PAIRS, mean_bounds, measure_run, measured_pairs
 from epsdpo.runs.layout import BOUNDS, data_folder, sft_folder
 from epsdpo.runs.manifest import read_manifest

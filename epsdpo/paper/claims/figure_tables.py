@@ -17,10 +17,10 @@ import pandas as pd
 from epsdpo.evaluation.scores.intervals import t_interval
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.keys import setting_of
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.methods.record import read_pairs, read_steps
 from epsdpo.paper.claims.effects import extra_time
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, second_half
-from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.paper.published import table_5
 from epsdpo.plots.looks import family_of
 from epsdpo.trajectory.summary import DECISIONS, decision_fractions

@@ -16,8 +16,8 @@ import pandas as pd
 
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.keys import setting_of
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.methods.record import incompleteness, read_pairs
-from epsdpo.paper.claims.settings import recipe_and_world
 from epsdpo.plots.looks import family_of
 from epsdpo.report.collect import origin_of
 from epsdpo.runs.layout import SUMMARY, experiments_in

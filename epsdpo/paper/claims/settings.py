@@ -5,7 +5,6 @@ It is read and checked here, and a run folder gets a copy of it before its first
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.sections.base import Section
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.experiment.values import number_advice, unusable
 from epsdpo.files import read_text, written_whole
 from epsdpo.methods.catalogue import SHARED_PASS
@@ -25,8 +25,6 @@ CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before th
 
 # Places of claims that are not the paper's, and are counted apart from those that are.
 THIS_KIT, NOT_IN_THE_PAPER = "this kit", "not in the paper"
-
-_WORLD = re.compile(r"-seed(\d+)$")
 
 
 class Claim(Section):
@@ -115,12 +113,6 @@ def has_fixed_reference(experiment: Experiment) -> bool:
     """Whether the checkpoints of a run can be compared with the model that training started from."""
     moves = experiment.training_arguments().get("sync_ref_model", False)
     return experiment.method in SHARED_PASS and not moves and experiment.model.lora is None
-
-
-def recipe_and_world(name: str) -> tuple[str, int | None]:
-    """An experiment's name without its `-seedN`, and N; None for an experiment that is not swept over worlds."""
-    found = _WORLD.search(name)
-    return (name[: found.start()], int(found[1])) if found else (name, None)
 
 
 def read_claims(path: str | Path) -> Claims:

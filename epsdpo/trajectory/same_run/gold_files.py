@@ -1,10 +1,10 @@
 """The published runs of an experiment, as the repository keeps them: a file for each, under a digest of its content.
 
     GOLD/README.md
-    GOLD/<experiment>/<digest>.json.gz
+    GOLD/<recipe>/<digest>.json.gz
 
-They repeat one config on other threads, processors and libraries; a repeat with another seed says what an evaluation
-comes to and nothing of single steps.
+They repeat one config on other threads, processors and libraries, or in other worlds, by which the names of a recipe's
+experiments alone differ; a repeat with another seed says what an evaluation comes to and nothing of single steps.
 """
 
 import gzip
@@ -16,6 +16,7 @@ from typing import Any
 
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.paths import REPOSITORY
+from epsdpo.experiment.sweep import recipe_and_world
 from epsdpo.files import written_whole
 from epsdpo.trajectory.same_run.quantities import RunNumbers
 
@@ -25,7 +26,7 @@ _ENDING = ".json.gz"
 
 @dataclass(frozen=True)
 class Gold:
-    """The repeats of one experiment.
+    """The repeats of one experiment, or of a recipe in several worlds.
 
     Attributes:
         repeats: those with the published seed.
@@ -39,7 +40,7 @@ class Gold:
 def add_to_gold(run: RunNumbers, gold: Path) -> Path:
     """Keep a run as one more repeat of its experiment; the same run twice is one file."""
     text = run.as_text().encode()
-    path = gold / run.experiment / f"{hashlib.sha256(text).hexdigest()[:12]}{_ENDING}"
+    path = gold / recipe_and_world(run.experiment)[0] / f"{hashlib.sha256(text).hexdigest()[:12]}{_ENDING}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as partial:
         partial.write_bytes(gzip.compress(text, mtime=0))
@@ -48,7 +49,7 @@ def add_to_gold(run: RunNumbers, gold: Path) -> Path:
 
 def folders_of(experiment: str) -> list[Path]:
     """Where the repository may have something of an experiment, by its name alone."""
-    return sorted((REPOSITORY / "configs").glob(f"*/gold/{experiment}"))
+    return sorted((REPOSITORY / "configs").glob(f"*/gold/{recipe_and_world(experiment)[0]}"))
 
 
 def gold_of(run: RunNumbers, given: Path | None = None) -> Gold | None:
@@ -59,10 +60,10 @@ def gold_of(run: RunNumbers, given: Path | None = None) -> Gold | None:
             name, method, data and model: what a run may do otherwise and still be asked about is training.
     """
     if given is not None:
-        return _read(given / run.experiment) or _read(given)
+        return _read(given / recipe_and_world(run.experiment)[0]) or _read(given)
     for folder in folders_of(run.experiment):
         gold = _read(folder)
-        if gold is not None and _told_apart_by(gold.repeats[0]) == _told_apart_by(run):
+        if gold is not None and any(_told_apart_by(repeat) == _told_apart_by(run) for repeat in gold.repeats):
             return gold
     return None
 
