@@ -58,30 +58,26 @@ class Head:
     gathered: Callable[[], AbstractContextManager] = nullcontext
     rounded_to: torch.dtype | None = None
 
-    def logits(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        """Logits (tokens, columns) of `hidden` (tokens, hidden), accumulated and returned in float32 (or float64)."""
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (tokens, vocabulary) of `hidden` (tokens, hidden), summed and returned in float32 (or float64)."""
         if self.rounded_to is None:
-            return self._shaped(self._products(hidden, columns))
+            return self._shaped(self._products(hidden))
         hidden = hidden.to(self.rounded_to)
-        return self._rounded(self._products(hidden, columns), hidden, columns, self.rounded_to).float()
+        return self._rounded(self._products(hidden), hidden, self.rounded_to).float()
 
     def of(self, columns: slice) -> "Head":
         """The head of a part of the vocabulary."""
         return replace(self, weight=self.weight[columns], bias=None if self.bias is None else self.bias[columns])
 
-    def exact_and_rounded_logits(
-        self, hidden: torch.Tensor, columns: slice, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def exact_and_rounded_logits(self, hidden: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """`logits`, and what a model makes of them that computes in `dtype`: rounded to it after each operation."""
-        products = self._products(hidden, columns)
-        return self._shaped(products), self._rounded(products, hidden, columns, dtype)
+        products = self._products(hidden)
+        return self._shaped(products), self._rounded(products, hidden, dtype)
 
-    def _rounded(
-        self, products: torch.Tensor, hidden: torch.Tensor, columns: slice, dtype: torch.dtype
-    ) -> torch.Tensor:
+    def _rounded(self, products: torch.Tensor, hidden: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         logits = rounded(products, dtype)
         if self.divides_hidden:
-            logits = rounded(self._products(hidden / self.divisor, columns), dtype)
+            logits = rounded(self._products(hidden / self.divisor), dtype)
         elif self.divisor != 1.0:
             logits = logits / self.divisor
         if self.scale != 1.0:
@@ -96,15 +92,15 @@ class Head:
         logits = (hidden.to(accumulate) * self.weight[labels].to(accumulate)).sum(dim=1)
         return self._shaped(logits if self.bias is None else logits + self.bias[labels])
 
-    def _products(self, hidden: torch.Tensor, columns: slice) -> torch.Tensor:
-        weight = self.weight[columns].to(hidden.dtype)
+    def _products(self, hidden: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.to(hidden.dtype)
         if hidden.dtype not in (torch.float16, torch.bfloat16):
             products = hidden @ weight.T
         elif hidden.is_cuda:
             products = torch.mm(hidden, weight.T, out_dtype=torch.float32)
         else:
             products = hidden.float() @ weight.float().T
-        return products if self.bias is None else products + self.bias[columns]
+        return products if self.bias is None else products + self.bias
 
     def _shaped(self, logits: torch.Tensor) -> torch.Tensor:
         if self._factor != 1.0:
@@ -255,7 +251,7 @@ def token_kl(hidden: torch.Tensor, head: Head, ref_hidden: torch.Tensor, ref_hea
         for tokens in _token_tiles(hidden):
             policy, reference = _RunningSoftmax(hidden[tokens], ("difference",)), _RunningSoftmax(hidden[tokens])
             for columns in _vocabulary_tiles(head):
-                z, r = head.logits(hidden[tokens], columns), ref_head.logits(ref_hidden[tokens], columns)
+                z, r = head.of(columns).logits(hidden[tokens]), ref_head.of(columns).logits(ref_hidden[tokens])
                 difference = z - r
                 reference.fold(r)
                 weights = policy.fold(z)
@@ -347,13 +343,12 @@ def _logits_gradient(
 
     `labels` count from the tile's first column.
     """
-    columns = slice(0, head.weight.shape[0])
-    logits = head.logits(hidden, columns)
+    logits = head.logits(hidden)
     # ∂ log softmax(z)_y / ∂z = 1[y] - softmax(z)
     # In the place of the logits, unless soft-capping needs them for its own gradient below.
     tile = torch.sub(logits, log_normaliser.unsqueeze(1), out=logits if head.softcap is None else None)
     tile.exp_().mul_(-gradient.unsqueeze(1))
-    within, column = _label_columns(labels, columns)
+    within, column = _label_columns(labels, head)
     tile.scatter_add_(1, column, torch.where(within, gradient, 0.0).unsqueeze(1))
     return head.logits_gradient(tile, logits).to(dtype)
 
@@ -450,15 +445,14 @@ def _fold_columns(
     epsilon: float,
 ) -> None:
     """Take one tile of the vocabulary into what was `seen`; `labels` count from its first column."""
-    columns = slice(0, head.weight.shape[0])
     policy, reference, exact = seen.policy, seen.reference, seen.plain_dtype is None
     if seen.plain_dtype in (None, policy.total.dtype):
-        z, r = head.logits(hidden, columns), ref_head.logits(ref_hidden, columns)
+        z, r = head.logits(hidden), ref_head.logits(ref_hidden)
         plain_z, plain_r = z, r
     else:
-        z, plain_z = head.exact_and_rounded_logits(hidden, columns, seen.plain_dtype)
-        r, plain_r = ref_head.exact_and_rounded_logits(ref_hidden, columns, seen.plain_dtype)
-    within, column = _label_columns(labels, columns)
+        z, plain_z = head.exact_and_rounded_logits(hidden, seen.plain_dtype)
+        r, plain_r = ref_head.exact_and_rounded_logits(ref_hidden, seen.plain_dtype)
+    within, column = _label_columns(labels, head)
     seen.z_label = torch.where(within, z.gather(1, column).squeeze(1), seen.z_label)
     seen.r_label = torch.where(within, r.gather(1, column).squeeze(1), seen.r_label)
     seen.logits_sum = seen.logits_sum + z.sum(dim=1)
@@ -556,10 +550,10 @@ def _tiles(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _label_columns(labels: torch.Tensor, columns: slice) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether each label lies in these columns of the vocabulary (tokens,), and its place among them (tokens, 1).
+def _label_columns(labels: torch.Tensor, head: Head) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether each label lies in the head's part of the vocabulary (tokens,), and its place there (tokens, 1).
 
     Where it does not, the place is some valid one: picking out rows instead would make a GPU wait for the CPU.
     """
-    within = (labels >= columns.start) & (labels < columns.stop)
-    return within, (labels - columns.start).clamp(0, columns.stop - columns.start - 1).unsqueeze(1)
+    size = head.weight.shape[0]
+    return (labels >= 0) & (labels < size), labels.clamp(0, size - 1).unsqueeze(1)

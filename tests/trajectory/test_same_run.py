@@ -1,5 +1,6 @@
 """`epsdpo verify`: faults put in one at a time are found where they begin, and what only rounds otherwise is none."""
 
+import gzip
 import json
 import os
 import shutil
@@ -17,7 +18,10 @@ from kit.official import OFFICIAL
 from safetensors.torch import load_file, save_file
 
 from epsdpo.__main__ import main
-from epsdpo.experiment import check_experiment
+from epsdpo.experiment import check_experiment, load_experiments
+from epsdpo.experiment.paths import REPOSITORY
+from epsdpo.experiment.sweep import recipe_and_world
+from epsdpo.experiment.values import flatten
 from epsdpo.methods import kernels, trainer
 from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.trainer import EpsilonDPOTrainer
@@ -38,6 +42,7 @@ from epsdpo.trajectory.same_run.causes import (
     TRUNCATION,
     UPDATE,
 )
+from epsdpo.trajectory.same_run.quantities import RunNumbers
 
 # Of the processor's features: what each environment asks for, and the numbers of threads that are trained with.
 OLD = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}
@@ -403,11 +408,26 @@ def test_worlds_of_one_recipe_are_repeats_of_each_other(tmp_path, capsys):
     assert verify(capsys, tmp_path / "simpo-seed2", tmp_path / "gold")[1].startswith(
         "same bits: simpo-seed2, all 3 steps"
     )
-    fourth = record_losses(tmp_path / "simpo-seed4", [0.7, 0.62, 0.48], "simpo-seed4")
+    fourth = record_losses(tmp_path / "simpo-seed4", [0.7, 0.625, 0.475], "simpo-seed4")
     assert verify(capsys, fourth, tmp_path / "gold")[1].startswith("the published run within prediction intervals")
     other = record_losses(tmp_path / "simpo-seed5", [0.8, 0.62, 0.48], "simpo-seed5")
     code, says = verify(capsys, other, tmp_path / "gold")
-    assert code == 1 and says.startswith("another run: simpo-seed5, step 1, loss: 0.8, published 0.7"), says
+    assert code == 1 and says.startswith("another run: simpo-seed5, step 1, loss: 0.8, published "), says
+
+
+@pytest.mark.parametrize("configs", ["demo", "paper_mini"])
+def test_what_is_published_are_runs_of_the_configs_as_they_are(configs):
+    """A config that is changed is another experiment, whose runs are to be published anew."""
+    folder = REPOSITORY / "configs" / configs
+    wanted = {experiment.name: flatten(experiment.model_dump()) for experiment in load_experiments([folder])}
+    files = sorted((folder / "gold").glob("*/*.json.gz"))
+    runs = [RunNumbers.of_text(gzip.decompress(file.read_bytes()).decode()) for file in files]
+    assert {run.experiment for run in runs} == wanted.keys()
+    assert {file.parent.name for file in files} == {recipe_and_world(name)[0] for name in wanted}
+    for run in runs:
+        for key, value in run.settings.items():
+            assert value == wanted[run.experiment].get(key, value) or key == "seed", (run.experiment, key)
+    assert sum(file.stat().st_size for file in files) < 25e6
 
 
 def test_gold_that_is_none_is_refused(gold, repeats, tmp_path, capsys):

@@ -33,12 +33,8 @@ def slope_variances(
         hidden, head, ref_hidden, ref_head, labels: as for `score_tokens`.
     """
     tiles = zip(*(states.split(_TOKENS_AT_ONCE) for states in (hidden, ref_hidden, labels)), strict=True)
-    whole = slice(None)
     return torch.cat(
-        [
-            _variances(head.logits(states, whole), ref_head.logits(ref_states, whole), of_tile)
-            for states, ref_states, of_tile in tiles
-        ]
+        [_variances(head.logits(states), ref_head.logits(ref_states), of_tile) for states, ref_states, of_tile in tiles]
     )
 
 

@@ -1,7 +1,8 @@
 """Prediction intervals of a run's numbers, from repeats of it that differ in how a machine rounds.
 
-Repeats with the run's own data are its peers, if there are enough. Else all are, as where each made its data itself,
-with an own model of the embedded world: then only what they have in common must be the same.
+Repeats with the run's own data are its peers, if there are enough; those that came to the same bits count once. Where
+each made its data itself, with an own model of the embedded world, one of each data is: then only what these have in
+common must be the same, and what follows from data is held against theirs by its means over tenths of the run.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,11 @@ LEVEL = 0.9999
 _POOLED = 10  # steps whose variance is taken together
 _FROM_DECISIONS = 0.02  # by how much the response of β to a mean step may vary and still be called one
 _NUMBERS = {name for name in EXACT if name not in ("pair_ids", "texts", "token_ids")}
+_TENTHS = 10
+_AT_THE_START = ["loss", "loss_residual", "chosen_log_ratio", "rejected_log_ratio"]
+# What a step has whatever its pairs are, or what follows from their decisions.
+_OF_ANY_DATA = ("pairs", "relaxed_beta", "tightened_beta", "learning_rate")
+_BETAS = ("beta_before", "beta_after")
 
 
 @dataclass(frozen=True)
@@ -27,52 +33,90 @@ class Bands:
 
     Attributes:
         peers: the repeats that they are from.
-        same_data: whether these have the run's own data.
-        low, high: by step and column, for numbers; NaN where nothing is known.
+        same_data: whether these have the run's own data, or are of one data themselves.
+        own: the run's numbers as they are compared, by step and column.
+        averaged: columns of which a tenth of the run is compared, at its last step.
+        low, high: likewise; NaN where nothing is known.
         exact: columns that all peers have in common, which a run must have as well.
     """
 
     peers: list[RunNumbers]
     same_data: bool
+    own: pd.DataFrame
+    averaged: list[str]
     low: pd.DataFrame
     high: pd.DataFrame
     exact: list[str]
 
+    def steps_of(self, quantity: str, step: int) -> list[int]:
+        """The steps that a number at a step is the mean of."""
+        steps = list(self.low.index)
+        if quantity not in self.averaged or step == steps[0]:
+            return [step]
+        tenths = _tenths(len(steps), len(steps))
+        return [steps[place] for place in np.flatnonzero(tenths == tenths[steps.index(step)])]
+
 
 def bands_for(run: RunNumbers, gold: Gold) -> Bands:
     """The intervals for the steps of a run."""
-    alike = [repeat for repeat in gold.repeats if repeat.has_data_of(run)]
-    peers = alike if len(alike) >= FEWEST else _of_each_data(gold.repeats)
-    tables = [peer.steps for peer in peers]
+    alike = list({tuple(repeat.steps["bits"]): repeat for repeat in gold.repeats if repeat.has_data_of(run)}.values())
+    each = _one_of_each_data(gold.repeats)
+    same_data = len(alike) >= FEWEST or len(each) == 1
+    peers = alike if len(alike) >= FEWEST else gold.repeats if same_data else each
+    own, tables = run.steps, [peer.steps for peer in peers]
     exact = [name for name in EXACT if all(table[name].equals(tables[0][name]) for table in tables)]
     numbers = [name for name in (*EXACT, *MEASURED) if name in MEASURED or (name in _NUMBERS and name not in exact)]
-    stacked = np.stack([table[numbers].to_numpy(float) for table in tables])
-    centre, half = _interval(stacked, tables[0].index, numbers)
-    half += _rounding(centre, tables[0]["pairs"])
-    low, high = centre - half, centre + half
     betas = _from_decisions(run.steps, tables)
+    averaged = []
+    if not same_data:
+        averaged = [name for name in numbers if name not in _OF_ANY_DATA and (betas is None or name not in _BETAS)]
+        own, *tables = (_means_over_tenths(table, averaged, len(tables[0])) for table in (own, *tables))
+    stacked = np.stack([table[numbers].to_numpy(float) for table in tables])
+    centre = pd.DataFrame(stacked.mean(axis=0), tables[0].index, numbers)
+    half = (_pooled if same_data else _single)(stacked, centre) + _rounding(centre, tables[0]["pairs"])
+    low, high = centre - half, centre + half
     if betas is not None:
         low.update(betas["low"])
         high.update(betas["high"])
-    return Bands(peers, len(alike) >= FEWEST, low, high, exact)
+    return Bands(peers, same_data, own, averaged, low, high, exact)
 
 
-def summary_interval(name: str, gold: Gold) -> tuple[float, float] | None:
-    """The interval of a measure of the evaluation, over repeats and other seeds; None where too few have it."""
-    values = [run.summary[name] for run in (*gold.repeats, *gold.other_seeds) if name in run.summary]
+def summary_interval(name: str, bands: Bands, gold: Gold) -> tuple[float, float] | None:
+    """The interval of a measure of the evaluation, over peers and other seeds; None where too few have it."""
+    values = [run.summary[name] for run in (*bands.peers, *gold.other_seeds) if name in run.summary]
     if len(values) < FEWEST:
         return None
-    half = _factor(len(values)) * np.std(values, ddof=1) + 1e-6 * abs(np.mean(values))
+    # A measure in whole numbers, such as a length in characters, may be the same for all, and the next number here.
+    step = float(all(value == round(value) for value in values))
+    half = _factor(len(values)) * np.std(values, ddof=1) + step + 1e-6 * abs(np.mean(values))
     return float(np.mean(values) - half), float(np.mean(values) + half)
 
 
-def _of_each_data(repeats: Sequence[RunNumbers]) -> list[RunNumbers]:
-    """One of those with the same data, unless they are too few then."""
+def _one_of_each_data(repeats: Sequence[RunNumbers]) -> list[RunNumbers]:
     different: list[RunNumbers] = []
     for repeat in repeats:
         if not any(repeat.has_data_of(other) for other in different):
             different.append(repeat)
-    return different if len(different) >= FEWEST else list(repeats)
+    return different
+
+
+def _tenths(steps: int, whole: int) -> np.ndarray:
+    """Which tenth of a whole run each of so many steps belongs to."""
+    return np.arange(steps) * _TENTHS // whole
+
+
+def _means_over_tenths(steps: pd.DataFrame, columns: list[str], whole: int) -> pd.DataFrame:
+    """`steps`, with the mean of these columns over each tenth of a `whole` run at its last step, and nothing before.
+
+    A step has too few pairs for its number to be normal over data, and a run too many steps. At the first step, before
+    any update, loss and log-ratios stand as they are.
+    """
+    tenths = _tenths(max(whole, len(steps)), whole)
+    last = (tenths != np.append(tenths[1:], -1))[: len(steps)]
+    means = steps[columns].astype(float).groupby(tenths[: len(steps)]).transform("mean")
+    means.loc[~last] = np.nan
+    means.loc[means.index[:1], _AT_THE_START] = steps[_AT_THE_START].iloc[:1]
+    return steps.assign(**means)
 
 
 def _factor(repeats: int, steps: pd.DataFrame | int = 1) -> pd.DataFrame | float:
@@ -80,15 +124,20 @@ def _factor(repeats: int, steps: pd.DataFrame | int = 1) -> pd.DataFrame | float
     return stdtrit((repeats - 1.0) * steps, (1.0 + LEVEL) / 2.0) * (1.0 + 1.0 / repeats) ** 0.5
 
 
-def _interval(values: np.ndarray, steps: pd.Index, columns: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Mean and half width, for values (repeats, steps, columns).
+def _pooled(values: np.ndarray, centre: pd.DataFrame) -> pd.DataFrame:
+    """Half widths for values (repeats, steps, columns) that differ by rounding.
 
     A step's variance is pooled with those before it that have one, and the largest up to there counts, as rounding
     grows while a run goes on.
     """
-    recent = pd.DataFrame(np.var(values, axis=0, ddof=1), steps, columns).rolling(_POOLED, min_periods=1)
-    half = recent.mean().cummax().pow(0.5) * _factor(len(values), recent.count().clip(lower=1))
-    return pd.DataFrame(values.mean(axis=0), steps, columns), half
+    variance = pd.DataFrame(np.var(values, axis=0, ddof=1), centre.index, centre.columns)
+    recent = variance.rolling(_POOLED, min_periods=1)
+    return recent.mean().cummax().pow(0.5) * _factor(len(values), recent.count().clip(lower=1))
+
+
+def _single(values: np.ndarray, centre: pd.DataFrame) -> pd.DataFrame:
+    """Half widths for values (repeats, steps, columns) that differ by their data: of each number alone."""
+    return pd.DataFrame(np.std(values, axis=0, ddof=1), centre.index, centre.columns) * _factor(len(values))
 
 
 def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
@@ -116,6 +165,8 @@ def _from_decisions(run: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> dict[s
     responses = np.concatenate([response_of(table).dropna() for table in tables])
     response = float(np.median(responses)) if len(responses) else 0.0
     if len(responses) and np.ptp(responses) > _FROM_DECISIONS * abs(response) + 1e-12:
+        return None
+    if not np.any(responses) and any(table["beta_before"].nunique() > 1 for table in tables):
         return None
     steps = run.index.intersection(tables[0].index)
     nearest = max(tables, key=lambda table: _alike_for(run.loc[steps], table.loc[steps])).loc[steps]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from epsdpo.trajectory.same_run.bands import response_of
+from epsdpo.trajectory.same_run.bands import Bands, response_of
 from epsdpo.trajectory.same_run.departures import Departure
 from epsdpo.trajectory.same_run.quantities import RunNumbers
 
@@ -16,6 +16,7 @@ DATA, ORDER, TOKENISATION, TRUNCATION = "data", "order", "tokenisation", "trunca
 START, REFERENCE, PRECISION = "start weights", "reference", "precision of the models"
 EPSILON, RULE, CRITERION, LOSS = "ε", "β rule", "arithmetic of the criterion", "arithmetic of the loss"
 SCHEDULE, BATCH, UPDATE, EVALUATION = "schedule", "batch", "gradient or optimiser", "evaluation"
+ANY = "models, training or data"
 
 _ROUNDED = 0.02  # relative; what half precision does to a log-probability, and another model exceeds
 _ALIKE = 1e-6
@@ -24,15 +25,13 @@ _LONGER = 0.02  # of an update, by which another learning rate shows
 Cause = tuple[str, str]  # its name, and a sentence
 
 
-def cause_of(run: RunNumbers, published: RunNumbers, departure: Departure) -> Cause:
-    """The likeliest cause of a departure, and what speaks for it.
-
-    Args:
-        published: the repeat nearest to the run.
-    """
+def cause_of(run: RunNumbers, bands: Bands, departure: Departure) -> Cause:
+    """The likeliest cause of a departure, and what speaks for it."""
     if departure.step is None:
         return _evaluation(departure)
-    return _OF[departure.quantities[0]](run.steps, published.steps, departure)
+    if len(bands.steps_of(departure.quantities[0], departure.step)) > 1:
+        return ANY, "the run made data of its own, so that it cannot be followed step by step"
+    return _OF[departure.quantities[0]](run.steps, bands.peers[0].steps, departure)
 
 
 def _evaluation(departure: Departure) -> Cause:

@@ -34,8 +34,8 @@ def first_departure(run: RunNumbers, bands: Bands) -> Departure | None:
         if name in outside:
             outside[name] &= (own[name] != "") & (published.loc[steps, name] != "")
     for name in bands.low:
-        low, high = bands.low.loc[steps, name], bands.high.loc[steps, name]
-        outside[name] = (own[name] < low) | (own[name] > high)
+        value, low, high = (table.loc[steps, name] for table in (bands.own, bands.low, bands.high))
+        outside[name] = (value < low) | (value > high)
     firsts = {name: steps[found.argmax()] for name, found in outside.items() if found.any()}
     if not firsts:
         if len(run.steps) == len(published):
@@ -47,10 +47,10 @@ def first_departure(run: RunNumbers, bands: Bands) -> Departure | None:
     return Departure(step, there, _in_words(there[0], own.loc[step, there[0]], step, bands))
 
 
-def evaluation_departure(run: RunNumbers, gold: Gold) -> Departure | None:
+def evaluation_departure(run: RunNumbers, bands: Bands, gold: Gold) -> Departure | None:
     """Of the run's evaluation; None if all is within, or there is nothing to compare."""
-    answered = [repeat.answers for repeat in gold.repeats if len(repeat.answers) == len(run.answers)]
-    if run.answers and answered:
+    answered = [repeat.answers for repeat in bands.peers if len(repeat.answers) == len(run.answers)]
+    if bands.same_data and run.answers and answered:  # else the reference is another model
         share = max(_alike(run.answers, answers) for answers in answered)
         others = [
             max(_alike(own, other) for other in answered if other is not own) for own in answered if len(answered) > 1
@@ -61,7 +61,7 @@ def evaluation_departure(run: RunNumbers, gold: Gold) -> Departure | None:
             return Departure(None, ["answers"], words)
     outside = []
     for name, value in run.summary.items():
-        interval = summary_interval(name, gold)
+        interval = summary_interval(name, bands, gold)
         if interval is not None and not interval[0] <= value <= interval[1]:
             outside.append((name, f"{name} is {value:.6g}, published {interval[0]:.6g} to {interval[1]:.6g}"))
     return Departure(None, [name for name, _ in outside], outside[0][1]) if outside else None
@@ -74,7 +74,9 @@ def _alike(one: list[str], other: list[str]) -> float:
 def _in_words(name: str, value: object, step: int, bands: Bands) -> str:
     what = WORDS[name]
     if name in bands.low:
-        low, high = bands.low.loc[step, name], bands.high.loc[step, name]
+        value, low, high = (table.loc[step, name] for table in (bands.own, bands.low, bands.high))
+        first, *others = bands.steps_of(name, step)
+        what += f", mean over steps {first} to {step}" if others else ""
         digits = 6 if high - low > 1e-5 * abs(high) else 10
         return f"{what}: {value:.{digits}g}, published {low:.{digits}g} to {high:.{digits}g}"
     published = bands.peers[0].steps.loc[step, name]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
+from scipy.special import log_expit
 
 from epsdpo.experiment.values import flatten
 from epsdpo.files import read_object
@@ -81,6 +82,10 @@ class RunNumbers:
         return self.settings.get("seed")
 
     def has_data_of(self, other: "RunNumbers") -> bool:
+        """Whether each step saw the same pairs; not, where no record says which pairs it saw."""
+        return bool((self.steps["pair_ids"] != "").all()) and self.may_have_data_of(other)
+
+    def may_have_data_of(self, other: "RunNumbers") -> bool:
         """Whether each step saw the same pairs, as far as ids, lengths and, where both have them, token ids say."""
         if len(self.steps) != len(other.steps):
             return False
@@ -141,7 +146,7 @@ def _by_step(
         decisions=pairs["decision"].map({-1: "-", 0: "0", 1: "+"}),
     )
     # −log σ(β̃·margin), where β̃ is known of the pair.
-    pairs["sigmoid_loss"] = np.logaddexp(0.0, -pairs["reward_margin"])
+    pairs["sigmoid_loss"] = -log_expit(pairs["reward_margin"])
     by = pairs.groupby("step")
     for name in [name for name in MEASURED if name in pairs]:
         table[name] = by[name].mean()
@@ -156,7 +161,8 @@ def _by_step(
         _digest([_bytes(of_steps.loc[step]), _bytes(groups[step][recorded]) if step in groups else ""])
         for step in table.index
     ]
-    table = table.fillna({"pair_ids": "", "texts": "", "token_ids": "", "decisions": ""})
+    names = ["pair_ids", *KNOWN_BY_DATA, "decisions"]
+    table[names] = table[names].astype(object).fillna("")
     counts = ["chosen_tokens", "rejected_tokens", "longest"]
     table[counts] = table[counts].fillna(0).astype(int)
     return table.reindex(columns=[*WORDS, "decisions", "bits"])

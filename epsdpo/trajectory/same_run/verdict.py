@@ -50,13 +50,13 @@ def verify_run(run: RunNumbers, gold: Gold) -> Verdict:
     if evaluated_so and any(_same_bits(run, repeat) for repeat in gold.repeats):
         return Verdict(run.experiment, SAME_BITS, all_of_it)
     bands = bands_for(run, gold)
-    departure = first_departure(run, bands) or evaluation_departure(run, gold)
+    departure = first_departure(run, bands) or evaluation_departure(run, bands, gold)
     if departure is None:
-        own = "the same data" if bands.same_data else "other data of the same making"
-        why = f"{all_of_it}, of {len(bands.peers)} repeats on {own}"
+        on = "the same data" if bands.same_data else "data of their own"
+        why = f"{all_of_it}, of {len(bands.peers)} repeats on {on}"
         return Verdict(run.experiment, WITHIN, why)
     nearest = bands.peers[0]
-    cause, reason = cause_of(run, nearest, departure)
+    cause, reason = cause_of(run, bands, departure)
     place = "evaluation" if departure.step is None else f"step {departure.step}"
     why = f"{place}, {departure.words}. Points to {cause}: {reason}"
     return Verdict(run.experiment, ANOTHER, why, departure, cause, _other_settings(run, nearest))
@@ -138,7 +138,7 @@ def _with_gold(folder: Path, given: Path | None) -> tuple[RunNumbers | None, Gol
 
 
 def _same_bits(run: RunNumbers, repeat: RunNumbers) -> bool:
-    return run.steps["bits"].equals(repeat.steps["bits"]) and run.has_data_of(repeat)
+    return run.steps["bits"].equals(repeat.steps["bits"]) and run.may_have_data_of(repeat)
 
 
 def _other_settings(run: RunNumbers, published: RunNumbers) -> tuple[str, ...]:
