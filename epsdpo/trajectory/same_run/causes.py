@@ -29,7 +29,11 @@ def cause_of(run: RunNumbers, bands: Bands, departure: Departure) -> Cause:
     """The likeliest cause of a departure, and what speaks for it."""
     if departure.step is None:
         return _evaluation(departure)
+    if departure.quantities[0] == "pair_ids" and not bands.same_data:
+        return ORDER, "pairs of other numbers, whose texts differ anyhow: seed or sampling, or else source or filters"
     if len(bands.steps_of(departure.quantities[0], departure.step)) > 1:
+        if departure.quantities[0] in ("relaxed", "tightened"):
+            return CRITERION, "of log-probabilities within their intervals other shares of the pairs take a step"
         return ANY, "the run made data of its own, so that it cannot be followed step by step"
     return _OF[departure.quantities[0]](run.steps, bands.peers[0].steps, departure)
 
