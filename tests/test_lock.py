@@ -91,6 +91,11 @@ def test_torch_is_left_to_the_step_that_chooses_its_build():
     assert not {name for name in names if name in ("torch", "triton") or name.startswith(("nvidia-", "cuda-"))}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/install.md"])
+def test_pages_name_the_torch_of_the_makefile(page):
+    assert set(re.findall(r"torch==(\d[\w.]*)", (ROOT / page).read_text(encoding="utf-8"))) == {TORCH}
+
+
 def test_every_direct_dependency_has_one_version_within_its_range(environment):
     locked = {**pins(environment), "torch": [TORCH]}
     for requirement in DIRECT:
