@@ -147,14 +147,15 @@ $(READY): requirements.lock pyproject.toml
 	@.venv/bin/python -m pip check
 	@touch $@
 
-# For every platform at once, which uv alone can do. torch is resolved with the rest, for what it needs is locked, and
-# then left out with what it pins itself. The hooks check with the versions of the lock.
+# For every platform at once, which uv alone can do, and in as few versions as can be. torch is resolved with the rest,
+# for what it needs is locked, and then left out with what it pins itself. The hooks check with the versions of the lock.
 lock:  ## renew requirements.lock with the newest versions that pyproject.toml allows
 	rm -rf .cache/lock
 	$(PYTHON) -m venv .cache/lock
 	.cache/lock/bin/python -m pip install --quiet uv
-	printf '%s\n' setuptools '$(firstword $(TORCH))' | .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --no-annotate --no-header --extra kit --extra dev --output-file .cache/lock/all pyproject.toml -
+	printf '%s\n' setuptools '$(firstword $(TORCH))' | .cache/lock/bin/uv pip compile --quiet --output-file .cache/lock/all \
+		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header \
+		--extra kit --extra dev pyproject.toml -
 	sed -n '/^#/p' requirements.lock > .cache/lock/requirements.lock
 	awk '/^[a-z]/ {kept = !/^(torch=|triton=|nvidia-|cuda-)/} kept' .cache/lock/all >> .cache/lock/requirements.lock
 	mv .cache/lock/requirements.lock requirements.lock
