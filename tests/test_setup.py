@@ -138,10 +138,9 @@ def checkout(tmp_path):
 
 def make(checkout: Path, *arguments: str, python: str = "./python", uv: str | None = "") -> subprocess.CompletedProcess:
     command = ["make", f"PYTHON={python}", *arguments] + ([] if uv is None else [f"UV={uv}"])
-    # As from a user's shell: within `make test` the outer make would pass on its own options.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
+    # As from a user's shell: within `make test` the outer make would pass on its own options and variables.
+    passed_on = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TORCH", "UV")
+    environment = {name: value for name, value in os.environ.items() if name not in passed_on}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -180,7 +179,6 @@ def test_set_up_installs_the_lock_then_torch_and_happens_once(checkout, uv, lock
 
 def test_uv_is_found_on_the_path(checkout, monkeypatch):
     monkeypatch.setenv("PATH", f"{checkout}:{os.environ['PATH']}")
-    monkeypatch.delenv("UV", raising=False)
     assert make(checkout, "demo", uv=None).returncode == 0
     assert f"pip install --python .venv/bin/python {LOCKED}" in calls(checkout)
 
