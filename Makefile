@@ -1,7 +1,11 @@
 # Everything runs in .venv, which is made on first use and left alone after that.
 
 PYTHON ?= python3.11
-TORCH ?= $(shell sed -n 's/^torch==//p' requirements.lock)
+# What pip is given for torch; docs/install.md has what to give for other builds of it.
+TORCH ?= torch==2.13.0
+# `make UV=` does without it.
+UV ?= $(shell command -v uv)
+INSTALL := $(if $(UV),$(UV) pip install --python .venv/bin/python,.venv/bin/python -m pip install)
 NOTEBOOKS := notebooks/*.ipynb
 READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
@@ -121,9 +125,11 @@ lint: $(READY)  ## check style, and that notebooks hold no outputs
 	.venv/bin/nbstripout --verify --keep-id --extra-keys \
 		"metadata.papermill metadata.widgets cell.metadata.papermill cell.metadata.execution" $(NOTEBOOKS)
 
-# torch goes first, by itself: pip then takes a CPU wheel from disk if it is told of one, and nothing that follows
-# can pull in another torch with gigabytes of GPU libraries. The stamp is made last, so a set-up that failed or was
-# interrupted is taken up again by the next call.
+# torch is not in the lock: its builds for a CPU and for each CUDA have one version, other hashes and other companions. It
+# comes after the lock, which is complete and installed without dependencies: so nothing there pulls in a torch, and
+# torch brings nothing but itself and, for CUDA, the packages that it pins. It comes by pip, which unlike uv takes a wheel
+# from disk if its settings name one. The stamp is made last, so a set-up that failed or was interrupted is taken up
+# again by the next call.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
 		echo 'Python 3.11 is needed, and `$(PYTHON)` does not run or is not 3.11 to 3.13.'; \
@@ -132,24 +138,29 @@ $(READY): requirements.lock pyproject.toml
 	@echo 'Setting up .venv: about 2 GB on a CPU and about 3 minutes, once.'
 	@rm -f $@
 	@$(PYTHON) -m venv .venv
-	@echo '  [1/3] torch, the largest part'
-	@.venv/bin/python -m pip install --quiet torch==$(TORCH)
-	@echo '  [2/3] the other packages of requirements.lock'
-	@.venv/bin/python -m pip install --quiet --requirement requirements.lock
+	@echo '  [1/3] the packages of requirements.lock'
+	@$(INSTALL) --quiet --no-deps --require-hashes --requirement requirements.lock
+	@echo '  [2/3] torch, the largest part'
+	@.venv/bin/python -m pip install --quiet $(TORCH)
 	@echo '  [3/3] epsdpo itself'
 	@.venv/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@.venv/bin/python -m pip check
 	@touch $@
 
+# For every platform at once, which uv alone can do, and in as few versions as can be. torch is resolved with the rest,
+# for what it needs is locked, and then left out with what it pins itself. The hooks check with the versions of the lock.
 lock:  ## renew requirements.lock with the newest versions that pyproject.toml allows
 	rm -rf .cache/lock
-	$(PYTHON) -m venv .cache/lock/venv
-	.cache/lock/venv/bin/python -m pip install --quiet torch==$(TORCH)
-	.cache/lock/venv/bin/python -m pip install --quiet setuptools '.[kit,dev]'
+	$(PYTHON) -m venv .cache/lock
+	.cache/lock/bin/python -m pip install --quiet uv
+	printf '%s\n' setuptools '$(firstword $(TORCH))' | .cache/lock/bin/uv pip compile --quiet --output-file .cache/lock/all \
+		--universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header \
+		--extra kit --extra dev pyproject.toml -
 	sed -n '/^#/p' requirements.lock > .cache/lock/requirements.lock
-	.cache/lock/venv/bin/python -m pip freeze --all --exclude epsdpo --exclude pip --exclude wheel \
-		| sed 's/+.*//' | grep -Ev '^(nvidia-|cuda-|triton==)' | LC_ALL=C sort -f >> .cache/lock/requirements.lock
+	awk '/^[a-z]/ {kept = !/^(torch=|triton=|nvidia-|cuda-)/} kept' .cache/lock/all >> .cache/lock/requirements.lock
 	mv .cache/lock/requirements.lock requirements.lock
+	for name in ruff nbstripout; do sed "s/$$name==[0-9.]*/$$(grep -o "^$$name==[0-9.]*" requirements.lock)/" \
+		.pre-commit-config.yaml > .cache/lock/hooks && cat .cache/lock/hooks > .pre-commit-config.yaml; done
 
 clean:  ## remove caches; keeps runs/ and .venv
 	rm -rf .cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,4 +1,4 @@
-"""The set-up files against each other: lock, ranges, conda environment, licence, and what the Makefile does with them.
+"""The set-up files against each other: hooks, workflows, licence, and what the Makefile does with the lock.
 
 The Makefile is run for real, with a stand-in for Python that writes down what it is asked to install: the true
 installation takes minutes and a network.
@@ -11,7 +11,6 @@ import shlex
 import shutil
 import subprocess
 import tomllib
-from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
@@ -23,58 +22,20 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCK = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
-PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LOCK)}
-ENVIRONMENT = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-EXTRAS = PROJECT["optional-dependencies"]
+PINS = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
 DEMO = ["-m epsdpo run configs/demo", "-m epsdpo verify runs/demo --against configs/demo/gold"]
-DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["kit"] + EXTRAS["dev"]]
 
 
-def test_the_lock_holds_exact_public_versions_only():
-    for line in LOCK:
-        assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line), line
-    assert len(PINS) == len(LOCK)
-    assert sorted(LOCK, key=str.upper) == LOCK
-
-
-@pytest.mark.parametrize("requirement", DIRECT, ids=lambda requirement: requirement.name)
-def test_every_direct_dependency_is_locked_within_its_range(requirement):
-    assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
-
-
-def test_the_lock_is_closed():
-    """Whatever a locked package needs on this platform is locked too, so pip has nothing left to choose."""
-    missing = set()
-    for name in PINS:
-        try:
-            needs = [Requirement(line) for line in requires(name) or []]
-        except PackageNotFoundError:
-            needs = []  # locked for another platform
-        missing |= {
-            canonicalize_name(need.name) for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})
-        } - PINS.keys()
-    brought_by_torch = {name for name in missing if name.startswith(("nvidia-", "cuda-")) or name == "triton"}
-    assert missing == brought_by_torch
-
-
-WORKFLOW, HOOKS = ".github/workflows/ci.yml", ".pre-commit-config.yaml"
+WORKFLOW, NEWEST = ".github/workflows/ci.yml", ".github/workflows/newest.yml"
+HOOKS = ".pre-commit-config.yaml"
 
 
 @pytest.mark.parametrize(
-    "name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run", WORKFLOW, HOOKS]
+    "name", ["requirements.lock", "environment.yml", "pyproject.toml", "Makefile", ".ci/run", WORKFLOW, NEWEST, HOOKS]
 )
 def test_no_file_of_the_set_up_names_a_package_host(name):
     text = (ROOT / name).read_text(encoding="utf-8").replace(PROJECT["urls"]["Paper"], "")
     assert not re.search(r"https?:|file:|--(extra-)?index-url|--find-links|(^|\s)(-f|-i) \S*/", text)
-
-
-def test_conda_users_get_the_versions_of_the_lock():
-    """conda brings Python and pip alone; every other version is read from the lock itself."""
-    *conda, pip = ENVIRONMENT["dependencies"]
-    assert conda == ["python=3.11", "pip"]
-    assert pip == {"pip": ["-r requirements.lock", "-e .[kit]"]}
-    assert Version("3.11") in SpecifierSet(PROJECT["requires-python"])
 
 
 def test_hooks_check_with_the_versions_and_options_of_make_lint():
@@ -94,8 +55,15 @@ def test_hooks_check_with_the_versions_and_options_of_make_lint():
     assert commands["nbstripout"]["args"] == options
 
 
-def test_the_workflow_runs_what_has_to_pass_and_keeps_the_report_of_the_demo():
-    text = (ROOT / WORKFLOW).read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("name", "jobs"),
+    [
+        (WORKFLOW, [[".ci/run"], ["make demo", "actions/upload-artifact"]]),
+        (NEWEST, [["make lock TORCH=torch", "make test TORCH=torch", "actions/upload-artifact"]]),
+    ],
+)
+def test_the_workflows_run_what_has_to_pass_and_what_may_pass_and_keep_what_they_made(name, jobs):
+    text = (ROOT / name).read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
     assert workflow["permissions"] == {"contents": "read"}
     assert all(re.search(r"@[0-9a-f]{40}  # v[0-9.]+$", line) for line in text.splitlines() if "uses:" in line)
@@ -106,8 +74,8 @@ def test_the_workflow_runs_what_has_to_pass_and_keeps_the_report_of_the_demo():
         assert Version(steps["actions/setup-python"]["python-version"]) in SpecifierSet(PROJECT["requires-python"])
         assert steps["actions/checkout"] == {"persist-credentials": False}
         done.append([step["run"] for step in job["steps"] if "run" in step] + list(steps)[2:])
-    assert done == [[".ci/run"], ["make demo", "actions/upload-artifact"]]
-    assert steps["actions/upload-artifact"]["path"] == "runs/demo/report"
+    assert done == jobs
+    assert steps["actions/upload-artifact"]["path"] == {WORKFLOW: "runs/demo/report", NEWEST: "requirements.lock"}[name]
 
 
 def test_the_licence_is_the_complete_apache_2_text():
@@ -147,10 +115,10 @@ def test_no_source_is_ignored_and_every_room_is_a_package(tmp_path):
 
 
 STAND_IN = """#!/bin/sh
-# Answers for python and for the python of the environment it "makes"; fails where a file named `broken` says so.
+# Answers for python, that of the environment it "makes", and uv; fails where a file named `broken` says so.
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "venv" >> calls ;;
-  "-m "*|"-c import sys; from "*)
+  "-m "*|"pip install "*|"-c import sys; from "*)
     echo "$*" >> calls
     if [ -e broken ] && echo "$*" | grep -q "$(cat broken)"; then exit 1; fi ;;
 esac
@@ -159,20 +127,20 @@ esac
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with the Makefile and what it reads, and a stand-in for Python."""
+    """A folder with the Makefile and what it reads, and a stand-in for Python and for uv."""
     for name in ("Makefile", "pyproject.toml", *(f"requirements{part}.lock" for part in ("", "-models", "-gemma"))):
         shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "python").write_text(STAND_IN, encoding="utf-8")
-    (tmp_path / "python").chmod(0o755)
+    for name in ("python", "uv"):
+        (tmp_path / name).write_text(STAND_IN, encoding="utf-8")
+        (tmp_path / name).chmod(0o755)
     return tmp_path
 
 
-def make(checkout: Path, *arguments: str, python: str = "./python") -> subprocess.CompletedProcess:
-    command = ["make", f"PYTHON={python}", *arguments]
-    # As from a user's shell: within `make test` the outer make would pass on its own options.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
+def make(checkout: Path, *arguments: str, python: str = "./python", uv: str | None = "") -> subprocess.CompletedProcess:
+    command = ["make", f"PYTHON={python}", *arguments] + ([] if uv is None else [f"UV={uv}"])
+    # As from a user's shell: within `make test` the outer make would pass on its own options and variables.
+    passed_on = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "TORCH", "UV")
+    environment = {name: value for name, value in os.environ.items() if name not in passed_on}
     return subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -184,24 +152,43 @@ def calls(checkout: Path) -> list[str]:
     return lines
 
 
-def test_set_up_installs_torch_first_and_happens_once(checkout):
-    first = make(checkout, "test")
+LOCKED = "--quiet --no-deps --require-hashes --requirement requirements.lock"
+
+
+@pytest.mark.parametrize(
+    ("uv", "locked"),
+    [("", f"-m pip install {LOCKED}"), ("./uv", f"pip install --python .venv/bin/python {LOCKED}")],
+    ids=["pip", "uv"],
+)
+def test_set_up_installs_the_lock_then_torch_and_happens_once(checkout, uv, locked):
+    first = make(checkout, "test", uv=uv)
     assert first.returncode == 0, first.stderr
     assert "Setting up .venv" in first.stdout
-    venv, torch, lock, itself, check, tests = calls(checkout)
+    venv, lock, torch, itself, check, tests = calls(checkout)
     assert venv == "venv"
-    assert torch == f"-m pip install --quiet torch=={PINS['torch']}"
-    assert lock == "-m pip install --quiet --requirement requirements.lock"
+    assert lock == locked
+    assert re.fullmatch(r"-m pip install --quiet torch==[\d.]+", torch)
     assert itself == "-m pip install --quiet --no-deps --no-build-isolation --editable ."
     assert check == "-m pip check"
     assert tests.startswith("-m pytest")
 
-    second = make(checkout, "demo")
+    second = make(checkout, "demo", uv=uv)
     assert "Setting up" not in second.stdout
     assert calls(checkout) == DEMO
 
 
-@pytest.mark.parametrize("broken", ["torch==", "requirement requirements.lock", "editable", "pip check"])
+def test_uv_is_found_on_the_path(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", f"{checkout}:{os.environ['PATH']}")
+    assert make(checkout, "demo", uv=None).returncode == 0
+    assert f"pip install --python .venv/bin/python {LOCKED}" in calls(checkout)
+
+
+def test_another_build_of_torch_comes_from_where_its_user_says(checkout):
+    make(checkout, "test", "TORCH=torch==2.13.0 --index-url there")
+    assert "-m pip install --quiet torch==2.13.0 --index-url there" in calls(checkout)
+
+
+@pytest.mark.parametrize("broken", ["requirement requirements.lock", "torch==", "editable", "pip check"])
 def test_a_failed_set_up_is_taken_up_again(checkout, broken):
     (checkout / "broken").write_text(broken)
     assert make(checkout, "demo").returncode != 0
