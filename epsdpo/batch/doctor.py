@@ -73,9 +73,9 @@ def doctor() -> int:
     """Print what was found; return 0 if the demo can run here and 1 if not. A missing GPU or hub is no failure."""
     asked = {code: subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) for code in _SECONDS}
     found = _Found()
-    pinned = _look_at_python(found)
+    _look_at_python(found)
     torch, hub, font = (_answer(asked[code], _SECONDS[code]) for code in _SECONDS)
-    _look_at_torch(found, torch, pinned.get("torch", "…"))
+    _look_at_torch(found, torch)
     free = _look_at_room(found)
     _look_at_hub(found, hub)
     _look_at_figures(found, font)
@@ -110,8 +110,7 @@ def _answer(process: subprocess.Popen, seconds: int) -> dict:
     return {"error": re.sub(r"^[\w.]+: <?(urlopen error )?|>$", "", last)}
 
 
-def _look_at_python(found: _Found) -> dict[str, str]:
-    """Look at Python and its packages; return the versions that the lock has for this platform."""
+def _look_at_python(found: _Found) -> None:
     system = f"{platform.system()} {platform.machine()}"
     found.here.append(("Python", f"{platform.python_version()}, {sys.executable} ({system})"))
     problems = [system_problem(), python_problem(), open_files_problem()]
@@ -120,7 +119,7 @@ def _look_at_python(found: _Found) -> dict[str, str]:
     if not (lock.is_file() and project.is_file()):
         found.here.append(("packages", "not compared: there is no requirements.lock here"))
         found.fatal.append("configs and notebooks, which only the repository has: clone it, and use the kit from there")
-        return {}
+        return
     pinned = _pinned(lock.read_text(encoding="utf-8"))
     has = {_normal(each.name): each.version.partition("+")[0] for each in metadata.distributions()}
     others = [f"{name} {has[name]} for {pin}" for name, pin in pinned.items() if has.get(name, pin) != pin]
@@ -131,12 +130,11 @@ def _look_at_python(found: _Found) -> dict[str, str]:
     ranges = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     direct = [*ranges["dependencies"], *ranges["optional-dependencies"]["kit"]]
     unmet = sorted({_normal(re.match(r"[\w.-]+", line)[0]) for line in direct} & set(lacks))
-    install = f"`{sys.executable} -m pip install --requirement {lock}`"
+    install = f"`make -B .venv/ready` in {REPOSITORY}"
     if unmet and not python_problem():  # which would have named some of them
         found.fatal.append(f"packages: {_some(unmet)}. {install}")
     elif not unmet and (others or lacks):
         found.missing.append(f"the versions of the lock, with which the published runs were made: {install}")
-    return pinned
 
 
 def _pinned(lock: str) -> dict[str, str]:
@@ -160,14 +158,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _look_at_torch(found: _Found, torch: dict, pinned: str) -> None:
-    again = f"`{sys.executable} -m pip install --force-reinstall torch=={pinned}`"
+def _look_at_torch(found: _Found, torch: dict) -> None:
+    again = f"`{sys.executable} -m pip install --force-reinstall torch==VERSION`; docs/install.md says which"
     seen = machine()["gpus"]  # by the driver
     gpus = [f"{name}, {size / _GIB:.1f} GiB" for name, size in torch.get("gpus", [])]
     shown = "; ".join(f"{gpus.count(each)} × {each}" for each in dict.fromkeys(gpus))
     if "error" in torch:
         found.here.append(("torch", f"does not load: {torch['error']}"))
-        path = "LD_LIBRARY_PATH is set: try `env -u LD_LIBRARY_PATH`; or " if "LD_LIBRARY_PATH" in os.environ else ""
+        path = "LD_LIBRARY_PATH is set: try `env -u LD_LIBRARY_PATH`, or " if "LD_LIBRARY_PATH" in os.environ else ""
         found.fatal += [] if python_problem() else [f"a torch that loads: {path}{again}"]
     else:
         built = f"built for CUDA or ROCm {torch['cuda']}" if torch["cuda"] else "built without CUDA"
@@ -181,7 +179,7 @@ def _look_at_torch(found: _Found, torch: dict, pinned: str) -> None:
 
 def _why_unseen(torch: dict, again: str) -> str:
     if not torch["cuda"]:
-        return f"this one is built for CPUs. docs/install.md says where one for CUDA is, for {again}"
+        return f"this one is built for CPUs. {again}"
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return f"CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}. `unset CUDA_VISIBLE_DEVICES`"
     return f"it says: {torch['said']}. Compare its CUDA with the driver's, `nvidia-smi`"
