@@ -159,7 +159,7 @@ def _some(names: list[str]) -> str:
 
 
 def _look_at_torch(found: _Found, torch: dict) -> None:
-    again = f"`{sys.executable} -m pip install --force-reinstall torch==VERSION`; docs/install.md says which"
+    again = f"`{sys.executable} -m pip install --force-reinstall torch==VERSION`; docs/machines.md says from where"
     seen = machine()["gpus"]  # by the driver
     gpus = [f"{name}, {size / _GIB:.1f} GiB" for name, size in torch.get("gpus", [])]
     shown = "; ".join(f"{gpus.count(each)} × {each}" for each in dict.fromkeys(gpus))
