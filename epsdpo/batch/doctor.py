@@ -17,18 +17,18 @@ import subprocess
 import sys
 import textwrap
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from epsdpo.batch.startup import REPOSITORY, open_files_problem, python_problem, system_problem
+from epsdpo.batch.startup import REPOSITORY, let_output_pass, open_files_problem, python_problem, system_problem
 from epsdpo.runs.machine import machine, memory_limit
 
 _GIB = 2**30
-# Measured: a stage and its batch took 1.4 GB of memory, the demo's runs 58 MB, those of the miniature 27 MB for each of
-# 175 trainings, those of the real model 15 GB.
-_DEMO_MEMORY, _DEMO_DISK, _MINIATURE_DISK, _REAL_MINI_DISK = 2 * _GIB, _GIB, 6 * _GIB, 15 * _GIB
+# In GiB. Measured: a stage and its batch took 1.4 GB of memory, the demo's runs 58 MB, those of the miniature 27 MB for
+# each of 175 trainings, those of the real model 15 GB.
+_DEMO_MEMORY, _DEMO_DISK, _MINIATURE_DISK, _REAL_MINI_DISK = 2, 1, 6, 15
 
 # Each prints one JSON object as its last line.
 _TORCH = """
@@ -71,6 +71,7 @@ class _Found:
 
 def doctor() -> int:
     """Print what was found; return 0 if the demo can run here and 1 if not. A missing GPU or hub is no failure."""
+    let_output_pass()
     asked = {code: subprocess.Popen([sys.executable, "-c", code], stdout=-1, stderr=-1, text=True) for code in _SECONDS}
     found = _Found()
     _look_at_python(found)
@@ -87,13 +88,11 @@ def doctor() -> int:
     return 1 if found.fatal else 0
 
 
-def _print(heading: str, lines: Iterator[tuple[str, str]] | list[tuple[str, str]]) -> None:
+def _print(heading: str, lines: Iterable[tuple[str, str]]) -> None:
     print(heading)
     for name, text in lines:
         start = "  - " if name == "-" else f"  {name:<14} "
-        print(
-            textwrap.fill(text, 100, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
-        )
+        print(start + f"\n{' ' * len(start)}".join(textwrap.wrap(text, 100 - len(start), break_on_hyphens=False)))
 
 
 def _answer(process: subprocess.Popen, seconds: int) -> dict:
@@ -185,21 +184,17 @@ def _why_unseen(torch: dict, again: str) -> str:
     return f"it says: {torch['said']}. Compare its CUDA with the driver's, `nvidia-smi`"
 
 
-def _look_at_room(found: _Found) -> int:
-    """Look at memory and disk; return the bytes that are free where runs go."""
-    memory, runs = memory_limit(), Path("runs").absolute()
+def _look_at_room(found: _Found) -> float:
+    """Look at memory and disk; return the GiB that are free where runs go."""
+    memory, runs = memory_limit() / _GIB, Path("runs").absolute()
     place = next(each for each in (runs, *runs.parents) if each.is_dir())
-    free = shutil.disk_usage(place).free
-    found.here.append(("cores, memory", f"{os.cpu_count()} cores, {memory / _GIB:.1f} GiB for processes"))
-    found.here.append(("disk", f"{free / _GIB:.1f} GiB free for {runs}"))
+    free = shutil.disk_usage(place).free / _GIB
+    found.here.append(("cores, memory", f"{os.cpu_count()} cores, {memory:.1f} GiB for processes"))
+    found.here.append(("disk", f"{free:.1f} GiB free for {runs}"))
     if memory < _DEMO_MEMORY:
-        found.fatal.append(
-            f"memory: the demo takes {_DEMO_MEMORY / _GIB:.0f} GiB. Ask for it where you submit or log in"
-        )
+        found.fatal.append(f"memory: the demo takes {_DEMO_MEMORY} GiB. Ask for it where you submit or log in")
     if free < _DEMO_DISK:
-        found.fatal.append(
-            f"disk: the demo takes up to {_DEMO_DISK / _GIB:.0f} GiB. Free some in {place}, or use --output DIR"
-        )
+        found.fatal.append(f"disk: the demo takes up to {_DEMO_DISK} GiB. Free some in {place}, or use --output DIR")
     if not os.access(place, os.W_OK):
         found.fatal.append(f"a folder to write to: {place} is none. Use --output DIR")
     return free
@@ -223,19 +218,19 @@ def _look_at_figures(found: _Found, font: dict) -> None:
         found.missing.append("Chromium, for `make test-browser` alone: `apt-get install chromium`, or one on the PATH")
 
 
-def _enough_for(found: _Found, free: int, gpus: list[float]) -> Iterator[tuple[str, str]]:
+def _enough_for(found: _Found, free: float, gpus: list[float]) -> Iterator[tuple[str, str]]:
     no = "no: see what is missing" if found.fatal else ""
     yield "demo", no or "yes: `make demo`, about 6 minutes on two cores"
     for name, disk in (("paper-mini", _MINIATURE_DISK), ("real-mini", _REAL_MINI_DISK)):
-        short = f"no: it takes {disk / _GIB:.0f} GiB of disk, and {free / _GIB:.1f} are free" if free < disk else ""
-        yield name, no or short or f"yes: `make {name}`, about 90 minutes on two cores, {disk / _GIB:.0f} GiB of disk"
+        short = f"no: it takes {disk} GiB of disk, and {free:.1f} are free" if free < disk else ""
+        yield name, no or short or f"yes: `make {name}`, about 90 minutes on two cores, {disk} GiB of disk"
     for name in ("small", "paper"):
-        yield f"configs/{name}", _fitting(name, gpus)
+        needs = [*memory_of_configs(REPOSITORY / "configs" / name).values()]
+        yield f"configs/{name}", _fitting(name, needs, gpus) if needs else no
 
 
-def _fitting(name: str, gpus: list[float]) -> str:
+def _fitting(name: str, needs: list[tuple[int, float]], gpus: list[float]) -> str:
     """How many of a folder's configs fit into the GPUs, by the estimate of `train.memory` that their heads state."""
-    needs = memory_of_configs(REPOSITORY / "configs" / name).values()
     wants: dict[int, list[float]] = {}
     for processes, size in needs:
         if sum(gpu >= size for gpu in gpus) < processes:

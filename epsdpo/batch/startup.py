@@ -39,6 +39,11 @@ def prepare() -> None:
     if problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2)
+    let_output_pass()
+
+
+def let_output_pass() -> None:
+    """Make of standard output and errors what no terminal, log or reader ends a command by."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # A terminal or a log that knows no β must not end a training.

@@ -133,9 +133,10 @@ def test_gpus_are_held_against_the_estimates_of_the_configs(ask):
     assert line(text, "configs/paper").startswith(f"{len(four)} of {len(four) + others} files fit, all into GPUs of")
 
 
-def test_some_of_the_small_configs_fit_into_a_small_gpu(ask):
+def test_some_of_the_small_configs_fit_into_a_small_gpu_also_where_output_is_ascii(ask):
     needs = [size for _, size in memory_of_configs(ROOT / "configs" / "small").values()]
-    _, text = ask(TORCH.format(gpus=[["S", 8.0]], cuda="13.0", said=""))
+    _, text = ask(TORCH.format(gpus=[["S", 8.0]], cuda="13.0", said=""), PYTHONIOENCODING="ascii")
+    assert line(text, "GPUs") == r"1 \xd7 S, 8.0 GiB"
     fits = sum(size <= 8 for size in needs)
     assert 0 < fits < len(needs)
     assert line(text, "configs/small") == (
@@ -171,8 +172,8 @@ def test_a_hub_that_answers_is_named(ask):
 
 
 def test_too_little_disk_or_memory_says_how_much_is_needed(monkeypatch):
-    monkeypatch.setattr(doctor_module, "_DEMO_DISK", 2**60)
-    monkeypatch.setattr(doctor_module, "_DEMO_MEMORY", 2**60)
+    monkeypatch.setattr(doctor_module, "_DEMO_DISK", 2**30)
+    monkeypatch.setattr(doctor_module, "_DEMO_MEMORY", 2**30)
     found = _Found()
     _look_at_room(found)
     assert [need.partition(":")[0] for need in found.fatal] == ["memory", "disk"]
