@@ -57,7 +57,8 @@ import json
 from matplotlib import font_manager as fonts
 print(json.dumps({"name": fonts.get_font(fonts.findfont(fonts.FontProperties())).family_name}))
 """
-_SECONDS = {_TORCH: 60, _HUB: 6, _FONT: 30}
+_SECONDS = {_TORCH: 120, _HUB: 6, _FONT: 30}
+_LATE = "no answer within"
 
 
 @dataclass
@@ -102,7 +103,7 @@ def _answer(process: subprocess.Popen, seconds: int) -> dict:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        return {"error": f"no answer within {seconds} seconds"}
+        return {"error": f"{_LATE} {seconds} seconds"}
     if process.returncode == 0:
         return json.loads(out.splitlines()[-1])
     last = (errors.strip().splitlines() or [f"ended by signal {-process.returncode}"])[-1]
@@ -162,7 +163,10 @@ def _look_at_torch(found: _Found, torch: dict) -> None:
     seen = machine()["gpus"]  # by the driver
     gpus = [f"{name}, {size / _GIB:.1f} GiB" for name, size in torch.get("gpus", [])]
     shown = "; ".join(f"{gpus.count(each)} × {each}" for each in dict.fromkeys(gpus))
-    if "error" in torch:
+    if torch.get("error", "").startswith(_LATE):  # which does not say that it would not load
+        found.here.append(("torch", torch["error"]))
+        found.missing.append("an answer of torch: this machine is busy, or the disk with its packages slow. Ask again")
+    elif "error" in torch:
         found.here.append(("torch", f"does not load: {torch['error']}"))
         path = "LD_LIBRARY_PATH is set: try `env -u LD_LIBRARY_PATH`, or " if "LD_LIBRARY_PATH" in os.environ else ""
         found.fatal += [] if python_problem() else [f"a torch that loads: {path}{again}"]

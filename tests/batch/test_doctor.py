@@ -16,7 +16,7 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from epsdpo.batch import doctor as doctor_module
 from epsdpo.batch.check.training import _memory
-from epsdpo.batch.doctor import _Found, _look_at_room, _pinned, memory_of_configs
+from epsdpo.batch.doctor import _answer, _Found, _look_at_room, _look_at_torch, _pinned, memory_of_configs
 from epsdpo.experiment import load_experiments
 from epsdpo.experiment.validate import arguments_for_no_machine
 from epsdpo.runs.machine import memory_limit
@@ -105,6 +105,17 @@ def test_a_torch_that_does_not_load_says_why(ask):
 def test_a_torch_that_dies_says_by_which_signal(ask):
     code, text = ask("import os; os.kill(os.getpid(), 4)")
     assert (code, line(text, "torch")) == (1, "does not load: ended by signal 4")
+
+
+def test_a_torch_that_answers_late_is_waited_for_so_long_and_not_called_broken(tmp_path):
+    found, late = (
+        _Found(),
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=-1, stderr=-1),
+    )
+    _look_at_torch(found, _answer(late, 1))
+    assert late.returncode == -9
+    assert ("torch", "no answer within 1 seconds") in found.here
+    assert found.missing and not found.fatal
 
 
 @pytest.mark.parametrize(
