@@ -26,9 +26,9 @@ from epsdpo.batch.startup import REPOSITORY, let_output_pass, open_files_problem
 from epsdpo.runs.machine import machine, memory_limit
 
 _GIB = 2**30
-# In GiB. Measured: a stage and its batch took 1.4 GB of memory, the demo's runs 58 MB, those of the miniature 27 MB for
+# In GiB. Measured: a stage and its batch took 1.4 GB of memory, the demo's runs 58 MB, those of the miniature 20 MB for
 # each of 175 trainings, those of the real model 15 GB.
-_DEMO_MEMORY, _DEMO_DISK, _MINIATURE_DISK, _REAL_MINI_DISK = 2, 1, 6, 15
+_DEMO_MEMORY, _DEMO_DISK, _MINIATURE_DISK, _REAL_MINI_DISK = 2, 1, 4, 15
 
 # Each prints one JSON object as its last line.
 _TORCH = """
