@@ -21,7 +21,7 @@ CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load lab lint lock clean
+.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load test-image lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -112,6 +112,10 @@ test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages,
 
 test-load: $(READY)  ## run two hundred experiments, killing some, and cut the power of others: about 20 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -s tests/load
+
+# As root, with debootstrap, since no container engine is needed for it.
+test-image: $(READY)  ## run the Dockerfile's lines in a Debian of their own, as root: about 10 minutes and 4 GB
+	.venv/bin/python -m pytest -q tests/image
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
 # Options of JupyterLab's own go into LAB_OPTIONS, as root needs one: make lab LAB_OPTIONS=--allow-root

@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 _command = " ".join(["", *getattr(sys, "orig_argv", ["-m", "epsdpo"])])
 if getattr(sys, "argv", [])[:1] == ["-m"] and " -m epsdpo" in _command:
     # A command of this package, before it imports what may be missing.
+    if sys.argv[1:] == ["doctor"]:  # it says what is missing, and needs none of it
+        from epsdpo.batch.doctor import doctor
+
+        sys.exit(doctor())
     from epsdpo.batch.startup import prepare
 
     prepare()

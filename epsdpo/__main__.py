@@ -211,6 +211,12 @@ def _check(options: argparse.Namespace) -> int:
     return REFUSED if failed else 0
 
 
+def _doctor(_: argparse.Namespace) -> int:
+    from epsdpo.batch.doctor import doctor
+
+    return doctor()
+
+
 def _winrate(options: argparse.Namespace) -> int:
     from epsdpo.evaluation.scores.annotations import InputError
     from epsdpo.evaluation.scores.score_file import score_file
@@ -285,6 +291,9 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "--num-processes", metavar="N", type=int, default=1, help="how many processes they are meant for (default: 1)"
     )
+
+    machine = commands.add_parser("doctor", help="what is here, what it is enough for, and what is missing")
+    machine.set_defaults(command=_doctor)
 
     status = commands.add_parser("status", help="where the stages of a run folder stand, also while they run")
     status.set_defaults(command=_status)

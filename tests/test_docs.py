@@ -419,7 +419,7 @@ def shown_tree(page: Path) -> dict[str, set[str]]:
 def real_tree() -> dict[str, set[str]]:
     tree = {}
     package = ROOT / "epsdpo"
-    for path in (package, *(path for path in package.rglob("*") if path.is_dir())):
+    for path in (package, *(path for path in package.rglob("*") if path.is_dir() and path.name != "__pycache__")):
         inner = [entry for entry in path.iterdir() if entry.name != "__pycache__"]
         files = [entry.name for entry in inner if entry.is_file()]
         if path == package:

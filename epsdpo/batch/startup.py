@@ -26,7 +26,7 @@ MODULES = (
 OLDEST_PYTHON = (3, 11)
 OPEN_FILES = 256  # a stage holds about a hundred: its kernel's sockets, libraries being loaded, data
 
-_REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def prepare() -> None:
@@ -35,10 +35,15 @@ def prepare() -> None:
     Raises:
         SystemExit: with exit code 2, after saying what is needed, if it cannot be made so.
     """
-    problem = _python_problem() or _open_files_problem()
+    problem = system_problem() or python_problem() or open_files_problem()
     if problem:
         print(problem, file=sys.stderr)
         raise SystemExit(2)
+    let_output_pass()
+
+
+def let_output_pass() -> None:
+    """Make of standard output and errors what no terminal, log or reader ends a command by."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         # A terminal or a log that knows no β must not end a training.
@@ -84,7 +89,16 @@ def _may_break(stream):
     return not isinstance(stream, _Output) and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode))
 
 
-def _python_problem() -> str:
+def system_problem() -> str:
+    if sys.platform != "win32":
+        return ""
+    return (
+        "epsdpo: commands and notebooks lock files, end groups of processes and flush folders in ways that Windows has "
+        "not. Use WSL 2: `wsl --install`, and in its shell everything is as on Linux"
+    )
+
+
+def python_problem() -> str:
     if sys.version_info < OLDEST_PYTHON:
         lacks = "is Python {}.{}, and 3.11 or newer is needed".format(*sys.version_info[:2])
     else:
@@ -92,16 +106,16 @@ def _python_problem() -> str:
         if not missing:
             return ""
         lacks = "lacks " + ", ".join(missing)
-    if (_REPOSITORY / ".venv" / "bin" / "python").exists():
+    if (REPOSITORY / ".venv" / "bin" / "python").exists():
         remedy = "Use the kit's environment: `. {0}/.venv/bin/activate`, or `{0}/.venv/bin/python -m epsdpo ...`"
-    elif not (_REPOSITORY / "Makefile").exists():
+    elif not (REPOSITORY / "Makefile").exists():
         remedy = "pip install 'epsdpo[kit]' brings what notebooks and commands need beside the library"
     else:
         remedy = "In {0}, `make demo` or `make test` set up .venv with all of it; then `. .venv/bin/activate`"
-    return f"epsdpo: {sys.executable} {lacks}. {remedy.format(_REPOSITORY)}"
+    return f"epsdpo: {sys.executable} {lacks}. {remedy.format(REPOSITORY)}"
 
 
-def _open_files_problem() -> str:
+def open_files_problem() -> str:
     """Raise the limit of open files to what is needed, as any user may up to the hard limit."""
     try:
         import resource

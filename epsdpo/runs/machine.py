@@ -1,5 +1,7 @@
-"""The machine that a stage ran on, as far as the last bits of its numbers depend on it."""
+"""The machine that a stage runs on: what the last bits of its numbers depend on, and how much memory it may take."""
 
+import contextlib
+import math
 import os
 import platform
 import shutil
@@ -12,6 +14,7 @@ _CHOOSE_ARITHMETIC = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR"),
     *("MKL_ENABLE_INSTRUCTIONS", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
 )
+_SECONDS = 20  # a driver that is broken may never answer
 
 
 def machine() -> dict[str, Any]:
@@ -22,6 +25,19 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "environment": {name: os.environ[name] for name in _CHOOSE_ARITHMETIC if name in os.environ},
     }
+
+
+def memory_limit() -> float:
+    """Bytes that the machine has, or fewer where a container or a job is held to them; infinite if nothing says."""
+    limits = [math.inf]
+    with contextlib.suppress(AttributeError, OSError):  # as each system has them
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        own = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()[-1].partition("::/")[2]
+        group = Path("/sys/fs/cgroup") / own
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
+                limits.append(int((folder / "memory.max").read_text(encoding="utf-8")))
+    return min(limits)
 
 
 def _processor() -> str:
@@ -38,7 +54,9 @@ def _gpu_names() -> list[str]:
     """Names of the NVIDIA GPUs, asked of the driver: asking torch would take GPU memory from the stages to come."""
     if shutil.which("nvidia-smi") is None:
         return []
-    answer = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, check=False
-    )
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return []
     return answer.stdout.splitlines() if answer.returncode == 0 else []

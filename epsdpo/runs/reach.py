@@ -190,8 +190,8 @@ def _files_beside(module: str, names: Iterable[str]) -> list[Path]:
 
 
 def _code_cells(notebook: Path) -> Iterator[str]:
-    """The code cells but for the parameters, whose values are settings and paths."""
+    """The code cells but for the parameters, whose values are settings and paths, and the installation on Colab."""
     # As JSON, since loading nbformat takes longer than all else that an idle batch does.
     for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
-        if cell["cell_type"] == "code" and "parameters" not in cell["metadata"].get("tags", []):
+        if cell["cell_type"] == "code" and not {"parameters", "hosted"} & set(cell["metadata"].get("tags", [])):
             yield "".join(cell["source"])

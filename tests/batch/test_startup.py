@@ -92,3 +92,27 @@ def test_a_reader_that_has_seen_enough_sees_no_traceback(command, tmp_path):
     line = f"{sys.executable} -m epsdpo {command} 2> {errors} | true"
     subprocess.run(["bash", "-c", line], cwd=ROOT, check=True)
     assert "Traceback" not in errors.read_text() and "BrokenPipe" not in errors.read_text()
+
+
+WINDOWS = """
+import sys
+sys.platform = "win32"
+class NotThere:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("fcntl", "resource", "termios"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NotThere())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code"), [("epsdpo run configs/demo", 2), ("epsdpo.train --help", 2), ("epsdpo doctor", 1)]
+)
+def test_on_windows_a_command_says_at_once_what_to_use(command, code, tmp_path):
+    """By a Python that says it is there and lacks the modules that are not: nothing of the kit ran on a Windows."""
+    (tmp_path / "sitecustomize.py").write_text(WINDOWS, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    call = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(call, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert "Use WSL 2: `wsl --install`" in " ".join((done.stdout + done.stderr).split())

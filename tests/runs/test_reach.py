@@ -73,6 +73,7 @@ def package(tmp_path, monkeypatch):
         (tmp_path / "epsdpo" / name).write_text(text, encoding="utf-8")
     cells = [{"cell_type": "code", "metadata": {}, "source": [cell]} for cell in CELLS]
     cells[0]["metadata"]["tags"] = ["parameters"]
+    cells.insert(0, {"cell_type": "code", "metadata": {"tags": ["hosted"]}, "source": ["address = 16"]})
     (tmp_path / "epsdpo" / "work.ipynb").write_text(json.dumps({"cells": cells}), encoding="utf-8")
     return tmp_path / "epsdpo", lambda work="work": reached(tmp_path / "epsdpo" / "work.ipynb", work)
 
@@ -98,6 +99,7 @@ def package(tmp_path, monkeypatch):
         ("experiment/__init__.py", "return 11", "return 111", False, False),  # it reads settings, which count by value
         ("plots/__init__.py", "return 12", "return 122", False, True),
         ("work.ipynb", "int = 13", "int = 133", False, False),
+        ("work.ipynb", "address = 16", "address = 166", False, False),
         ("work.ipynb", "scale = 14", "scale = 144", True, True),
         ("work.ipynb", "# the work", "# the one call", False, False),
         ("work.ipynb", "made + 15", "made + 155", False, True),
