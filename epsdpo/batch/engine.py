@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -52,6 +53,9 @@ _RULE_THREADS = (
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 _EXIT = "exit code: "
 _LAST_LINES = 5
+# What Snakemake says of a job that failed; of one on this machine nothing.
+_OF_JOB = re.compile(r"^Error in rule (.+):\n +message: ((?:.+\n)+?) +jobid: ", re.MULTILINE)
+_NOTHING = "None\n"
 
 
 @dataclass(frozen=True)
@@ -78,10 +82,18 @@ ONE_AT_A_TIME = Resources()
 
 
 class Ended(NamedTuple):
-    """How Snakemake ended: its exit code, minus the signal if it was one, and the end of what it said."""
+    """How Snakemake ended.
+
+    Attributes:
+        code: its exit code, minus the signal if it was one.
+        last_lines: the end of what it said.
+        of_jobs: what a cluster, or who submits to it, said of stages that failed: could not be submitted, was
+            cancelled, ran out of time.
+    """
 
     code: int
     last_lines: str
+    of_jobs: dict[StageId, str]
 
     @property
     def killed(self) -> bool:
@@ -147,7 +159,7 @@ def run_due(due: dict[StageId, PlannedStage], run_dir: Path, resources: Resource
     said = (run_dir / ENGINE_LOG).read_bytes()[said_before:].decode("utf-8", errors="replace")
     # Without the options that it lists when it is called wrongly.
     lines = [line for line in said.splitlines() if line.strip() and not line.lstrip().startswith("[")]
-    return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]))
+    return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]), _of_jobs(said, due))
 
 
 def begun_stages(due: dict[StageId, PlannedStage], run_dir: Path) -> dict[StageId, Begun]:
@@ -159,6 +171,12 @@ def begun_stages(due: dict[StageId, PlannedStage], run_dir: Path) -> dict[StageI
             complaint, *code = mark.read_text(encoding="utf-8", errors="replace").split(_EXIT)
             begun[stage_id] = Begun(complaint.strip(), int(code[-1]) if code else None)
     return begun
+
+
+def _of_jobs(said: str, due: dict[StageId, PlannedStage]) -> dict[StageId, str]:
+    by_rule = dict(_OF_JOB.findall(said))
+    found = {stage_id: by_rule.get(_rule_name(stage_id), _NOTHING) for stage_id in due}
+    return {stage_id: text.strip() for stage_id, text in found.items() if text != _NOTHING}
 
 
 def signal_name(number: int) -> str:
