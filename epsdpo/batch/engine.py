@@ -29,6 +29,7 @@ from epsdpo.batch.warm import WarmProcess
 from epsdpo.files import written_whole
 from epsdpo.runs.layout import NOTEBOOKS, STATE_FOLDER
 from epsdpo.runs.manifest import LOG, MANIFEST, TRAININGS
+from epsdpo.runs.preempted import PREEMPTED
 
 _CLIENT = Path(warm_client.__file__).resolve()
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
@@ -53,9 +54,15 @@ _RULE_THREADS = (
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 _EXIT = "exit code: "
 _LAST_LINES = 5
-# What Snakemake says of a job that failed; of one on this machine nothing.
-_OF_JOB = re.compile(r"^Error in rule (.+):\n +message: ((?:.+\n)+?) +jobid: ", re.MULTILINE)
+# What Snakemake says of a job that failed, if it is told of jobs.
+_OF_JOB = re.compile(r"^Error in rule (.+):\n +message: ((?:.*\n)+?) +jobid: ", re.MULTILINE)
 _NOTHING = "None\n"
+# Of a training that was told to end before its job is over, and has saved a checkpoint. A job that was cancelled, or is
+# over, does not run by then, and is left so.
+_BACK_INTO_THE_QUEUE = f"""\
+if [ $code = {PREEMPTED} ] && [ "$(squeue --noheader --format=%T --jobs="${{SLURM_JOB_ID:-}}")" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi"""
 
 
 @dataclass(frozen=True)
@@ -192,10 +199,11 @@ def _command(state: Path, resources: Resources) -> list[str]:
     # Snakemake is told of due stages only, and need not find out for itself what has changed. Profiles that a user has
     # for workflows of his own are not meant for this one.
     command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--workflow-profile", "none"]
-    command += ["--quiet", "host", "progress", "rules", "reason"]  # "all" would leave out its errors, too
+    command += ["--quiet", "host", "progress", "reason"]  # "all" would leave out its errors, too
     if resources.profile:
         return [*command, "--profile", str(Path(resources.profile).resolve()), "--jobs", str(resources.jobs)]
-    command += ["--cores", str(resources.jobs)]
+    # With them what a cluster says of its jobs; of those here nothing is said that is not known.
+    command += ["rules", "--cores", str(resources.jobs)]
     if resources.gpus:
         command += ["--resources", f"gpu={resources.gpus}"]
     return [*command, "--shared-fs-usage", *_SHARED]
@@ -240,7 +248,10 @@ def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, 
 
 
 def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmProcess | None) -> str:
-    """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code."""
+    """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code.
+
+    Told to end with all of a job, it waits for the stage, and has Slurm run the job again if a training has saved.
+    """
     # With = in between, a name may begin with a dash.
     command = [sys.executable, "-m", "epsdpo", "stage", stage.stage, f"--output={stage.folder}"]
     command += [f"--parameter={name}={json.dumps(value)}" for name, value in stage.parameters.items()]
@@ -260,12 +271,14 @@ def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmPr
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
+{"trap : TERM" if resources.profile else ""}
 {{
 {"" if resources.profile else _own_temporary_folder()}
 {f"export {threads}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}
+{_BACK_INTO_THE_QUEUE if resources.profile else ""}
 exit $code
 """
 

@@ -63,11 +63,12 @@ class Cluster:
     """One that runs. `environment` is for those who are to submit to it."""
 
     def __init__(self, folder: Path):
-        # The step of a job that the plugin starts is not told where the configuration lies.
+        # The plugin does not tell the steps of a job where the configuration lies.
         (folder / "bin").mkdir()
-        srun = folder / "bin" / "srun"
-        srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n', "utf-8")
-        srun.chmod(0o755)
+        for name in ("srun", "squeue", "scontrol"):
+            program = folder / "bin" / name
+            program.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which(name)} "$@"\n', "utf-8")
+            program.chmod(0o755)
         path = os.pathsep.join([str(folder / "bin"), os.environ["PATH"]])
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": path}
 

@@ -6,7 +6,9 @@ kernels are real; the notebooks do next to nothing.
 
 import re
 import signal
+from textwrap import indent
 
+import nbformat
 import pytest
 from kit import slurm
 from kit.tiny_kit import REPOSITORY, STEPS, TinyKit
@@ -107,6 +109,31 @@ def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
     assert runner.returncode == 130 and "interrupted; the same command goes on" in err
     wait_until(lambda: not cluster.active(), seconds=40)
     assert cluster.jobs()["slow__train"][1] == "CANCELLED"
+
+
+def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(cluster, kit):
+    """Told as `--signal` tells it, and when this test says so; its time is not over, and nothing cancels it."""
+    values = {"# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"}
+    write_profile(kit.folder, {**OWN_VALUES, **values})
+    kit.write_config("eps", beta=5.0)
+    book = nbformat.read(kit.folder / "notebooks" / "02_train.ipynb", as_version=4)
+    body = "told = []\nwith told_to_end(lambda: told.append(1)):\n" + indent(book.cells[2].source, "    ")
+    saves = 'file.write(json.dumps(row) + "\\n")'
+    assert saves in body
+    stops = f"{saves}\n        if told:\n            raise Preempted(f'saved at step {{step}}')"
+    book.cells[2].source = "from epsdpo.runs.preempted import Preempted, told_to_end\n" + body.replace(saves, stops)
+    nbformat.write(book, kit.folder / "notebooks" / "02_train.ipynb")
+    runner = kit.start(*SUBMIT)
+    wait_until(lambda: steps_of(kit, "eps") or runner.poll() is not None, PATIENCE)
+    number = cluster.jobs()["eps__train"][0]
+    cluster.ask("scancel", "--signal=TERM", number)
+    wait_until(lambda: "Restarts=1" in cluster.ask("scontrol", "show", "job", number), PATIENCE)
+    done = steps_of(kit, "eps")
+    _, err = runner.communicate(timeout=PATIENCE)
+    assert runner.returncode == 0, err
+    assert 0 < done < steps_of(kit, "eps") == STEPS
+    assert kit.started()["configs/eps/train"] == 2 and cluster.jobs()["eps__train"] == (number, "COMPLETED")
+    assert f"saved at step {done}\n" in (kit.folder / "runs/configs/eps/train/stage.log").read_text(encoding="utf-8")
 
 
 def test_what_slurm_refuses_is_quoted(kit):
