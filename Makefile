@@ -104,7 +104,7 @@ $(LM_EVAL)/ready: $(READY) requirements-benchmarks.lock
 	@touch $@
 
 # As for DeepSpeed. Slurm itself is the system's; without it, or not as root, the tests are skipped and say so.
-test-slurm: $(READY) $(SLURM)/ready  ## submit batches to a Slurm cluster of one node, started for them: about 5 minutes
+test-slurm: $(READY) $(SLURM)/ready  ## submit batches to a Slurm cluster of one node, which is started for them
 	PYTHONPATH=$(abspath $(SLURM)) HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/with_slurm
 
 $(SLURM)/ready: $(READY) requirements-slurm.lock
