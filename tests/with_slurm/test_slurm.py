@@ -97,13 +97,13 @@ def test_jobs_that_end_otherwise_than_well_are_told_and_the_same_command_goes_on
     assert runner.returncode == 0, err
     assert all(steps_of(kit, name) == STEPS for name in ("cancelled", "fails", "late", "well"))
     started = kit.started()
-    assert started["configs/well/train"] == 1 and started["configs/late/train"] == 2, started
+    assert started["well/train"] == 1 and started["late/train"] == 2, started
 
 
 def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
     kit.write_config("slow", beta=60.0)
     runner = kit.start(*SUBMIT)
-    wait_until(lambda: kit.started()["configs/slow/train"] or runner.poll() is not None, PATIENCE)
+    wait_until(lambda: kit.started()["slow/train"] or runner.poll() is not None, PATIENCE)
     runner.send_signal(signal.SIGINT)
     _, err = runner.communicate(timeout=120)
     assert runner.returncode == 130 and "interrupted; the same command goes on" in err
@@ -132,7 +132,7 @@ def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(clust
     _, err = runner.communicate(timeout=PATIENCE)
     assert runner.returncode == 0, err
     assert 0 < done < steps_of(kit, "eps") == STEPS
-    assert kit.started()["configs/eps/train"] == 2 and cluster.jobs()["eps__train"] == (number, "COMPLETED")
+    assert kit.started()["eps/train"] == 2 and cluster.jobs()["eps__train"] == (number, "COMPLETED")
     assert f"saved at step {done}\n" in (kit.folder / "runs/configs/eps/train/stage.log").read_text(encoding="utf-8")
 
 
