@@ -46,6 +46,7 @@ JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 ReturnToService=2
 KillWait=20
+MinJobAge=3600
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs=64 RealMemory=600000 Gres=gpu:{gpus} State=UNKNOWN
 PartitionName=lab Nodes=node1 Default=YES MaxTime=INFINITE State=UP
 """
