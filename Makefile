@@ -10,6 +10,7 @@ NOTEBOOKS := notebooks/*.ipynb
 READY := .venv/ready
 DEEPSPEED := .cache/deepspeed
 LM_EVAL := .cache/lm_eval
+SLURM := .cache/slurm
 PAPER_MINI := runs/paper-mini
 REAL_MINI ?= runs/real-mini
 MODELS := .cache/models
@@ -21,7 +22,7 @@ CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-browser test-load test-image lab lint lock clean
+.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-deepspeed test-benchmarks test-slurm test-browser test-load test-image lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -104,6 +105,15 @@ $(LM_EVAL)/ready: $(READY) requirements-benchmarks.lock
 	@echo 'Setting up lm-evaluation-harness in $(LM_EVAL): about 110 MB.'
 	@rm -rf $(LM_EVAL)
 	@.venv/bin/python -m pip install --quiet --no-deps --target $(LM_EVAL) --requirement requirements-benchmarks.lock
+	@touch $@
+
+# As for DeepSpeed. Slurm itself is the system's; without it, or not as root, the tests are skipped and say so.
+test-slurm: $(READY) $(SLURM)/ready  ## submit batches to a Slurm cluster of one node, which is started for them
+	PYTHONPATH=$(abspath $(SLURM)) HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/with_slurm
+
+$(SLURM)/ready: $(READY) requirements-slurm.lock
+	@rm -rf $(SLURM)
+	@.venv/bin/python -m pip install --quiet --no-deps --target $(SLURM) --requirement requirements-slurm.lock
 	@touch $@
 
 # Apart from the other tests because it needs a Chromium on the PATH.

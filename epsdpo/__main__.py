@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code.
 
     0: done. 1: not everything was. 2: refused before any work. 130: interrupted (Ctrl-C). 143: terminated (SIGTERM).
+    75: of a stage, terminated with a checkpoint saved.
     """
     prepare()
     for argument in sys.argv[1:] if arguments is None else arguments:
@@ -137,6 +138,7 @@ def _stage(options: argparse.Namespace) -> int:
         end_with_stdin()
     from epsdpo.batch.gpus import taken_gpus
     from epsdpo.batch.stage import StageError, run_stage
+    from epsdpo.runs.preempted import PREEMPTED, Preempted
 
     try:
         with taken_gpus(options.take_gpus, options.output):
@@ -144,6 +146,9 @@ def _stage(options: argparse.Namespace) -> int:
     except StageError as error:
         print(error, file=sys.stderr)
         return FAILED
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return PREEMPTED
     return 0
 
 

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -28,6 +29,7 @@ from epsdpo.batch.warm import WarmProcess
 from epsdpo.files import written_whole
 from epsdpo.runs.layout import NOTEBOOKS, STATE_FOLDER
 from epsdpo.runs.manifest import LOG, MANIFEST, TRAININGS
+from epsdpo.runs.preempted import PREEMPTED
 
 _CLIENT = Path(warm_client.__file__).resolve()
 _WORKFLOW = Path(__file__).with_name("workflow.smk")
@@ -52,6 +54,15 @@ _RULE_THREADS = (
 _TEMPORARY = ("TMPDIR", "TMP", "TEMP", "TEMPDIR")
 _EXIT = "exit code: "
 _LAST_LINES = 5
+# What Snakemake says of a job that failed, if it is told of jobs.
+_OF_JOB = re.compile(r"^Error in rule (.+):\n +message: ((?:.*\n)+?) +jobid: ", re.MULTILINE)
+_NOTHING = "None\n"
+# Of a training that was told to end before its job is over, and has saved a checkpoint. A job that was cancelled, or is
+# over, does not run by then, and is left so.
+_BACK_INTO_THE_QUEUE = f"""\
+if [ $code = {PREEMPTED} ] && [ "$(squeue --noheader --format=%T --jobs="${{SLURM_JOB_ID:-}}")" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi"""
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,18 @@ ONE_AT_A_TIME = Resources()
 
 
 class Ended(NamedTuple):
-    """How Snakemake ended: its exit code, minus the signal if it was one, and the end of what it said."""
+    """How Snakemake ended.
+
+    Attributes:
+        code: its exit code, minus the signal if it was one.
+        last_lines: the end of what it said.
+        of_jobs: what a cluster, or who submits to it, said of stages that failed: could not be submitted, was
+            cancelled, ran out of time.
+    """
 
     code: int
     last_lines: str
+    of_jobs: dict[StageId, str]
 
     @property
     def killed(self) -> bool:
@@ -147,7 +166,7 @@ def run_due(due: dict[StageId, PlannedStage], run_dir: Path, resources: Resource
     said = (run_dir / ENGINE_LOG).read_bytes()[said_before:].decode("utf-8", errors="replace")
     # Without the options that it lists when it is called wrongly.
     lines = [line for line in said.splitlines() if line.strip() and not line.lstrip().startswith("[")]
-    return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]))
+    return Ended(process.returncode, "\n".join(lines[-_LAST_LINES:]), _of_jobs(said, due))
 
 
 def begun_stages(due: dict[StageId, PlannedStage], run_dir: Path) -> dict[StageId, Begun]:
@@ -159,6 +178,12 @@ def begun_stages(due: dict[StageId, PlannedStage], run_dir: Path) -> dict[StageI
             complaint, *code = mark.read_text(encoding="utf-8", errors="replace").split(_EXIT)
             begun[stage_id] = Begun(complaint.strip(), int(code[-1]) if code else None)
     return begun
+
+
+def _of_jobs(said: str, due: dict[StageId, PlannedStage]) -> dict[StageId, str]:
+    by_rule = dict(_OF_JOB.findall(said))
+    found = {stage_id: by_rule.get(_rule_name(stage_id), _NOTHING) for stage_id in due}
+    return {stage_id: text.strip() for stage_id, text in found.items() if text != _NOTHING}
 
 
 def signal_name(number: int) -> str:
@@ -174,10 +199,11 @@ def _command(state: Path, resources: Resources) -> list[str]:
     # Snakemake is told of due stages only, and need not find out for itself what has changed. Profiles that a user has
     # for workflows of his own are not meant for this one.
     command += ["--rerun-triggers", "mtime", "--keep-going", "--nolock", "--workflow-profile", "none"]
-    command += ["--quiet", "host", "progress", "rules", "reason"]  # "all" would leave out its errors, too
+    command += ["--quiet", "host", "progress", "reason"]  # "all" would leave out its errors, too
     if resources.profile:
         return [*command, "--profile", str(Path(resources.profile).resolve()), "--jobs", str(resources.jobs)]
-    command += ["--cores", str(resources.jobs)]
+    # With them what a cluster says of its jobs; of those here nothing is said that is not known.
+    command += ["rules", "--cores", str(resources.jobs)]
     if resources.gpus:
         command += ["--resources", f"gpu={resources.gpus}"]
     return [*command, "--shared-fs-usage", *_SHARED]
@@ -222,7 +248,10 @@ def _rule(stage: PlannedStage, due: dict[StageId, PlannedStage], run_dir: Path, 
 
 
 def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmProcess | None) -> str:
-    """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code."""
+    """Shell that runs a stage. It leaves a file that says that the stage was begun, and in the end its exit code.
+
+    Told to end with all of a job, it waits for the stage, and has Slurm run the job again if a training has saved.
+    """
     # With = in between, a name may begin with a dash.
     command = [sys.executable, "-m", "epsdpo", "stage", stage.stage, f"--output={stage.folder}"]
     command += [f"--parameter={name}={json.dumps(value)}" for name, value in stage.parameters.items()]
@@ -242,12 +271,14 @@ def _script(stage: PlannedStage, state: Path, resources: Resources, warm: WarmPr
     here, mark, folder, log = (shlex.quote(str(path)) for path in (Path.cwd(), mark, stage.folder, stage.folder / LOG))
     return f"""\
 code=0
+{"trap : TERM" if resources.profile else ""}
 {{
 {"" if resources.profile else _own_temporary_folder()}
 {f"export {threads}" if all_cores else ""}
 cd -- {here} && mkdir -p -- {folder} && {shlex.join(command)} >> {log} 2>&1
 }} 2> {mark} || code=$?
 echo "{_EXIT}$code" >> {mark}
+{_BACK_INTO_THE_QUEUE if resources.profile else ""}
 exit $code
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets import default
 
 from epsdpo.batch.forked import OF_KERNELS, start_kernel
+from epsdpo.runs.preempted import Preempted, told_to_end
 
 _TRACEBACK_LINES = 12
 _STARTS = 3
@@ -37,6 +39,7 @@ class _OwnKernelManager(AsyncKernelManager):
     """Starts the kernel of this very interpreter, whatever kernelspecs the user has installed under whatever name."""
 
     key_file_prefix: str  # of the stage
+    kernels: list[int]  # process ids of those that were started
 
     @default("client_factory")
     def _removes_the_key(self) -> type:
@@ -56,11 +59,12 @@ class _OwnKernelManager(AsyncKernelManager):
         """In a fork of the batch's warm process, if this stage is one: for its first start."""
         kernel = start_kernel(kernel_cmd, options["env"], options.get("cwd"))
         if kernel is None:
-            return await super()._async_launch_kernel(kernel_cmd, **options)
-        self.provisioner.process = kernel
-        self.provisioner.pid = self.provisioner.pgid = kernel.pid
-        self._reconcile_connection_info(self.provisioner.connection_info)
-        return None
+            await super()._async_launch_kernel(kernel_cmd, **options)
+        else:
+            self.provisioner.process = kernel
+            self.provisioner.pid = self.provisioner.pgid = kernel.pid
+            self._reconcile_connection_info(self.provisioner.connection_info)
+        self.kernels.append(self.provisioner.pid)
 
     @default("transport_encryption")
     def _encrypt_where_possible(self) -> str:
@@ -69,12 +73,41 @@ class _OwnKernelManager(AsyncKernelManager):
 
 
 def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str | None:
-    """Run all cells, saving as they finish, and return what went wrong, or None."""
+    """Run all cells, saving as they finish, and return what went wrong, or None.
+
+    When this process is told to end, the kernel is. A training in it may then save a checkpoint; else it just ends, and
+    this process with it.
+
+    Raises:
+        Preempted: if it did save one.
+    """
+    kernels: list[int] = []
+    told = False
+
+    def pass_on() -> None:
+        nonlocal told
+        told = True
+        if kernels:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(kernels[-1], signal.SIGTERM)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with told_to_end(pass_on):
+        problem = _execute(notebook, executed, parameters, kernels)
+    if told and problem is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(kernels[-1], signal.SIGKILL)  # what the kernel has started
+        os.kill(os.getpid(), signal.SIGTERM)
+    return problem
+
+
+def _execute(notebook: Path, executed: Path, parameters: dict[str, Any], kernels: list[int]) -> str | None:
     prefix = f"epsdpo-kernel-{hashlib.sha256(os.fsencode(executed.resolve())).hexdigest()[:16]}-"
     for left_over in Path(tempfile.gettempdir()).glob(f"{prefix}*.json"):  # of a process killed as its kernel started
         with contextlib.suppress(OSError):
             left_over.unlink()
-    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix})
+    manager = type("_KernelManager", (_OwnKernelManager,), {"key_file_prefix": prefix, "kernels": kernels})
     for attempt in range(1, _STARTS + 1):
         try:
             result = papermill.execute_notebook(
@@ -91,6 +124,8 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str |
             )
             break
         except PapermillExecutionError as error:
+            if error.ename == Preempted.__name__:
+                raise Preempted(error.evalue) from None
             lines = strip_ansi("\n".join(error.traceback)).splitlines()[-_TRACEBACK_LINES:]
             return "\n".join([f"{error.ename}: {error.evalue}", *lines])
         except DeadKernelError:

@@ -40,6 +40,7 @@ from epsdpo.runs.watch import ORPHANED
 LOCK_FILE = "lock"
 
 _LAST_LINES = 3
+_NOT_BEGUN = Begun("", None)  # by a cluster
 
 
 class Failure(NamedTuple):
@@ -308,10 +309,10 @@ def _look_back(
     for stage_id, stage in due.items():
         if found[stage_id].made:
             continue
-        if stage_id not in begun:
+        if stage_id not in begun and stage_id not in ended.of_jobs:
             left = left or all(need not in due or found[need].made for need in stage.needs.values())
             continue
-        error = _error(stage, before[stage_id], begun[stage_id], ended)
+        error = _error(stage, before[stage_id], begun.get(stage_id, _NOT_BEGUN), ended)
         if error is None:
             left = True
         else:
@@ -330,6 +331,8 @@ def _error(stage: PlannedStage, before: _Trace, begun: Begun, ended: Ended) -> s
     if begun.exit_code == ORPHANED or (begun.exit_code is None and ended.killed):
         return None
     said = _said(stage.folder / LOG, before.log_bytes)
+    if stage.id in ended.of_jobs:
+        return "\n".join([ended.of_jobs[stage.id], *said])
     signal = (begun.exit_code or 0) - 128
     if begun.exit_code is None or signal == SIGKILL:
         return "\n".join(["its process was killed; most often the machine ran out of memory", *said])

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from epsdpo.experiment import ConfigError, Experiment, load_experiment
+from epsdpo.runs.preempted import PREEMPTED, Preempted
 from epsdpo.runs.watch import end_with_stdin
 from epsdpo.train.checkpoints import process_state
 from epsdpo.train.memory import OutOfMemory
@@ -23,7 +24,8 @@ def run(
     """Read arguments, do the work on the experiment of their config, and say where what was `made` lies.
 
     Returns:
-        0: done. 2: the config was refused. 3: memory ran out. (4 is what `--end-with-stdin` ends with.)
+        0: done. 2: the config was refused. 3: memory ran out. (4 is what `--end-with-stdin` ends with.) 75: it was told
+        to end by SIGTERM or SIGUSR1, and saved a checkpoint.
     """
     parser.add_argument(
         "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
@@ -42,6 +44,9 @@ def run(
     except OutOfMemory as error:
         print(error, file=sys.stderr)
         return OUT_OF_MEMORY
+    except Preempted as stop:
+        print(stop, file=sys.stderr)
+        return PREEMPTED
     if processes.is_main_process:
         print(f"{made}: {model_dir}")
     return 0

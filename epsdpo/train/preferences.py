@@ -29,6 +29,7 @@ from epsdpo.train import command
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
 from epsdpo.train.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
+from epsdpo.train.preemption import train_until_told
 from epsdpo.train.progress_lines import ProgressLines
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ def train(
         ConfigError: if the folder holds a run of another config, or one whose record was damaged, `sft_dir` is not what
             the experiment needs, or the layers of `model.lora` cannot be trained and merged.
         OutOfMemory: if an allocation fails, with settings that need less.
+        Preempted: if this process was told to end (SIGTERM, SIGUSR1), once a checkpoint is saved.
     """
     output_dir = Path(output_dir)
     processes = process_state(experiment)
@@ -78,7 +80,7 @@ def train(
     trainer = None
     try:
         trainer = build_trainer(experiment, data, arguments, [ProgressLines()] if callbacks is None else callbacks)
-        trainer.train(resume_from_checkpoint=True)
+        train_until_told(trainer)
     except CannotContinue as error:
         raise ConfigError(f"{experiment.name}: {error}") from error
     except (MemoryError, RuntimeError) as error:

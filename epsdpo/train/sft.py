@@ -36,6 +36,7 @@ from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
 from epsdpo.train.checkpoints import keep_model, process_state
+from epsdpo.train.preemption import train_until_told
 from epsdpo.train.progress_lines import LossLines
 from epsdpo.train.sft_config import SFTArguments
 
@@ -65,6 +66,7 @@ def finetune(
     Raises:
         ConfigError: if the experiment has no `model.sft`, its batch does not divide, the folder holds the SFT of
             other settings, or one whose record was damaged, or the layers of `model.lora` cannot be trained and merged.
+        Preempted: if this process was told to end (SIGTERM, SIGUSR1), once a checkpoint is saved.
     """
     section = experiment.model.sft
     if section is None:
@@ -96,7 +98,7 @@ def finetune(
     trainer.remove_callback(PrinterCallback)  # prints every log as a dictionary
     warn_of_lost_updates(trainer.model, trainer.accelerator, section.learning_rate)
     try:
-        trainer.train(resume_from_checkpoint=True)
+        train_until_told(trainer)
     except CannotContinue as error:
         raise ConfigError(f"{experiment.name}: {error}") from error
 

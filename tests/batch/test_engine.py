@@ -67,6 +67,18 @@ def test_snakemake_that_is_killed_before_its_first_stage(batch, tmp_path, number
     assert outcome.trouble.endswith(f"was ended by signal {number.name}")
 
 
+def test_what_a_cluster_says_of_jobs_is_read_from_the_log_of_snakemake():
+    said = (
+        "Error in rule data-1__prepare:\n    message: None\n    jobid: 1\n    output: ../data-1/manifest.json\n"
+        "[Thu Nov 26 17:46:48 2026]\nError in rule eps__train:\n    message: sbatch failed. It said 'error: invalid\n"
+        "error: partition'.\n    sbatch call:\n        sbatch -p none\n\n    jobid: 2\n    output: x\n"
+    )
+    due = [StageId("data-1", "prepare"), StageId("eps", "train"), StageId("eps", "trajectory")]
+    found = engine._of_jobs(said, dict.fromkeys(due))
+    assert list(found) == [StageId("eps", "train")]
+    assert found[StageId("eps", "train")].startswith("sbatch failed. It said 'error: invalid\nerror: partition'.")
+
+
 def test_a_profile_of_the_user_is_not_taken_and_no_temporary_folder_stays(batch, tmp_path, monkeypatch):
     """One that Snakemake would find by itself; and its own folders are those of the run, whatever HOME is."""
     monkeypatch.setenv("SNAKEMAKE_PROFILE", "nowhere")

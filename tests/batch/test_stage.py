@@ -25,6 +25,7 @@ from epsdpo.batch.specs import STAGES
 from epsdpo.batch.stage import StageError, check_parameters, read_parameters, run_stage
 from epsdpo.experiment import ConfigError
 from epsdpo.experiment.paths import REPOSITORY, resolve_path
+from epsdpo.runs.preempted import PREEMPTED
 
 COMMITTED = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 
@@ -162,6 +163,15 @@ def test_leaving_early_is_a_failure(notebook, tmp_path):
     assert not (tmp_path / "manifest.json").exists()
 
 
+def start_stage(book, output):
+    program = (
+        "import pathlib, sys\nfrom epsdpo.batch import stage as stages\nimport epsdpo.__main__ as command\n"
+        f"stages.NOTEBOOKS = pathlib.Path({str(book.parent)!r})\n"
+        f"sys.exit(command.main(['stage', 'train', '--output', {str(output)!r}]))"
+    )
+    return subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
+
+
 def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
     """As a scheduler ends a job: the runner is told, and nothing of it may keep the GPU."""
     book = notebook(
@@ -169,12 +179,7 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
         "open(output_dir + '/pids.part', 'w').write(f'{os.getpid()} {child.pid}')",
         "os.rename(output_dir + '/pids.part', output_dir + '/pids')\ntime.sleep(60)",
     )
-    program = (
-        "import pathlib, signal, sys\nfrom epsdpo.batch import stage as stages\nimport epsdpo.__main__ as command\n"
-        f"stages.NOTEBOOKS = pathlib.Path({str(book.parent)!r})\n"
-        f"sys.exit(command.main(['stage', 'train', '--output', {str(tmp_path)!r}]))"
-    )
-    runner = subprocess.Popen([sys.executable, "-c", program])
+    runner = start_stage(book, tmp_path)
     try:
         wait_until((tmp_path / "pids").exists)
         processes = [psutil.Process(int(pid)) for pid in (tmp_path / "pids").read_text().split()]
@@ -184,6 +189,29 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
     finally:
         runner.kill()
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_training_that_is_told_to_end_by_way_of_its_stage_has_time_to_save(notebook, tmp_path):
+    book = notebook(
+        "import pathlib, time\nfrom epsdpo.runs.preempted import Preempted, told_to_end\ntold = []",
+        "with told_to_end(lambda: told.append('told')):\n"
+        "    pathlib.Path(output_dir, 'began').touch()\n"
+        "    while not told:\n"
+        "        time.sleep(0.01)\n"
+        "time.sleep(3)\n"
+        "pathlib.Path(output_dir, 'saved').touch()\n"
+        "raise Preempted('saved at step 7')",
+    )
+    stage = start_stage(book, tmp_path)
+    try:
+        wait_until((tmp_path / "began").exists)
+        stage.send_signal(signal.SIGTERM)
+        _, err = stage.communicate(timeout=60)
+    finally:
+        stage.kill()
+    assert stage.returncode == PREEMPTED and err.endswith("saved at step 7\n")
+    assert (tmp_path / "saved").exists() and not (tmp_path / "manifest.json").exists()
+    assert json.loads((tmp_path / "stage.json").read_text(encoding="utf-8"))["status"] == "running"
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -14,11 +15,14 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from kit.official import save_official_model
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, TrainerCallback
 
 from epsdpo.experiment import load_experiment
 from epsdpo.methods.record import read_pairs, read_steps
+from epsdpo.runs.preempted import PREEMPTED
+from epsdpo.train import preferences
 from epsdpo.train.checkpoints import whole_checkpoints
+from epsdpo.train.preferences import main
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -104,13 +108,46 @@ def test_a_killed_run_resumes_as_if_it_had_not_been_killed(config, tmp_path):
     code, log = run(config, killed)
     assert code == 0 and "continuing run from" in log
 
-    whole, killed = tmp_path / "whole" / "train", killed / "train"
+    assert_same_results(tmp_path / "whole" / "train", killed / "train")
+
+
+def assert_same_results(whole, other):
+    """Of two training folders, to the last bit; how long steps took is no result."""
     columns = [column for column in read_steps(whole).columns if column != "seconds"]
-    pd.testing.assert_frame_equal(read_steps(killed)[columns], read_steps(whole)[columns], check_exact=True)
-    pd.testing.assert_frame_equal(read_pairs(killed), read_pairs(whole), check_exact=True)
-    assert len(read_pairs(killed)) == 3 * 96
+    pd.testing.assert_frame_equal(read_steps(other)[columns], read_steps(whole)[columns], check_exact=True)
+    pd.testing.assert_frame_equal(read_pairs(other), read_pairs(whole), check_exact=True)
+    assert len(read_pairs(other)) == 3 * 96
     for name, weight in load_file(whole / "model" / "model.safetensors").items():
-        assert weight.equal(load_file(killed / "model" / "model.safetensors")[name]), name
+        assert weight.equal(load_file(other / "model" / "model.safetensors")[name]), name
+
+
+class Tells(TrainerCallback):
+    """Sends its process a signal at the end of a step."""
+
+    def __init__(self, step, number):
+        self.step, self.number = step, number
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+def test_a_run_that_is_told_to_end_saves_a_checkpoint_and_goes_on_from_it(config, tmp_path, monkeypatch, capsys):
+    """Told twice, within an epoch and at its end, though its config saves no checkpoints."""
+    write_config(config, yaml.safe_load(config.read_text()), train__save_strategy="no")
+    assert main(["--config", str(config), "--output", str(tmp_path / "whole")]) == 0
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    told = ["--config", str(config), "--output", str(tmp_path / "told")]
+    for step, number in ((2, signal.SIGUSR1), (24, signal.SIGTERM)):
+        with monkeypatch.context() as patch:
+            patch.setattr(preferences, "ProgressLines", partial(Tells, step, number))
+            assert main(told) == PREEMPTED
+        assert f"told to end, and saved a checkpoint at step {step} of 36; the same command" in capsys.readouterr().err
+        assert list(whole_checkpoints(tmp_path / "told" / "train"))[-1] == step
+        assert not (tmp_path / "told" / "train" / "model").exists()
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == before
+    assert main(told) == 0
+    assert_same_results(tmp_path / "whole" / "train", tmp_path / "told" / "train")
 
 
 def test_finished_run_is_not_repeated_and_another_config_is_refused(config, tmp_path):

@@ -1,0 +1,144 @@
+"""Batches submitted to a Slurm cluster of one node by a copy of its profile: `make test-slurm`.
+
+The plugin for Snakemake is not in requirements.lock, and Slurm is a system's. Cluster, jobs, Snakemake, stages and
+kernels are real; the notebooks do next to nothing.
+"""
+
+import re
+import signal
+from textwrap import indent
+
+import nbformat
+import pytest
+from kit import slurm
+from kit.tiny_kit import REPOSITORY, STEPS, TinyKit
+from kit.waiting import wait_until
+
+PROFILE = (REPOSITORY / "configs" / "cluster" / "slurm" / "config.yaml").read_text(encoding="utf-8")
+# What a user changes: who pays, where stages run, and here how often jobs are looked at.
+OWN_VALUES = {
+    '  slurm_account: "your-account"\n': "",
+    'slurm_partition: "gpu"': 'slurm_partition: "lab"',
+    "status-checks: 20": "status-checks: 5",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    if reason := slurm.missing():
+        pytest.skip(reason)
+    with slurm.cluster_in(tmp_path_factory.mktemp("cluster")) as running:
+        yield running
+
+
+@pytest.fixture
+def kit(cluster, tmp_path, monkeypatch):
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    write_profile(tmp_path, OWN_VALUES)
+    return TinyKit(tmp_path)
+
+
+def write_profile(folder, values):
+    text = PROFILE
+    for old, new in values.items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "profile").mkdir(exist_ok=True)
+    (folder / "profile" / "config.yaml").write_text(text, encoding="utf-8")
+
+
+def steps_of(kit, name):
+    record = kit.folder / "runs" / "configs" / name / "train" / "steps.jsonl"
+    return record.read_text(encoding="utf-8").count("\n") if record.exists() else 0
+
+
+PATIENCE = 600.0  # seconds, on a busy machine
+SUBMIT = ("run", "configs", "--profile", "profile", "--jobs", "8")
+
+
+def test_jobs_that_end_otherwise_than_well_are_told_and_the_same_command_goes_on(cluster, kit):
+    """One is cancelled, one runs out of time, one fails, one ends well; then the node is drained, and comes back."""
+    kit.write_config("cancelled", beta=8.0)
+    kit.write_config("fails", learning_rate=0.5)
+    kit.write_config("late", beta=24.0)
+    kit.write_config("well", method="dpo")
+    runner = kit.start(*SUBMIT)
+    wait_until(lambda: steps_of(kit, "cancelled") or runner.poll() is not None, PATIENCE)
+    jobs = cluster.jobs()
+    asked = cluster.ask("scontrol", "show", "job", jobs["cancelled__train"][0])
+    for words in ("Partition=lab", "TimeLimit=1-00:00:00", "NumCPUs=8", "MinMemoryNode=62.50G", "gres:gpu:1"):
+        assert words in asked, asked
+    prepare = next(number for name, (number, _) in jobs.items() if name.endswith("__prepare"))
+    assert "gpu" not in cluster.ask("scontrol", "show", "job", prepare)
+    cluster.ask("scancel", jobs["cancelled__train"][0])
+    wait_until(lambda: steps_of(kit, "late") or runner.poll() is not None, PATIENCE)
+    cluster.ask("scontrol", "update", f"JobId={jobs['late__train'][0]}", "TimeLimit=1")
+    _, err = runner.communicate(timeout=PATIENCE)
+    assert runner.returncode == 1, err
+    for name, words in (
+        ("cancelled", r"SLURM-job '\d+' failed, SLURM status is: 'CANCELLED'"),
+        ("late", r"SLURM-job '\d+' failed, SLURM status is: 'TIMEOUT'"),
+        ("fails", "RuntimeError: <b>learning_rate</b> is too high"),
+    ):
+        assert re.search(rf"failed   {name}/train: {words}.*\n +log: \S+{name}/train/stage\.log\n", err), err
+    assert kit.manifest("well/trajectory") and kit.manifest("report")
+    done = {name: steps_of(kit, name) for name in ("cancelled", "late")}
+    assert all(0 < steps < STEPS for steps in done.values()), done
+
+    cluster.ask("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+    kit.write_config("fails", learning_rate=0.25)
+    runner = kit.start(*SUBMIT)
+    wait_until(lambda: len(cluster.active()) == 3 or runner.poll() is not None, PATIENCE)
+    assert {state for number, state in cluster.jobs().values() if number in " ".join(cluster.active())} == {"PENDING"}
+    assert {name: steps_of(kit, name) for name in done} == done
+    cluster.ask("scontrol", "update", "NodeName=node1", "State=RESUME")
+    _, err = runner.communicate(timeout=PATIENCE)
+    assert runner.returncode == 0, err
+    assert all(steps_of(kit, name) == STEPS for name in ("cancelled", "fails", "late", "well"))
+    started = kit.started()
+    assert started["well/train"] == 1 and started["late/train"] == 2, started
+
+
+def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
+    kit.write_config("slow", beta=60.0)
+    runner = kit.start(*SUBMIT)
+    wait_until(lambda: kit.started()["slow/train"] or runner.poll() is not None, PATIENCE)
+    runner.send_signal(signal.SIGINT)
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 130 and "interrupted; the same command goes on" in err
+    wait_until(lambda: not cluster.active(), seconds=40)
+    assert cluster.jobs()["slow__train"][1] == "CANCELLED"
+
+
+def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(cluster, kit):
+    """Told as `--signal` tells it, and when this test says so; its time is not over, and nothing cancels it."""
+    values = {"# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"}
+    write_profile(kit.folder, {**OWN_VALUES, **values})
+    kit.write_config("eps", beta=5.0)
+    book = nbformat.read(kit.folder / "notebooks" / "02_train.ipynb", as_version=4)
+    body = "told = []\nwith told_to_end(lambda: told.append(1)):\n" + indent(book.cells[2].source, "    ")
+    saves = 'file.write(json.dumps(row) + "\\n")'
+    assert saves in body
+    stops = f"{saves}\n        if told:\n            raise Preempted(f'saved at step {{step}}')"
+    book.cells[2].source = "from epsdpo.runs.preempted import Preempted, told_to_end\n" + body.replace(saves, stops)
+    nbformat.write(book, kit.folder / "notebooks" / "02_train.ipynb")
+    runner = kit.start(*SUBMIT)
+    wait_until(lambda: steps_of(kit, "eps") or runner.poll() is not None, PATIENCE)
+    number = cluster.jobs()["eps__train"][0]
+    cluster.ask("scancel", "--signal=TERM", number)
+    wait_until(lambda: "Restarts=1" in cluster.ask("scontrol", "show", "job", number), PATIENCE)
+    done = steps_of(kit, "eps")
+    _, err = runner.communicate(timeout=PATIENCE)
+    assert runner.returncode == 0, err
+    assert 0 < done < steps_of(kit, "eps") == STEPS
+    assert kit.started()["eps/train"] == 2 and cluster.jobs()["eps__train"] == (number, "COMPLETED")
+    assert f"saved at step {done}\n" in (kit.folder / "runs/configs/eps/train/stage.log").read_text(encoding="utf-8")
+
+
+def test_what_slurm_refuses_is_quoted(kit):
+    write_profile(kit.folder, {**OWN_VALUES, 'slurm_partition: "gpu"': 'slurm_partition: "none"'})
+    kit.write_config("dpo", method="dpo")
+    code, _, err = kit.run(*SUBMIT, timeout=PATIENCE)
+    assert code == 1
+    assert "prepare: SLURM sbatch failed. The error message was 'sbatch: error: invalid partition" in err
