@@ -8,10 +8,10 @@ from pathlib import Path
 
 from epsdpo.experiment import ConfigError, Experiment, load_experiment
 from epsdpo.runs.watch import end_with_stdin
-from epsdpo.train.checkpoints import process_state
 from epsdpo.train.memory import OutOfMemory
+from epsdpo.train.processes import is_lost_process, lost_process, process_state
 
-REFUSED, OUT_OF_MEMORY = 2, 3  # exit codes
+REFUSED, OUT_OF_MEMORY, LOST_PROCESS = 2, 3, 6  # exit codes
 
 
 def run(
@@ -24,6 +24,7 @@ def run(
 
     Returns:
         0: done. 2: the config was refused. 3: memory ran out. (4 is what `--end-with-stdin` ends with.)
+        6: another process of the training is gone, or out of reach.
     """
     parser.add_argument(
         "--end-with-stdin", action="store_true", help="end at once when standard input closes, as for a notebook"
@@ -42,6 +43,11 @@ def run(
     except OutOfMemory as error:
         print(error, file=sys.stderr)
         return OUT_OF_MEMORY
+    except RuntimeError as error:
+        if not is_lost_process(error):
+            raise
+        print(lost_process(error, experiment), file=sys.stderr)
+        return LOST_PROCESS
     if processes.is_main_process:
         print(f"{made}: {model_dir}")
     return 0
