@@ -20,8 +20,8 @@ from epsdpo.methods.kernels import TOKENS_PER_TILE, VOCABULARY_PER_TILE
 
 MEASURED = Path(__file__).parent / "results" / "gpu-nvidia-h200.json"
 
-# NVIDIA's figures for bfloat16 without sparsity and for memory, times what large products were seen to reach there (21.4
-# TFLOP at the head in 27 ms), and what plain passes are taken to reach.
+# NVIDIA's figures for bfloat16 without sparsity and for memory, times what large products were seen to reach there
+# (21.4 TFLOP at the head in 27 ms), and what plain passes are taken to reach.
 OPERATIONS_PER_SECOND = 0.8 * 989e12
 BYTES_PER_SECOND = 0.9 * 4.8e12
 
