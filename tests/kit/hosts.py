@@ -4,6 +4,7 @@ They share the machine's files, but for a folder that the second is told to see 
 belongs to a group of its own, by which it is told from what the first one wrote.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -67,9 +68,10 @@ class Host:
         """SIGKILL for all that runs there; its network goes on answering, as that of a machine which reboots."""
         while pids := ip("netns", "pids", self.name).split():
             for pid in pids:
-                os.kill(int(pid), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it ended by itself
+                    os.kill(int(pid), signal.SIGKILL)
             for process in self.started:
-                process.communicate()
+                process.wait()
 
 
 class TwoHosts:
