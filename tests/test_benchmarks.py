@@ -64,6 +64,18 @@ def test_rounds_by_hand(step_cost):
     ]
 
 
+def test_what_is_expected_of_a_gpu_by_hand_and_on_the_page(step_cost):
+    expected = importlib.import_module("expected")
+    step = expected.Expected(expected.SHAPES["Llama-3-8B"], 2048)
+    assert step.layer_weights == 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14_336) == 6_979_321_856
+    assert step.head_operations == 5 * 2 * 4080 * 4096 * 128_256
+    assert step.layer_operations == 8 * 4096 * step.layer_weights + 4.5 * 32 * (2 * 2 * 2048**2 * 4096)
+    assert step.passes_ms(0) == pytest.approx((14 * 4080 + 6 * 4096) * 128_256 / 4.32e9)
+    page = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for table in expected.tables():
+        assert f"\n\n{table}\n\n" in page
+
+
 def test_peers_are_contenders_of_the_two_objectives(step_cost):
     assert all(
         ours in step_cost.CONTENDERS and peer in step_cost.CONTENDERS and ours[0] == "ε" and peer[0] == "D"

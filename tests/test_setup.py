@@ -254,8 +254,8 @@ def test_gemma_is_fetched_on_its_user_s_word_alone(checkout):
 
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
-    tests = ["test", "test-distributed", "test-deepspeed", "test-benchmarks", "test-slurm", "test-browser", "test-load"]
-    tests += ["test-image"]
+    tests = ["test", "test-distributed", "test-hosts", "test-deepspeed", "test-benchmarks", "test-slurm"]
+    tests += ["test-browser", "test-load", "test-image"]
     targets = [
         "help",
         "demo",

@@ -6,10 +6,8 @@ SFT and preference training share it.
 from collections.abc import Callable
 from pathlib import Path
 
-from accelerate import PartialState
 from transformers import Trainer
 
-from epsdpo.experiment import Experiment
 from epsdpo.files import flush_to_disk, flush_tree, partial_of
 from epsdpo.methods.checkpoint_files import (
     NotWhole,
@@ -22,11 +20,6 @@ from epsdpo.methods.checkpoint_files import (
 )
 
 ADAPTER_FOLDER = "adapter"
-
-
-def process_state(experiment: Experiment) -> PartialState:
-    """The processes that train together, on the devices that the trainer will use."""
-    return PartialState(cpu=experiment.train.get("use_cpu", False))
 
 
 def whole_checkpoints(output_dir: str | Path) -> dict[int, Path]:

@@ -27,9 +27,10 @@ from epsdpo.models.start import after_sft, load_tokenizer, pin_revision, require
 from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.train import command
 from epsdpo.train.adapters import lora_config, merge_adapter, require_mergeable
-from epsdpo.train.checkpoints import keep_model, process_state
+from epsdpo.train.checkpoints import keep_model
 from epsdpo.train.memory import MemoryOutlook, OutOfMemory, is_out_of_memory
 from epsdpo.train.preemption import train_until_told
+from epsdpo.train.processes import process_state, require_one_folder
 from epsdpo.train.progress_lines import ProgressLines
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,15 @@ def train(
         sft_dir: what `epsdpo.train.sft` wrote, for an experiment with `model.sft`.
 
     Raises:
-        ConfigError: if the folder holds a run of another config, or one whose record was damaged, `sft_dir` is not what
-            the experiment needs, or the layers of `model.lora` cannot be trained and merged.
+        ConfigError: if the folder holds a run of another config, or one whose record was damaged, or is not the same
+            for all processes, `sft_dir` is not what the experiment needs, or the layers of `model.lora` cannot be
+            trained and merged.
         OutOfMemory: if an allocation fails, with settings that need less.
         Preempted: if this process was told to end (SIGTERM, SIGUSR1), once a checkpoint is saved.
     """
     output_dir = Path(output_dir)
     processes = process_state(experiment)
+    require_one_folder(output_dir, processes)
     with processes.main_process_first():
         experiment = claim_folder(experiment, output_dir, pin_revision)
     model_dir = output_dir / MODEL_FOLDER
@@ -157,7 +160,10 @@ def _prepared_and_trained(experiment: Experiment, options: argparse.Namespace) -
     require_local(experiment)
     run_dir = Path(options.output or Path("runs") / experiment.name)
     data_dir = Path(options.data or run_dir / "data")
-    with process_state(experiment).main_process_first():
+    processes = process_state(experiment)
+    if not options.data:
+        require_one_folder(data_dir, processes)
+    with processes.main_process_first():
         if not options.data and not (data_dir / REPORT).exists():
             tokenizer = load_tokenizer(experiment)
             prepare(experiment.data, tokenizer, data_dir, max_length=experiment.train["max_length"])

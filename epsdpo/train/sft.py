@@ -35,8 +35,9 @@ from epsdpo.runs.fingerprint import differences, key_parts
 from epsdpo.runs.layout import MODEL_FOLDER
 from epsdpo.train import command
 from epsdpo.train.adapters import require_mergeable
-from epsdpo.train.checkpoints import keep_model, process_state
+from epsdpo.train.checkpoints import keep_model
 from epsdpo.train.preemption import train_until_told
+from epsdpo.train.processes import process_state, require_one_folder
 from epsdpo.train.progress_lines import LossLines
 from epsdpo.train.sft_config import SFTArguments
 
@@ -65,7 +66,8 @@ def finetune(
 
     Raises:
         ConfigError: if the experiment has no `model.sft`, its batch does not divide, the folder holds the SFT of
-            other settings, or one whose record was damaged, or the layers of `model.lora` cannot be trained and merged.
+            other settings, or one whose record was damaged, or is not the same for all processes, or the layers of
+            `model.lora` cannot be trained and merged.
         Preempted: if this process was told to end (SIGTERM, SIGUSR1), once a checkpoint is saved.
     """
     section = experiment.model.sft
@@ -73,6 +75,7 @@ def finetune(
         raise ConfigError(f"experiment {experiment.name!r} has no section model.sft. Add one, or leave this stage out")
     output_dir = Path(output_dir)
     processes = process_state(experiment)
+    require_one_folder(output_dir, processes)
     with processes.main_process_first():
         experiment = experiment.model_copy(update={"model": pin_revision(experiment.model)})
         _claim(of_sft(experiment), output_dir)
