@@ -18,6 +18,7 @@ from epsdpo.experiment import load_experiment
 
 ROOT = Path(__file__).parents[2]
 DEMO, STAGES = Path("configs") / "demo", Path("configs") / "stages"
+TABLE_5 = Path("configs") / "paper" / "table5_two_epsilons" / "_published.yaml"  # which the pages of claims read
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ def checkout(tmp_path_factory, official):
     )
     for name in ("Makefile", "requirements.lock", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
+    (folder / TABLE_5).parent.mkdir(parents=True)
+    shutil.copy(ROOT / TABLE_5, folder / TABLE_5)
     for config in (DEMO / "epsilon_dpo_fp32.yaml", STAGES / "world_on_policy.yaml", STAGES / "world_sft.yaml"):
         write_small(config, folder)
     write_hostile_experiment(folder / DEMO / "hostile.yaml", official)

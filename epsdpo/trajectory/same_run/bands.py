@@ -24,21 +24,12 @@ _SPARE = 12.0
 _FROM_DECISIONS = 0.02  # by how much the response of β to a mean step may vary and still be called one
 _NUMBERS = {name for name in EXACT if name not in ("pair_ids", "texts", "token_ids")}
 _TENTHS = 10
-_AT_THE_START = [
-    "chosen_log_ratio",
-    "rejected_log_ratio",
-]  # 0 whatever the pairs are, while the policy is the reference
+# At the first step 0 whatever the pairs are, as the policy is the reference.
+_LOG_RATIOS = ["chosen_log_ratio", "rejected_log_ratio"]
 # What a step has whatever its pairs are, or what follows from their decisions.
 _OF_ANY_DATA = ("pairs", "relaxed_beta", "tightened_beta", "learning_rate")
 _BETAS = ("beta_before", "beta_after")
-_NUMBERS_AFTER_A_LEAP = [
-    "chosen_logps",
-    "rejected_logps",
-    "chosen_log_ratio",
-    "rejected_log_ratio",
-    "loss",
-    "grad_norm",
-]
+_NUMBERS_AFTER_A_LEAP = ["chosen_logps", "rejected_logps", *_LOG_RATIOS, "loss", "grad_norm"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Bands:
         same_data: whether these have the run's own data, or are of one data themselves.
         own: the run's numbers as they are compared, by step and column.
         averaged: columns of which a tenth of the run is compared, at its last step.
-        low, high: likewise; NaN where nothing is known.
+        low, high: where `own` should be; NaN where nothing is known.
         exact: columns that all peers have in common, which a run must have as well.
     """
 
@@ -140,7 +131,7 @@ def _means_over_tenths(steps: pd.DataFrame, columns: list[str], whole: int, how:
     last = (tenths != np.append(tenths[1:], -1))[: len(steps)]
     means = steps[columns].astype(float).groupby(tenths[: len(steps)]).transform(how)
     means.loc[~last] = np.nan
-    means.loc[means.index[:1], _AT_THE_START] = steps[_AT_THE_START].iloc[:1] if how == "mean" else 0.0
+    means.loc[means.index[:1], _LOG_RATIOS] = steps[_LOG_RATIOS].iloc[:1] if how == "mean" else 0.0
     return steps.assign(**means)
 
 

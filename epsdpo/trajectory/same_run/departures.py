@@ -28,14 +28,14 @@ def first_departure(run: RunNumbers, bands: Bands) -> Departure | None:
     """Of the run's steps; None if all are within."""
     published = bands.peers[0].steps
     steps = run.steps.index.intersection(published.index)
-    own = run.steps.loc[steps]
+    own = bands.own.loc[steps]
     outside = {name: own[name] != published.loc[steps, name] for name in bands.exact}
     for name in KNOWN_BY_DATA:
         if name in outside:
             outside[name] &= (own[name] != "") & (published.loc[steps, name] != "")
     for name in bands.low:
-        value, low, high = (table.loc[steps, name] for table in (bands.own, bands.low, bands.high))
-        outside[name] = (value < low) | (value > high)
+        low, high = bands.low.loc[steps, name], bands.high.loc[steps, name]
+        outside[name] = (own[name] < low) | (own[name] > high)
     firsts = {name: steps[found.argmax()] for name, found in outside.items() if found.any()}
     if not firsts:
         if len(run.steps) == len(published):
@@ -44,7 +44,7 @@ def first_departure(run: RunNumbers, bands: Bands) -> Departure | None:
         return Departure(len(steps) + 1, ["pairs"], words)
     step = int(min(firsts.values()))
     there = [name for name in WORDS if firsts.get(name) == step]
-    return Departure(step, there, _in_words(there[0], own.loc[step, there[0]], step, bands))
+    return Departure(step, there, _in_words(there[0], step, bands))
 
 
 def evaluation_departure(run: RunNumbers, bands: Bands, gold: Gold) -> Departure | None:
@@ -71,10 +71,10 @@ def _alike(one: list[str], other: list[str]) -> float:
     return sum(a == b for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def _in_words(name: str, value: object, step: int, bands: Bands) -> str:
-    what = WORDS[name]
+def _in_words(name: str, step: int, bands: Bands) -> str:
+    what, value = WORDS[name], bands.own.loc[step, name]
     if name in bands.low:
-        value, low, high = (table.loc[step, name] for table in (bands.own, bands.low, bands.high))
+        low, high = bands.low.loc[step, name], bands.high.loc[step, name]
         first, *others = bands.steps_of(name, step)
         what += f", mean over steps {first} to {step}" if others else ""
         digits = 6 if high - low > 1e-5 * abs(high) else 10

@@ -55,11 +55,10 @@ def verify_run(run: RunNumbers, gold: Gold) -> Verdict:
         on = "the same data" if bands.same_data else "data of their own"
         why = f"{all_of_it}, of {len(bands.peers)} repeats on {on}"
         return Verdict(run.experiment, WITHIN, why)
-    nearest = bands.peers[0]
     cause, reason = cause_of(run, bands, departure)
     place = "evaluation" if departure.step is None else f"step {departure.step}"
     why = f"{place}, {departure.words}. Points to {cause}: {reason}"
-    return Verdict(run.experiment, ANOTHER, why, departure, cause, _other_settings(run, nearest))
+    return Verdict(run.experiment, ANOTHER, why, departure, cause, _other_settings(run, bands.peers[0]))
 
 
 def verdicts_of(run_dir: Path, gold: Path | None = None) -> list[Verdict]:
