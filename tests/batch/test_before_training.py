@@ -11,9 +11,8 @@ from kit import tiny_stages
 
 from epsdpo.batch.plan import plan_stages, standings
 from epsdpo.batch.progress import PLAN, batch_status
-from epsdpo.batch.stage import run_stage
+from epsdpo.batch.runner import run_batch
 from epsdpo.data.prepared import load_prepared
-from epsdpo.experiment import EXPERIMENT_FILE, save_experiment
 from epsdpo.methods.record import PROGRESS_FILE, STEPS_FILE, read_steps
 from epsdpo.runs.manifest import write_stage_file
 
@@ -27,14 +26,11 @@ def run(tmp_path_factory):
     values = tiny_stages.settings(folder / "models")
     prompts = {"source": values["data"]["on_policy"]["prompts"]["source"], "column": "prompt"}
     values["evaluate"] = {"prompts": prompts, "judge": None, "max_new_tokens": 8, "bootstrap_samples": 20}
-    experiment = tiny_stages.experiment_of(values)
+    experiment = tiny_stages.experiment_of(values | {"trajectory": False})
     run_dir = folder / "run"
-    (run_dir / "tiny").mkdir(parents=True)
-    save_experiment(experiment, run_dir / "tiny" / EXPERIMENT_FILE)
+    outcome = run_batch([experiment], run_dir)
+    assert not outcome.failed and not outcome.not_run
     planned = plan_stages([experiment], run_dir)
-    for stage in planned.values():
-        if stage.stage in EXECUTED:
-            run_stage(stage.stage, stage.parameters, stage.folder)
     return run_dir, {stage.stage: stage for stage in planned.values()}, planned
 
 

@@ -214,15 +214,16 @@ def test_live_chart_is_redrawn_in_place(batch, tmp_path):
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     config = tmp_path / "config.yaml"
     config.write_text((run_dir / "epsilon_dpo_bf16" / "experiment.yaml").read_text(encoding="utf-8"))
-    values = {"config": str(config), "data_dir": str(data_dir), "output_dir": str(tmp_path / "train"), "live": True}
+    values = {"config": str(config), "overrides": ["train.max_steps=12"], "live": True}
+    values |= {"data_dir": str(data_dir), "output_dir": str(tmp_path / "train")}
     parameters.source += "".join(f"\n{name} = {value!r}" for name, value in values.items())
     NotebookClient(notebook, timeout=300).execute()
     (cell,) = [cell for cell in notebook.cells if "LiveChart(" in cell.source]
     pictures = [output for output in cell.outputs if "image/png" in output.get("data", {})]
     assert len(pictures) == 1
-    assert "Step 120 of 120, done" in pictures[0]["metadata"]["image/png"]["alt"]
+    assert "Step 12 of 12, done" in pictures[0]["metadata"]["image/png"]["alt"]
     assert not [output for output in cell.outputs if "s/step" in output.get("text", "")]
-    assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 120
+    assert json.loads((tmp_path / "train" / "steps.jsonl").read_text().splitlines()[-1])["step"] == 12
 
 
 def test_every_page_has_a_title_and_leads_back(batch):

@@ -212,9 +212,10 @@ def test_a_run_folder_may_have_any_name_and_be_copied_and_damaged(kit):
 
 def test_whatever_snakemake_or_a_stage_dies_of_is_no_success(kit):
     kit.write_config("eps", beta=1.5)  # seconds for each of its steps
-    record = kit.folder / "runs" / "configs" / "eps" / "train" / "steps.jsonl"
+    runs = kit.folder / "runs" / "configs"
 
-    def in_training(runner, name):
+    def in_training(runner, name, experiment="eps"):
+        record = runs / experiment / "train" / "steps.jsonl"
         wait_until(lambda: record.exists() and b'"step": 1,' in record.read_bytes())
         return next(
             child for child in psutil.Process(runner.pid).children(recursive=True) if name in " ".join(child.cmdline())
@@ -228,16 +229,20 @@ def test_whatever_snakemake_or_a_stage_dies_of_is_no_success(kit):
     assert "Snakemake, which runs the stages, was ended by signal SIGKILL" in err
     wait_until(lambda: not kit.processes(), seconds=60)
 
-    for number, words in ((signal.SIGTERM, "was ended by signal SIGTERM"), (signal.SIGKILL, "was killed; most often")):
-        record.unlink()
-        runner = kit.start("run", "configs")
-        in_training(runner, "-m epsdpo stage train").send_signal(number)
-        _, err = runner.communicate(timeout=120)
-        assert runner.returncode == 1
-        assert f"failed   eps/train: its process {words}" in err
-        assert "not run  report/report, because a stage that it needs failed" in err
+    (runs / "eps" / "train" / "steps.jsonl").unlink()
+    kit.write_config("other", beta=1.6)
+    runner = kit.start("run", "configs", "--jobs", "2")
+    for experiment, number in (("eps", signal.SIGTERM), ("other", signal.SIGKILL)):
+        stage = in_training(runner, f"-m epsdpo stage train --output=runs/configs/{experiment}/", experiment)
+        stage.send_signal(number)
+    _, err = runner.communicate(timeout=120)
+    assert runner.returncode == 1
+    assert "failed   eps/train: its process was ended by signal SIGTERM" in err
+    assert "failed   other/train: its process was killed; most often" in err
+    assert "not run  report/report, because a stage that it needs failed" in err
 
-    record.unlink()
+    (kit.folder / "configs" / "other.yaml").unlink()
+    (runs / "eps" / "train" / "steps.jsonl").unlink()
     runner = kit.start("run", "configs")
     in_training(runner, "-m epsdpo stage train")
     runner.terminate()
@@ -245,7 +250,7 @@ def test_whatever_snakemake_or_a_stage_dies_of_is_no_success(kit):
     assert runner.returncode == 143
     assert "terminated; the same command goes on from here, training from its last checkpoint" in err
     wait_until(lambda: not kit.processes(), seconds=60)
-    assert not (kit.folder / "runs" / "configs" / ".epsdpo" / "scratch").exists()
+    assert not (runs / ".epsdpo" / "scratch").exists()
 
     # Its reader gone, and with a limit of the size of files: the one is nothing, the other is named.
     command = f"ulimit -f 64; {sys.executable} -m epsdpo run configs | head -1; exit ${{PIPESTATUS[0]}}"

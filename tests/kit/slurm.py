@@ -86,8 +86,18 @@ class Cluster:
         found = (line.split(" ", 2) for line in lines)
         return {comment.removeprefix("rule_"): (number, state) for number, state, comment in found}
 
-    def active(self) -> list[str]:
-        return self.ask("squeue", "--noheader", "--format=%i %T %k").splitlines()
+    def active(self) -> list[tuple[str, str]]:
+        """Number and state of the jobs that have not ended."""
+        return [tuple(line.split()) for line in self.ask("squeue", "--noheader", "--format=%i %T").splitlines()]
+
+    @contextmanager
+    def drained(self):
+        """The node takes no jobs meanwhile."""
+        self.ask("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
+        try:
+            yield
+        finally:
+            self.ask("scontrol", "update", "NodeName=node1", "State=RESUME")
 
 
 @contextmanager

@@ -74,7 +74,8 @@ class TinyKit:
     def __init__(self, folder: Path):
         self.folder = folder
         self.log = folder / "started.log"
-        shutil.copytree(REPOSITORY / "epsdpo", folder / "epsdpo", ignore=shutil.ignore_patterns("__pycache__"))
+        # With its bytecode, but for what another process is writing of it.
+        shutil.copytree(REPOSITORY / "epsdpo", folder / "epsdpo", ignore=shutil.ignore_patterns("*.pyc.*"))
         (folder / "notebooks").mkdir()
         for name, (parameters, code) in _NOTEBOOKS.items():
             book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})

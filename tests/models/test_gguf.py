@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from epsdpo.batch.check.configs import ERROR, OK, check_configs
 from epsdpo.batch.plan import plan_stages, standings
-from epsdpo.batch.runner import _settle
+from epsdpo.batch.runner import _settle, run_batch
 from epsdpo.batch.specs import settings_of
-from epsdpo.batch.stage import run_stage
 from epsdpo.experiment import ConfigError, claim_folder, load_experiment
 from epsdpo.experiment.gguf_file import GgufError, content_of
 from epsdpo.experiment.sections.judge import JudgeSection
@@ -340,14 +339,14 @@ def test_an_experiment_from_check_to_evaluation(file, write, tmp_path):
         "max_new_tokens": 4,
         "bootstrap_samples": 20,
     }
-    path = write(model={"name_or_path": str(file)}, evaluate=evaluate)
+    others = {"evaluate": evaluate, "trajectory": False}
+    path = write(model={"name_or_path": str(file)}, **others)
     assert found(path, ERROR) == []
     run_dir = tmp_path / "run"
     experiment = _settle(load_experiment(path), run_dir)
     stages = plan_stages([experiment], run_dir)
-    for stage in stages.values():
-        if stage.stage in EXECUTED:
-            run_stage(stage.stage, stage.parameters, stage.folder)
+    outcome = run_batch([experiment], run_dir)
+    assert not outcome.failed and not outcome.not_run
     folders = {stage.stage: stage.folder for stage in stages.values()}
     facts = {"file": str(file), "content": content_of(str(file)), "weights": "weights as in the file (F32 100 %)"}
     for stage in EXECUTED:
@@ -361,7 +360,7 @@ def test_an_experiment_from_check_to_evaluation(file, write, tmp_path):
     assert load_tokenizer(experiment).chat_template == TEMPLATE
 
     def due(name):
-        experiment = _settle(load_experiment(write(model={"name_or_path": name}, evaluate=evaluate)), run_dir)
+        experiment = _settle(load_experiment(write(model={"name_or_path": name}, **others)), run_dir)
         planned = plan_stages([experiment], run_dir)
         return [id.stage for id, standing in standings(planned).items() if standing.due and id.stage in EXECUTED]
 

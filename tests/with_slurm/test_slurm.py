@@ -11,7 +11,7 @@ from textwrap import indent
 import nbformat
 import pytest
 from kit import slurm
-from kit.tiny_kit import REPOSITORY, STEPS, TinyKit
+from kit.tiny_kit import REPOSITORY, STEPS, TinyKit, kill
 from kit.waiting import wait_until
 
 PROFILE = (REPOSITORY / "configs" / "cluster" / "slurm" / "config.yaml").read_text(encoding="utf-8")
@@ -36,7 +36,10 @@ def kit(cluster, tmp_path, monkeypatch):
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     write_profile(tmp_path, OWN_VALUES)
-    return TinyKit(tmp_path)
+    tiny = TinyKit(tmp_path)
+    yield tiny
+    for process in tiny.processes():  # of a test that failed
+        kill(process)
 
 
 def write_profile(folder, values):
@@ -86,13 +89,12 @@ def test_jobs_that_end_otherwise_than_well_are_told_and_the_same_command_goes_on
     done = {name: steps_of(kit, name) for name in ("cancelled", "late")}
     assert all(0 < steps < STEPS for steps in done.values()), done
 
-    cluster.ask("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=test")
     kit.write_config("fails", learning_rate=0.25)
-    runner = kit.start(*SUBMIT)
-    wait_until(lambda: len(cluster.active()) == 3 or runner.poll() is not None, PATIENCE)
-    assert {state for number, state in cluster.jobs().values() if number in " ".join(cluster.active())} == {"PENDING"}
-    assert {name: steps_of(kit, name) for name in done} == done
-    cluster.ask("scontrol", "update", "NodeName=node1", "State=RESUME")
+    with cluster.drained():
+        runner = kit.start(*SUBMIT)
+        wait_until(lambda: len(cluster.active()) == 3 or runner.poll() is not None, PATIENCE)
+        assert [state for _, state in cluster.active()] == 3 * ["PENDING"]
+        assert {name: steps_of(kit, name) for name in done} == done
     _, err = runner.communicate(timeout=PATIENCE)
     assert runner.returncode == 0, err
     assert all(steps_of(kit, name) == STEPS for name in ("cancelled", "fails", "late", "well"))
