@@ -16,24 +16,25 @@ class Preempted(RuntimeError):
 
 @contextmanager
 def told_to_end(then: Callable[[], None]) -> Iterator[None]:
-    """Within the block, call `then` when this process is told to end; told again, it does as it did before the block.
+    """Within the block, call `then` when this process is told to end, and once: a cluster tells all processes of a job,
+    of which some pass it on to others.
 
     Only the main thread can be told; in another, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    told = False
 
     def once(*_: object) -> None:
-        restore()
-        then()
+        nonlocal told
+        if not told:
+            told = True
+            then()
 
     before = {number: signal.signal(number, once) for number in _SIGNALS}
     try:
         yield
     finally:
-        restore()
+        for number, handler in before.items():
+            signal.signal(number, handler)

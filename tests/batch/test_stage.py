@@ -192,6 +192,7 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
 
 
 def test_a_training_that_is_told_to_end_by_way_of_its_stage_has_time_to_save(notebook, tmp_path):
+    """Its kernel is told twice: by its stage and, as on a cluster that tells all processes of a job, by itself."""
     book = notebook(
         "import pathlib, time\nfrom epsdpo.runs.preempted import Preempted, told_to_end\ntold = []",
         "with told_to_end(lambda: told.append('told')):\n"
@@ -205,7 +206,9 @@ def test_a_training_that_is_told_to_end_by_way_of_its_stage_has_time_to_save(not
     stage = start_stage(book, tmp_path)
     try:
         wait_until((tmp_path / "began").exists)
-        stage.send_signal(signal.SIGTERM)
+        (kernel,) = psutil.Process(stage.pid).children()
+        for process in (kernel, stage):
+            process.send_signal(signal.SIGTERM)
         _, err = stage.communicate(timeout=60)
     finally:
         stage.kill()

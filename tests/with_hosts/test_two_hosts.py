@@ -145,8 +145,12 @@ def test_a_folder_that_is_not_shared_is_refused_before_anything_is_written(hosts
 
 
 def test_hosts_that_do_not_find_each_other_name_what_to_set(hosts, config, tmp_path):
-    processes = train_on(hosts, config, tmp_path / "run")
-    (log,), (code,) = logs_of(processes[:1], TO_START)
-    assert code == 1 and f"process 0, on host-0, {LOST}" in log and "GLOO_SOCKET_IFNAME" in log.split(LOST)[1], log
-    logs, codes = logs_of(processes[1:], PATIENCE + TO_END)
-    assert codes == [1] and LOST in logs[0]
+    """One of them finds that nobody listens where it calls, and the other one waits for five times `ddp_timeout`."""
+    values = yaml.safe_load(config.read_text(encoding="utf-8"))
+    values["train"]["ddp_timeout"] = 5
+    own = tmp_path / "run.yaml"
+    own.write_text(yaml.safe_dump(values), encoding="utf-8")
+    logs, codes = logs_of(train_on(hosts, own, tmp_path / "run"), TO_START)
+    assert codes == [1, 1], logs
+    for rank, log in enumerate(logs):
+        assert f"process {rank}, on host-{rank}, {LOST}" in log and "GLOO_SOCKET_IFNAME" in log.split(LOST)[1], log

@@ -1,16 +1,18 @@
 """Batches submitted to a Slurm cluster of one node by a copy of its profile: `make test-slurm`.
 
 The plugin for Snakemake is not in requirements.lock, and Slurm is a system's. Cluster, jobs, Snakemake, stages and
-kernels are real; the notebooks do next to nothing.
+kernels are real; where it does not matter what is computed, the notebooks do next to nothing.
 """
 
+import json
 import re
 import signal
-from textwrap import indent
+import subprocess
+import sys
 
-import nbformat
 import pytest
-from kit import slurm
+import yaml
+from kit import same_run, slurm
 from kit.tiny_kit import REPOSITORY, STEPS, TinyKit, kill
 from kit.waiting import wait_until
 
@@ -51,9 +53,13 @@ def write_profile(folder, values):
     (folder / "profile" / "config.yaml").write_text(text, encoding="utf-8")
 
 
-def steps_of(kit, name):
-    record = kit.folder / "runs" / "configs" / name / "train" / "steps.jsonl"
+def steps_in(run):
+    record = run / "train" / "steps.jsonl"
     return record.read_text(encoding="utf-8").count("\n") if record.exists() else 0
+
+
+def steps_of(kit, name):
+    return steps_in(kit.folder / "runs" / "configs" / name)
 
 
 PATIENCE = 600.0  # seconds, on a busy machine
@@ -114,28 +120,29 @@ def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
 
 
 def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(cluster, kit):
-    """Told as `--signal` tells it, and when this test says so; its time is not over, and nothing cancels it."""
-    values = {"# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"}
-    write_profile(kit.folder, {**OWN_VALUES, **values})
-    kit.write_config("eps", beta=5.0)
-    book = nbformat.read(kit.folder / "notebooks" / "02_train.ipynb", as_version=4)
-    body = "told = []\nwith told_to_end(lambda: told.append(1)):\n" + indent(book.cells[2].source, "    ")
-    saves = 'file.write(json.dumps(row) + "\\n")'
-    assert saves in body
-    stops = f"{saves}\n        if told:\n            raise Preempted(f'saved at step {{step}}')"
-    book.cells[2].source = "from epsdpo.runs.preempted import Preempted, told_to_end\n" + body.replace(saves, stops)
-    nbformat.write(book, kit.folder / "notebooks" / "02_train.ipynb")
-    runner = kit.start(*SUBMIT)
-    wait_until(lambda: steps_of(kit, "eps") or runner.poll() is not None, PATIENCE)
-    number = cluster.jobs()["eps__train"][0]
+    """The kit's own notebooks on a tiny model. Told as `--signal` tells it, and when this test says so."""
+    write_profile(kit.folder, {**OWN_VALUES, "# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"})
+    steps = 2000
+    values = same_run.settings(same_run.begin(kit.folder / "batch"), train={"max_steps": steps, "logging_steps": 100})
+    (kit.folder / "eps.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "epsdpo", "run", "eps.yaml", "--output", "runs", *SUBMIT[2:]]
+    run = kit.folder / "runs" / "eps"
+    runner = subprocess.Popen(command, cwd=kit.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: steps_in(run) > 10 or runner.poll() is not None, PATIENCE)
+    number, _ = cluster.jobs()["eps__train"]
     cluster.ask("scancel", "--signal=TERM", number)
-    wait_until(lambda: "Restarts=1" in cluster.ask("scontrol", "show", "job", number), PATIENCE)
-    done = steps_of(kit, "eps")
+    show = ("scontrol", "show", "job", number)
+    wait_until(lambda: "Restarts=1" in cluster.ask(*show) or runner.poll() is not None, PATIENCE)
+    log = (run / "train" / "stage.log").read_text(encoding="utf-8")
+    (saved,) = re.findall(rf"told to end, and saved a checkpoint at step (\d+) of {steps}; the same command", log)
     _, err = runner.communicate(timeout=PATIENCE)
     assert runner.returncode == 0, err
-    assert 0 < done < steps_of(kit, "eps") == STEPS
-    assert kit.started()["eps/train"] == 2 and cluster.jobs()["eps__train"] == (number, "COMPLETED")
-    assert f"saved at step {done}\n" in (kit.folder / "runs/configs/eps/train/stage.log").read_text(encoding="utf-8")
+    assert 10 < int(saved) < steps_in(run) == steps
+    assert f"checkpoint-{saved}" in (run / "train" / "stage.log").read_text(encoding="utf-8").removeprefix(log)
+    assert cluster.jobs()["eps__train"] == (number, "COMPLETED")
+    for stage in ("train", "trajectory", "evaluate"):
+        assert json.loads((run / stage / "manifest.json").read_text(encoding="utf-8"))["status"] == "ok"
+    assert (run.parent / "report" / "notebook.html").exists()
 
 
 def test_what_slurm_refuses_is_quoted(kit):
