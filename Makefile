@@ -22,7 +22,7 @@ CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-hosts test-deepspeed test-benchmarks test-slurm test-browser test-load test-image lab lint lock clean
+.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-hosts test-deepspeed test-benchmarks test-slurm test-browser test-long test-image lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -124,8 +124,10 @@ $(SLURM)/ready: $(READY) requirements-slurm.lock
 test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
-test-load: $(READY)  ## run two hundred experiments, killing some, and cut the power of others: about 20 minutes
-	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q -s tests/load
+# As root for the power, which is that of a mounted disk.
+test-long: $(READY)  ## run batches that are large, killed or without power, and what `verify` must find: XX minutes
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 \
+		--numprocesses 2 --dist loadfile tests/long
 
 # As root, with debootstrap, since no container engine is needed for it.
 test-image: $(READY)  ## run the Dockerfile's lines in a Debian of their own, as root: about 10 minutes and 4 GB

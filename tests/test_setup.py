@@ -255,7 +255,7 @@ def test_gemma_is_fetched_on_its_user_s_word_alone(checkout):
 def test_make_lists_its_targets(checkout):
     listed = make(checkout).stdout.splitlines()
     tests = ["test", "test-distributed", "test-hosts", "test-deepspeed", "test-benchmarks", "test-slurm"]
-    tests += ["test-browser", "test-load", "test-image"]
+    tests += ["test-browser", "test-long", "test-image"]
     targets = [
         "help",
         "demo",

@@ -243,9 +243,9 @@ def _fitting(name: str, needs: list[tuple[int, float]], gpus: list[float]) -> st
         return f"yes: by estimate all {len(needs)} files fit, with the models that the hub has"
     larger = " or ".join(f"{count} of {max(sizes)} GiB" for count, sizes in sorted(wants.items()))
     fits = len(needs) - sum(map(len, wants.values()))
-    some = f"{fits} of {len(needs)} files fit, all" if fits else "no: all files fit"
+    some = f"{fits} of {len(needs)} files fit" if fits else "no"
     check = f"; for other numbers: `python -m epsdpo check configs/{name} --num-processes N`" if max(wants) > 1 else ""
-    return f"{some} into GPUs of this memory, by estimate: {larger}{check}"
+    return f"{some}; by estimate all of them need GPUs of this memory: {larger}{check}"
 
 
 def memory_of_configs(folder: Path) -> dict[str, tuple[int, float]]:

@@ -142,7 +142,9 @@ def test_gpus_are_held_against_the_estimates_of_the_configs(ask):
     four = [size for processes, size in memory_of_configs(ROOT / "configs" / "paper").values() if processes == 4]
     others = len(memory_of_configs(ROOT / "configs" / "paper")) - len(four)
     assert four and others
-    assert line(text, "configs/paper").startswith(f"{len(four)} of {len(four) + others} files fit, all into GPUs of")
+    assert line(text, "configs/paper").startswith(
+        f"{len(four)} of {len(four) + others} files fit; by estimate all of them need GPUs of"
+    )
 
 
 def test_some_of_the_small_configs_fit_into_a_small_gpu_also_where_output_is_ascii(ask):
@@ -152,7 +154,7 @@ def test_some_of_the_small_configs_fit_into_a_small_gpu_also_where_output_is_asc
     fits = sum(size <= 8 for size in needs)
     assert 0 < fits < len(needs)
     assert line(text, "configs/small") == (
-        f"{fits} of {len(needs)} files fit, all into GPUs of this memory, by estimate: 1 of {max(needs)} GiB"
+        f"{fits} of {len(needs)} files fit; by estimate all of them need GPUs of this memory: 1 of {max(needs)} GiB"
     )
 
 

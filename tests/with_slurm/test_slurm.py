@@ -123,7 +123,8 @@ def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(clust
     """The kit's own notebooks on a tiny model. Told as `--signal` tells it, and when this test says so."""
     write_profile(kit.folder, {**OWN_VALUES, "# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"})
     steps = 2000
-    values = same_run.settings(same_run.begin(kit.folder / "batch"), train={"max_steps": steps, "logging_steps": 100})
+    train = {"max_steps": steps, "logging_steps": 100, "save_strategy": "no"}
+    values = same_run.settings(same_run.begin(kit.folder / "batch"), train=train)
     (kit.folder / "eps.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [sys.executable, "-m", "epsdpo", "run", "eps.yaml", "--output", "runs", *SUBMIT[2:]]
     run = kit.folder / "runs" / "eps"

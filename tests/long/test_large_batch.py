@@ -1,4 +1,4 @@
-"""Two hundred experiments with two workers, some killed at random: in the end all is whole, and nothing ran in vain."""
+"""A large batch with two workers, killed at random: in the end all is whole, and nothing ran in vain."""
 
 import json
 import random
@@ -9,13 +9,13 @@ from collections import Counter
 import pytest
 from kit.tiny_kit import STEPS, TinyKit, kill
 
-EXPERIMENTS = 200
+EXPERIMENTS = 120
 KILLS = 12
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory):
-    kit = TinyKit(tmp_path_factory.mktemp("load"))
+    kit = TinyKit(tmp_path_factory.mktemp("large"))
     for number in range(EXPERIMENTS):
         kit.write_config(f"e{number:03d}", epsilon=0.001 * (number + 1))
     return kit
@@ -27,13 +27,13 @@ def victim(kit, rng):
     return rng.choice(found) if found else None
 
 
-def test_a_large_batch_with_random_kills_comes_out_whole(kit, record_property):
+def test_a_large_batch_with_random_kills_comes_out_whole(kit):
     rng = random.Random(0)
-    killed, calls, begun = 0, 0, time.monotonic()
+    killed, calls = 0, 0
     while True:
         calls += 1
         runner = kit.start("run", "configs", "--jobs", "2")
-        next_kill = time.monotonic() + rng.uniform(20, 60)
+        next_kill = time.monotonic() + rng.uniform(10, 35)
         while runner.poll() is None:
             time.sleep(0.2)
             if killed < KILLS and time.monotonic() > next_kill:
@@ -41,7 +41,7 @@ def test_a_large_batch_with_random_kills_comes_out_whole(kit, record_property):
                 if process is not None:
                     kill(process)
                     killed += 1
-                next_kill = time.monotonic() + rng.uniform(20, 60)
+                next_kill = time.monotonic() + rng.uniform(10, 35)
         out, err = runner.communicate()
         if runner.returncode == 0:
             break
@@ -49,7 +49,6 @@ def test_a_large_batch_with_random_kills_comes_out_whole(kit, record_property):
         deadline = time.monotonic() + 60
         while kit.processes() and time.monotonic() < deadline:
             time.sleep(0.2)
-    seconds = time.monotonic() - begun
 
     run_dir = kit.folder / "runs" / "configs"
     folders = [run_dir / f"e{number:03d}" / stage for number in range(EXPERIMENTS) for stage in ("train", "trajectory")]
@@ -72,6 +71,3 @@ def test_a_large_batch_with_random_kills_comes_out_whole(kit, record_property):
     before = kit.started()
     code, _, err = kit.run("run", "configs", "--jobs", "2")
     assert code == 0 and kit.started() == before, err
-    stages = sum(before.values())
-    print(f"\n{stages} stages in {seconds:.0f} s with 2 workers, {killed} kills in {calls} calls")
-    record_property("seconds_per_stage_and_worker", 2 * seconds / stages)

@@ -1,16 +1,14 @@
-"""Batches: what runs, what is left alone, what survives being killed. Processes are real, notebooks tiny."""
+"""Batches: what runs, what is left alone, what is refused. Processes are real, notebooks tiny."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
-from kit.tiny_kit import STEPS, TinyKit, kill
+from kit.tiny_kit import TinyKit
 from kit.waiting import wait_until
 
 
@@ -136,35 +134,6 @@ def test_one_failure_stops_what_needs_it_and_nothing_else(kit):
     assert kit.manifest("b_eps/trajectory")["parameters"]["compare_with"] == "runs/configs/a_dpo/train"
 
 
-def test_whatever_is_killed_the_same_command_finishes(kit):
-    """The runner itself, then a kernel: training goes on after its last recorded step, and nothing is left running."""
-    kit.write_config("eps", beta=1.5)  # seconds for each of its steps
-    record = kit.folder / "runs" / "configs" / "eps" / "train" / "steps.jsonl"
-
-    runner = kit.start("run", "configs")
-    wait_until(lambda: record.exists() and record.read_text().count("\n") >= 1)
-    kill(next(process for process in kit.processes() if process.pid == runner.pid))
-    runner.communicate()
-    wait_until(lambda: not kit.processes(), seconds=60)
-    steps = record.read_text().count("\n")
-    assert 1 <= steps < STEPS
-    code, out, _ = kit.run("status", "runs/configs")
-    assert code == 1 and "interrupted" in out
-
-    runner = kit.start("run", "configs")
-    wait_until(lambda: record.read_text().count("\n") > steps)
-    kill(next(process for process in kit.processes() if "ipykernel_launcher" in " ".join(process.cmdline())))
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 1 and "its kernel was killed from outside" in err
-
-    code, out, err = kit.run("run", "configs")
-    assert code == 0, err
-    rows = [json.loads(line)["step"] for line in record.read_text().splitlines()]
-    assert rows == list(range(1, STEPS + 1))
-    assert kit.started()["eps/train"] == 3
-    assert all(count == 1 for stage, count in kit.started().items() if stage != "eps/train")
-
-
 def test_a_second_runner_and_a_slow_stage_are_ended_clearly(kit):
     kit.write_config("eps", beta=30.0)
     runner = kit.start("run", "configs", "--time-limit", "0.002")  # hours
@@ -208,56 +177,6 @@ def test_a_run_folder_may_have_any_name_and_be_copied_and_damaged(kit):
     code, _, err = kit.run("run", "configs", "--output", "copy")
     assert code == 0, err
     assert len(list((kit.folder / "copy" / "eps" / "superseded").glob("trajectory-unreadable"))) == 1
-
-
-def test_whatever_snakemake_or_a_stage_dies_of_is_no_success(kit):
-    kit.write_config("eps", beta=1.5)  # seconds for each of its steps
-    runs = kit.folder / "runs" / "configs"
-
-    def in_training(runner, name, experiment="eps"):
-        record = runs / experiment / "train" / "steps.jsonl"
-        wait_until(lambda: record.exists() and b'"step": 1,' in record.read_bytes())
-        return next(
-            child for child in psutil.Process(runner.pid).children(recursive=True) if name in " ".join(child.cmdline())
-        )
-
-    runner = kit.start("run", "configs")
-    in_training(runner, "epsdpo.batch.workflow").send_signal(signal.SIGKILL)
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 1
-    assert "not run  eps/train, because Snakemake ended before it was" in err
-    assert "Snakemake, which runs the stages, was ended by signal SIGKILL" in err
-    wait_until(lambda: not kit.processes(), seconds=60)
-
-    (runs / "eps" / "train" / "steps.jsonl").unlink()
-    kit.write_config("other", beta=1.6)
-    runner = kit.start("run", "configs", "--jobs", "2")
-    for experiment, number in (("eps", signal.SIGTERM), ("other", signal.SIGKILL)):
-        stage = in_training(runner, f"-m epsdpo stage train --output=runs/configs/{experiment}/", experiment)
-        stage.send_signal(number)
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 1
-    assert "failed   eps/train: its process was ended by signal SIGTERM" in err
-    assert "failed   other/train: its process was killed; most often" in err
-    assert "not run  report/report, because a stage that it needs failed" in err
-
-    (kit.folder / "configs" / "other.yaml").unlink()
-    (runs / "eps" / "train" / "steps.jsonl").unlink()
-    runner = kit.start("run", "configs")
-    in_training(runner, "-m epsdpo stage train")
-    runner.terminate()
-    _, err = runner.communicate(timeout=120)
-    assert runner.returncode == 143
-    assert "terminated; the same command goes on from here, training from its last checkpoint" in err
-    wait_until(lambda: not kit.processes(), seconds=60)
-    assert not (runs / ".epsdpo" / "scratch").exists()
-
-    # Its reader gone, and with a limit of the size of files: the one is nothing, the other is named.
-    command = f"ulimit -f 64; {sys.executable} -m epsdpo run configs | head -1; exit ${{PIPESTATUS[0]}}"
-    environment = {**os.environ, "PYTHONPATH": str(kit.folder)}
-    done = subprocess.run(["bash", "-c", command], cwd=kit.folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == "3 of 4 stages are to be run\n"
-    assert "failed   eps/train: OSError: [Errno 27] File too large" in done.stderr and "Traceback" not in done.stderr
 
 
 def run_mounted(kit, options, then="true"):
