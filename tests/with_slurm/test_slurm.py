@@ -120,15 +120,16 @@ def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
 
 
 def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(cluster, kit):
-    """The kit's own notebooks on a tiny model. Told as `--signal` tells it, and when this test says so."""
+    """By the kit's own notebooks, on a tiny model. Told as `--signal` tells it, and when this test says so."""
     write_profile(kit.folder, {**OWN_VALUES, "# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"})
     steps = 2000
     train = {"max_steps": steps, "logging_steps": 100, "save_strategy": "no"}
-    values = same_run.settings(same_run.begin(kit.folder / "batch"), train=train)
-    (kit.folder / "eps.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
-    command = [sys.executable, "-m", "epsdpo", "run", "eps.yaml", "--output", "runs", *SUBMIT[2:]]
-    run = kit.folder / "runs" / "eps"
-    runner = subprocess.Popen(command, cwd=kit.folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    real = same_run.begin(kit.folder / "real")  # without the copy of the kit that is called where it lies
+    values = same_run.settings(real, train=train)
+    (real / "eps.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    command = [sys.executable, "-m", "epsdpo", "run", "eps.yaml", "--profile", "../profile", "--jobs", "8"]
+    run = real / "runs" / "eps" / "eps"
+    runner = subprocess.Popen(command, cwd=real, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: steps_in(run) > 10 or runner.poll() is not None, PATIENCE)
     number, _ = cluster.jobs()["eps__train"]
     cluster.ask("scancel", "--signal=TERM", number)
