@@ -130,7 +130,7 @@ test-long: $(READY)  ## run batches that are large, killed or without power, and
 		--numprocesses 2 --dist loadfile tests/long
 
 # As root, with debootstrap, since no container engine is needed for it.
-test-image: $(READY)  ## run the Dockerfile's lines in a Debian of their own, as root: about 10 minutes and 4 GB
+test-image: $(READY)  ## run the Dockerfile's lines in a Debian of their own, as root: 3 to 10 minutes and 4 GB
 	.venv/bin/python -m pytest -q tests/image
 
 # Without JUPYTER_PATH and with the environment's path first, a kernel of the user's own named python3 cannot win.
