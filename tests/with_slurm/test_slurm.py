@@ -122,7 +122,7 @@ def test_an_interrupt_cancels_what_was_submitted(cluster, kit):
 def test_a_training_that_is_told_to_end_saves_and_goes_back_into_the_queue(cluster, kit):
     """By the kit's own notebooks, on a tiny model. Told as `--signal` tells it, and when this test says so."""
     write_profile(kit.folder, {**OWN_VALUES, "# slurm_extra:": "slurm_extra:", "# slurm-requeue:": "slurm-requeue:"})
-    steps = 2000
+    steps = 600
     train = {"max_steps": steps, "logging_steps": 100, "save_strategy": "no"}
     real = same_run.begin(kit.folder / "real")  # without the copy of the kit that is called where it lies
     values = same_run.settings(real, train=train)
