@@ -31,7 +31,7 @@ _TEMPLATE = """\
 <style>
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; }
-th, td { padding: .35rem .7rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
+th, td { padding: .35rem .5rem; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .finished { color: #0072B2; } .failed { color: #D55E00; font-weight: 600; } .interrupted { color: #A65E00; }
 .stage { white-space: nowrap; }
