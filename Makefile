@@ -124,10 +124,10 @@ $(SLURM)/ready: $(READY) requirements-slurm.lock
 test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages, in headless Chromium
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
-# As root for the power, which is that of a mounted disk.
+# As for `test`: the large batch is early in the order of files. As root for the power, which is that of a mounted disk.
 test-long: $(READY)  ## run batches that are large, killed or without power, and what `verify` must find: XX minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 \
-		--numprocesses 2 --dist loadfile tests/long
+		--numprocesses 2 --dist loadfile --no-loadscope-reorder tests/long
 
 # As root, with debootstrap, since no container engine is needed for it.
 test-image: $(READY)  ## run the Dockerfile's lines in a Debian of their own, as root: 3 to 10 minutes and 4 GB
