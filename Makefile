@@ -125,7 +125,7 @@ test-browser: $(READY)  ## run the tests in a browser: JupyterLab and the pages,
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/browser
 
 # As for `test`: the large batch is early in the order of files. As root for the power, which is that of a mounted disk.
-test-long: $(READY)  ## run batches that are large, killed or without power, and what `verify` must find: XX minutes
+test-long: $(READY)  ## run batches that are large, killed or without power, and what `verify` must find: about 15 minutes
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 \
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder tests/long
 
