@@ -83,6 +83,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str |
     """
     kernels: list[int] = []
     told = False
+    ends = signal.getsignal(signal.SIGTERM)
 
     def pass_on() -> None:
         nonlocal told
@@ -91,6 +92,7 @@ def execute(notebook: Path, executed: Path, parameters: dict[str, Any]) -> str |
             with contextlib.suppress(ProcessLookupError):
                 os.kill(kernels[-1], signal.SIGTERM)
         else:
+            signal.signal(signal.SIGTERM, ends)
             os.kill(os.getpid(), signal.SIGTERM)
 
     with told_to_end(pass_on):

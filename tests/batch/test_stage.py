@@ -20,6 +20,7 @@ import pytest
 from jupyter_client.connect import LocalPortCache
 from kit.waiting import running, wait_until
 
+from epsdpo.batch import jupyter
 from epsdpo.batch import stage as stages
 from epsdpo.batch.specs import STAGES
 from epsdpo.batch.stage import StageError, check_parameters, read_parameters, run_stage
@@ -189,6 +190,23 @@ def test_sigterm_ends_the_kernel_and_its_children(notebook, tmp_path):
     finally:
         runner.kill()
     assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_stage_that_is_told_to_end_before_it_has_a_kernel_ends(monkeypatch):
+    class Ended(Exception):
+        pass
+
+    def end(*_):
+        raise Ended
+
+    monkeypatch.setattr(jupyter, "_execute", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended):
+            jupyter.execute(Path("notebook.ipynb"), Path("executed.ipynb"), {})
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_training_that_is_told_to_end_by_way_of_its_stage_has_time_to_save(notebook, tmp_path):
