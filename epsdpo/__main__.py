@@ -19,7 +19,7 @@ import yaml
 from epsdpo import __version__
 from epsdpo.batch.specs import STAGES
 from epsdpo.batch.startup import prepare
-from epsdpo.experiment import ConfigError, load_experiments
+from epsdpo.experiment import ConfigError, Experiment, load_experiments
 from epsdpo.experiment.explain import explain_keys, full_text, list_experiments
 from epsdpo.experiment.paths import resolve_path
 from epsdpo.experiment.sweep import OVERRIDE, parse_overrides
@@ -79,7 +79,8 @@ def _terminate(*_: Any) -> None:
 def _run(options: argparse.Namespace) -> int:
     from epsdpo.batch.engine import ENGINE_LOG
     from epsdpo.batch.index import INDEX
-    from epsdpo.batch.runner import Resources, look_at_batch, run_batch
+    from epsdpo.batch.rounds import run_looks, wanted_experiments
+    from epsdpo.batch.runner import Outcome, Resources, look_at_batch, run_batch
     from epsdpo.paper.claims.settings import read_claims
     from epsdpo.paper.published import published_beside
     from epsdpo.runs.layout import PAGE, experiments_in
@@ -99,7 +100,9 @@ def _run(options: argparse.Namespace) -> int:
         num_processes=options.num_processes,
     )
     claims = read_claims(resolve_path(options.claims)) if options.claims else None
+    looks = claims is not None and bool(claims.looks)
     if options.dry_run:
+        experiments = wanted_experiments(claims, experiments, run_dir) if looks else experiments
         found = look_at_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text)
         for stage_id, standing in found.items():
             does = "would run " if standing.due else "would keep" if standing.keeps else "finished  "
@@ -113,7 +116,11 @@ def _run(options: argparse.Namespace) -> int:
         print(f"{sum(standing.due for standing in found.values())} of {len(found)} stages would run")
         return 0
     published = published_beside(paths)
-    outcome = run_batch(experiments, run_dir, resources, claims, options.keep_results, options.real_text, published)
+
+    def run(batch: list[Experiment]) -> Outcome:
+        return run_batch(batch, run_dir, resources, claims, options.keep_results, options.real_text, published)
+
+    outcome = run_looks(claims, experiments, run_dir, run) if looks else run(experiments)
     for stage_id, reason in outcome.kept.items():
         print(f"kept     {stage_id}, though {reason}")
     for name, (folder, error) in outcome.failed.items():

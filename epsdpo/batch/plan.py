@@ -1,8 +1,9 @@
 """What a batch consists of, and which of its stages are due.
 
 Experiments become stages, (sample →) prepare → (sft →) train → trajectory, evaluate → report, those in brackets where a
-config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs;
-one that studies the criterion on real text has `real_text` too.
+config asks for them. A batch that tests claims ends in `claims` and `precision`, not in `report`, made for few runs,
+and in `claims` alone if it looks at them more than once; one that studies the criterion on real text has `real_text`
+too.
 A stage is due unless its manifest says that just this was computed already, or, where results are to be kept, the same
 but for the code that did it; and unless a judge left comparisons out, which are asked for again.
 """
@@ -95,7 +96,9 @@ def plan_stages(
             add(planned_stage("evaluate", experiment, run_dir))
     evaluated = [stage for stage in planned if stage.stage == "evaluate"]
     shown = [stage for stage in planned if stage.stage in ("trajectory", "evaluate")]
-    last = {"report": shown} if claims is None else {"claims": evaluated, "precision": evaluated}
+    last = {"report": shown} if claims is None else {"claims": evaluated}
+    if claims is not None and not claims.looks:  # which end in the verdicts that they are for
+        last["precision"] = evaluated
     if real_text:
         last["real_text"] = [stage for stage in planned if stage.stage == "train"] + shown
     for stage, joined in last.items():

@@ -31,7 +31,8 @@ from epsdpo.files import AFTER_DISK_FULL, disk_is_full, flush_to_disk, written_w
 from epsdpo.models.local_models import require_local
 from epsdpo.models.own_code import require_no_own_code
 from epsdpo.models.start import pin_revision
-from epsdpo.paper.claims.settings import Claims, check_runs, fix_claims
+from epsdpo.paper.claims.fixed import fix_claims
+from epsdpo.paper.claims.settings import Claims, check_runs
 from epsdpo.paper.published import Published, leave_published
 from epsdpo.runs.layout import STATE_FOLDER, SUPERSEDED, titles_in
 from epsdpo.runs.manifest import LOG, MANIFEST, keep, read_manifest, read_stage_file, unreadable

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from epsdpo.experiment import EXPERIMENT_FILE, Experiment
 from epsdpo.methods.catalogue import code_of, decided_by
-from epsdpo.paper.claims.settings import Claims, fixed_claims
+from epsdpo.paper.claims.fixed import fixed_claims
+from epsdpo.paper.claims.settings import Claims
 from epsdpo.paper.published import PUBLISHED_FILE
 from epsdpo.runs import decisive
 from epsdpo.runs.layout import ANSWERS, finished_analyses, shared_folders, tested_on, titles_in, trained_in

@@ -3,6 +3,7 @@
 All are made of one table with a row per pair, gathered from all processes.
 """
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -54,7 +55,8 @@ def log_ratio_margin(pairs: pd.DataFrame) -> pd.Series:
 
 def decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
     """ε-DPO's metrics: β, the fractions of pairs that chose β⁻ and β⁺, and the mean step."""
-    relaxed, tightened = float((pairs["decision"] == 1).mean()), float((pairs["decision"] == -1).mean())
+    decision = pairs["decision"].to_numpy()
+    relaxed, tightened = _mean(decision == 1), _mean(decision == -1)
     return {
         "kl/beta": beta,
         "kl/p_epsilon_steps": relaxed,
@@ -65,39 +67,54 @@ def decision_metrics(pairs: pd.DataFrame, beta: float) -> dict[str, float]:
 
 def preference_metrics(pairs: pd.DataFrame) -> dict[str, float]:
     """TRL's metrics under TRL's names; rewards are scaled by each pair's β̃, and are of pairs in the loss alone."""
-    scaled = pairs.dropna(subset=["beta"])
-    chosen_rewards = scaled["beta"] * log_ratio(scaled, "chosen")
-    rejected_rewards = scaled["beta"] * log_ratio(scaled, "rejected")
-    chosen_tokens, rejected_tokens = pairs["chosen_tokens"].sum(), pairs["rejected_tokens"].sum()
+    columns = _arrays(pairs)
+    in_loss = ~np.isnan(columns["beta"])
+    beta = columns["beta"][in_loss]
+    chosen_rewards = beta * log_ratio(columns, "chosen")[in_loss]
+    rejected_rewards = beta * log_ratio(columns, "rejected")[in_loss]
+    chosen_tokens, rejected_tokens = columns["chosen_tokens"].sum(), columns["rejected_tokens"].sum()
     metrics = {
-        "entropy": pairs["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),
-        "logits/chosen": pairs["chosen_logits_sum"].sum() / chosen_tokens,
-        "logits/rejected": pairs["rejected_logits_sum"].sum() / rejected_tokens,
-        "mean_token_accuracy": pairs["chosen_top1"].sum() / chosen_tokens,
-        "rewards/chosen": chosen_rewards.mean(),
-        "rewards/rejected": rejected_rewards.mean(),
-        "rewards/accuracies": (chosen_rewards > rejected_rewards).mean(),
-        "rewards/margins": (chosen_rewards - rejected_rewards).mean(),
-        "logps/chosen": pairs["chosen_logps"].mean(),
-        "logps/rejected": pairs["rejected_logps"].mean(),
+        "entropy": columns["entropy_sum"].sum() / (chosen_tokens + rejected_tokens),
+        "logits/chosen": columns["chosen_logits_sum"].sum() / chosen_tokens,
+        "logits/rejected": columns["rejected_logits_sum"].sum() / rejected_tokens,
+        "mean_token_accuracy": columns["chosen_top1"].sum() / chosen_tokens,
+        "rewards/chosen": _mean(chosen_rewards),
+        "rewards/rejected": _mean(rejected_rewards),
+        "rewards/accuracies": _mean(chosen_rewards > rejected_rewards),
+        "rewards/margins": _mean(chosen_rewards - rejected_rewards),
+        "logps/chosen": _mean(columns["chosen_logps"]),
+        "logps/rejected": _mean(columns["rejected_logps"]),
     }
     return {name: float(value) for name, value in metrics.items()}
 
 
 def step_row(pairs: pd.DataFrame, beta_before: float, beta_after: float) -> dict[str, float]:
     """What the β record says of one optimiser step, from all its pairs (see `STEP_COLUMNS`)."""
-    decisions, margin = decision_metrics(pairs, beta_before), log_ratio_margin(pairs)
+    columns = _arrays(pairs)
+    decisions, margin = decision_metrics(pairs, beta_before), log_ratio_margin(columns)
     return {
         "beta_before": beta_before,
         "beta_after": beta_after,
         "relaxed": decisions["kl/p_epsilon_steps"],
-        "tied": float((pairs["decision"] == 0).mean()),
+        "tied": _mean(columns["decision"] == 0),
         "tightened": decisions["kl/n_epsilon_steps"],
         "mean_step": decisions["kl/avg_steps"],
-        "loss": float(pairs["loss"].mean()),
-        "reward_margin": float((pairs["beta"] * margin).mean()),
-        "log_ratio_margin": float(margin.mean()),
-        "chosen_log_ratio": float(log_ratio(pairs, "chosen").mean()),
-        "rejected_log_ratio": float(log_ratio(pairs, "rejected").mean()),
-        "reward_accuracy": float((margin[pairs["beta"].notna()] > 0).mean()),  # of the pairs in the loss, as TRL's
+        "loss": _mean(columns["loss"]),
+        "reward_margin": _mean(columns["beta"] * margin),
+        "log_ratio_margin": _mean(margin),
+        "chosen_log_ratio": _mean(log_ratio(columns, "chosen")),
+        "rejected_log_ratio": _mean(log_ratio(columns, "rejected")),
+        "reward_accuracy": _mean(margin[~np.isnan(columns["beta"])] > 0),  # of the pairs in the loss, as TRL's
     }
+
+
+def _arrays(pairs: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The columns as arrays, which for a few pairs are many times as fast as Series, at every step of a training."""
+    return {name: pairs[name].to_numpy() for name in PAIR_COLUMNS}
+
+
+def _mean(values: np.ndarray) -> float:
+    """Of those that are not NaN, as pandas has it to the last bit; NaN of none."""
+    missing = np.isnan(values)
+    known = values.size - int(missing.sum())
+    return float(np.where(missing, 0.0, values).sum() / known) if known else float("nan")

@@ -2,10 +2,11 @@
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -129,23 +130,23 @@ class BetaRecord(StepRecord):
         self._write_pairs(pairs)
         (self.directory / PAIRS_STREAM).unlink(missing_ok=True)
 
-    def append(self, row: dict[str, Any], pairs: pd.DataFrame | None = None) -> None:
+    def append(self, row: dict[str, Any], pairs: Mapping[str, Any] | None = None) -> None:
         """Add one optimiser step: its row for steps.jsonl, and its pairs.
 
         Args:
             row: the values of `STEP_COLUMNS`; None for what the method does not have.
-            pairs: the columns of `PAIR_SCHEMA` but for ratios and margins, which follow from the log-probabilities;
-                None if the method has no table of pairs.
+            pairs: the columns of `PAIR_SCHEMA`, in a table or as arrays, but for ratios and margins, which follow
+                from the log-probabilities; None if the method has no table of pairs.
         """
         if pairs is not None:
             self._append_pairs(pairs)
         super().append(row)
 
-    def _append_pairs(self, pairs: pd.DataFrame) -> None:
+    def _append_pairs(self, pairs: Mapping[str, Any]) -> None:
         if self._stream is None:
             self._sink = (self.directory / PAIRS_STREAM).open("wb")
             self._stream = pa.ipc.new_stream(self._sink, PAIR_SCHEMA)
-        table = pa.Table.from_pandas(_with_margins(pairs), schema=PAIR_SCHEMA, preserve_index=False)
+        table = _as_table(pairs)
         self._stream.write_table(table)
         self._sink.flush()
         self._pairs.add(table)
@@ -188,12 +189,15 @@ class BetaRecord(StepRecord):
             pq.write_table(pairs, path, write_page_checksum=True)
 
 
-def _with_margins(pairs: pd.DataFrame) -> pd.DataFrame:
-    policy_log_ratio = pairs["chosen_logps"] - pairs["rejected_logps"]
-    ref_log_ratio = pairs["ref_chosen_logps"] - pairs["ref_rejected_logps"]
-    return pairs.assign(
-        policy_log_ratio=policy_log_ratio,
-        ref_log_ratio=ref_log_ratio,
-        log_ratio_margin=policy_log_ratio - ref_log_ratio,
-        reward_margin=pairs["beta"] * (policy_log_ratio - ref_log_ratio),
-    )
+def _as_table(pairs: Mapping[str, Any]) -> pa.Table:
+    columns = {name: np.asarray(pairs[name]) for name in PAIR_SCHEMA.names if name in pairs}
+    policy_log_ratio = columns["chosen_logps"] - columns["rejected_logps"]
+    ref_log_ratio = columns["ref_chosen_logps"] - columns["ref_rejected_logps"]
+    columns |= {
+        "policy_log_ratio": policy_log_ratio,
+        "ref_log_ratio": ref_log_ratio,
+        "log_ratio_margin": policy_log_ratio - ref_log_ratio,
+        "reward_margin": columns["beta"] * (policy_log_ratio - ref_log_ratio),
+    }
+    arrays = [pa.array(columns[field.name], type=field.type, from_pandas=True) for field in PAIR_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=PAIR_SCHEMA)

@@ -49,6 +49,7 @@ from epsdpo.methods.pair_index import (
     pair_ids,
     require_one_order,
 )
+from epsdpo.methods.record import PAIR_SCHEMA
 from epsdpo.methods.record_writer import BetaRecord
 from epsdpo.methods.resuming import Resumable
 from epsdpo.methods.saved_reference import hold_to_policy, load_reference, require_keepable, reshard, save_reference
@@ -400,7 +401,7 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
 
     def _finish_window(self) -> None:
         """Move β by all pairs of the optimiser step, and keep them for the record."""
-        pairs = pd.concat(self._window, ignore_index=True)
+        pairs = pd.concat(self._window, ignore_index=True) if len(self._window) > 1 else self._window[0]
         self._window.clear()
         self._log_pairs(pairs, "train")
         before, self.beta = self.beta, self.next_beta(pairs)
@@ -419,12 +420,15 @@ class EpsilonDPOTrainer(Resumable, SeparateEvaluations, DPOTrainer):
         )
 
     def _record_step(self, step: int, epoch: float, seconds: float) -> None:
-        pairs = self._step_pairs.assign(step=step, epoch=epoch)
-        pairs["pair_id"] = [self._pair_ids.get(index, str(index)) for index in pairs["pair_index"]]
-        pairs = pairs.astype({"decision": "int8", "chosen_tokens": "int64", "rejected_tokens": "int64"})
+        pairs = self._step_pairs
+        columns = {name: pairs[name].to_numpy() for name in PAIR_SCHEMA.names if name in pairs}
+        for name in ("decision", "chosen_tokens", "rejected_tokens"):  # which came here as float32
+            columns[name] = columns[name].astype("int64")
+        columns |= {"step": np.full(len(pairs), step), "epoch": np.full(len(pairs), epoch, dtype="float64")}
+        columns["pair_id"] = [self._pair_ids.get(index, str(index)) for index in pairs["pair_index"].tolist()]
         row = {"step": step, "epoch": epoch, **step_row(pairs, *self._step_betas)}
         row |= {"pairs_seen": self._pairs_seen, "seconds": seconds}
-        self.record.append(row, pairs)
+        self.record.append(row, columns)
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 

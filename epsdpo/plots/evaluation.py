@@ -142,7 +142,7 @@ def gold_differences(responses: pd.DataFrame) -> Figure:
     # A bin around 0 that holds the ties, and as many bins on either side.
     reach = max(0.1, float(difference.abs().max()))
     edges = np.linspace(-reach, reach, 26)
-    good, undecided, bad = OUTCOME_COLOURS.values()
+    good, undecided, bad = (OUTCOME_COLOURS[name] for name in ("good", "undecided", "bad"))
     groups = {"better": (difference > 0, good), "equal": (difference == 0, undecided), "worse": (difference < 0, bad)}
     axes.hist(
         [difference[rows] for rows, _ in groups.values()],

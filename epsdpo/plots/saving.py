@@ -32,6 +32,7 @@ def save(figure: Figure, path: str | Path, data: pd.DataFrame, caption: str, pub
         fit_for_print(figure)
     picture = as_image(figure, PRINT_DPI if publication else SCREEN_DPI, words)
     path.write_bytes(picture.data)
+    figure.set_layout_engine("none")  # it is laid out by now, which takes as long as drawing
     # Without its time, a PDF of the same figure is the same file. Type 3 fonts, matplotlib's own choice, are refused by
     # many journals.
     with matplotlib.rc_context({"pdf.fonttype": 42}):

@@ -28,7 +28,7 @@ METHOD_COLOURS = {  # Okabe and Ito's but for yellow, too light for a line, with
     "other": "#000000",
 }
 DECISION_COLOURS = {"relaxed": "#6A4CC2", "tied": "#CFC07A", "tightened": "#7A1F2B"}
-OUTCOME_COLOURS = {"good": "#3D6B00", "undecided": "#93A3BC", "bad": "#C2287F"}
+OUTCOME_COLOURS = {"good": "#3D6B00", "undecided": "#93A3BC", "bad": "#C2287F", "alike": "#0B2545"}
 NEUTRAL = "#333333"  # what is none of them: letters, lines to compare with, counts
 
 DECISION_LABELS = {"relaxed": "relaxed (β⁻)", "tied": "tied (β)", "tightened": "tightened (β⁺)"}

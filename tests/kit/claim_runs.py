@@ -8,8 +8,9 @@ import pandas as pd
 
 from epsdpo.experiment import EXPERIMENT_FILE, check_experiment, save_experiment
 from epsdpo.methods.record_writer import BetaRecord
+from epsdpo.paper.claims.fixed import fix_claims
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING
-from epsdpo.paper.claims.settings import Claims, fix_claims
+from epsdpo.paper.claims.settings import Claims
 from epsdpo.runs.manifest import MANIFEST
 
 FIGURES = ("main", "frontier", "two_epsilons", "dynamics", "margins", "initial_beta", "label_noise")

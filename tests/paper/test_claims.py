@@ -16,6 +16,7 @@ from epsdpo.paper.claims import page
 from epsdpo.paper.claims.bounds import bound_measures
 from epsdpo.paper.claims.drawing_verdicts import all_verdicts
 from epsdpo.paper.claims.effects import effects_of, extra_time, frontier_height
+from epsdpo.paper.claims.fixed import fix_claims, fixed_claims
 from epsdpo.paper.claims.page import claims_table
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, finished_runs, first_training, measure_runs, tightened_margin
 from epsdpo.paper.claims.settings import (
@@ -24,8 +25,6 @@ from epsdpo.paper.claims.settings import (
     Claim,
     Claims,
     check_runs,
-    fix_claims,
-    fixed_claims,
     read_claims,
 )
 from epsdpo.paper.claims.verdicts import (

@@ -8,15 +8,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS
+from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, NO_DIFFERENCE
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 
 # Told apart by shape as well as by colour.
 _LOOKS = {
     HOLDS: ("o", OUTCOME_COLOURS["good"]),
     DOES_NOT_HOLD: ("X", OUTCOME_COLOURS["bad"]),
+    NO_DIFFERENCE: ("s", OUTCOME_COLOURS["alike"]),
     CANNOT_BE_TOLD: ("D", OUTCOME_COLOURS["undecided"]),
 }
+_MARGIN = {"linestyle": "none", "marker": "|", "color": NEUTRAL, "markersize": 9.0, "markeredgewidth": 0.9}
 _LINE_INCHES, _LETTERS = 0.155, 70  # of a claim beside its row: height of a line, and the letters that fit into one
 
 
@@ -43,6 +45,8 @@ def all_verdicts(table: pd.DataFrame, title: str) -> Figure:
         for verdict, (marker, colour) in _LOOKS.items()
     ]
     handles.append(panels[0].fill_between([], [], [], color=NEUTRAL, alpha=0.12, linewidth=0, label="claimed range"))
+    if table["margin"].notna().any():
+        handles += panels[0].plot([], [], label="no practical difference between", **_MARGIN)
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
     figure.suptitle(title)
     return figure
@@ -50,7 +54,8 @@ def all_verdicts(table: pd.DataFrame, title: str) -> Figure:
 
 def _panel(axes: Axes, claims: pd.DataFrame) -> None:
     heights = np.arange(len(claims))[::-1]
-    ends = claims[["effect", "low", "high", "above", "below"]].to_numpy(dtype=float)
+    claims = claims.assign(least=-claims["margin"].astype(float))
+    ends = claims[["effect", "low", "high", "above", "below", "margin", "least"]].to_numpy(dtype=float)
     least, most = np.nanmin(ends, initial=0.0), np.nanmax(ends, initial=0.0)
     margin = 0.08 * (most - least) or 1.0
     left, right = least - margin, most + margin
@@ -58,6 +63,8 @@ def _panel(axes: Axes, claims: pd.DataFrame) -> None:
         above = left if pd.isna(claim["above"]) else claim["above"]
         below = right if pd.isna(claim["below"]) else claim["below"]
         axes.fill_between([above, below], height - 0.42, height + 0.42, color=NEUTRAL, alpha=0.12, linewidth=0)
+        if not pd.isna(claim["margin"]):
+            axes.plot([-claim["margin"], claim["margin"]], [height, height], **_MARGIN)
         if pd.isna(claim["effect"]):
             beside = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
             axes.annotate(claim["why"], (0.01, height), **beside, fontsize="small", color=NEUTRAL)

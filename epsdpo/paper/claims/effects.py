@@ -39,6 +39,14 @@ def effects_of(claim: Claim, measures: pd.DataFrame, rounds: pd.DataFrame) -> pd
     return pd.Series(effects, dtype=float).dropna()
 
 
+def measured_worlds(claim: Claim, measures: pd.DataFrame) -> set[int]:
+    """The worlds in which all recipes of a claim were run, whether or not they have an effect there."""
+    if not claim.recipes or "recipe" not in measures:
+        return set()
+    of_recipe = measures.groupby("recipe")["world"].agg(set)
+    return set.intersection(*(of_recipe.get(recipe, set()) for recipe in claim.recipes))
+
+
 def _effect(claim: Claim, by_recipe: pd.DataFrame) -> float:
     if claim.combine == "frontier":
         return frontier_height(by_recipe.loc[claim.of], by_recipe.loc[claim.minus])

@@ -5,10 +5,14 @@ from __future__ import annotations
 import html
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
 
 from epsdpo.paper.claims.names import MEASURES
-from epsdpo.paper.claims.settings import NOT_IN_THE_PAPER, THIS_KIT
-from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, VERDICTS, Verdict
+from epsdpo.paper.claims.power import MOST_WORLDS
+from epsdpo.paper.claims.settings import NOT_IN_THE_PAPER, THIS_KIT, Claims
+from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, DOES_NOT_HOLD, HOLDS, NO_DIFFERENCE, VERDICTS, Verdict
 from epsdpo.paper.epsilon_bound import with_limit
 from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 
@@ -16,35 +20,52 @@ from epsdpo.plots.style import NEUTRAL, OUTCOME_COLOURS
 _LOOKS = {
     HOLDS: (OUTCOME_COLOURS["good"], "✓"),
     DOES_NOT_HOLD: (OUTCOME_COLOURS["bad"], "✗"),
+    NO_DIFFERENCE: (OUTCOME_COLOURS["alike"], "≈"),
     CANNOT_BE_TOLD: (NEUTRAL, "?"),
 }
 _CELL = "text-align: left; vertical-align: top"
 
 
-def summary(verdicts: Sequence[Verdict], fixed_at: str, first_training: str) -> str:
-    """How many claims got each verdict, by whose they are, and that the tests were fixed before the first training."""
+def summary(verdicts: Sequence[Verdict], claims: Claims, fixed_at: str, first_training: str) -> str:
+    """How many claims got each verdict, by whose they are, by themselves and with Holm's correction; how often they
+    were looked at, and that the tests were fixed before the first training."""
     whose = {THIS_KIT: "claims of this kit", NOT_IN_THE_PAPER: "questions that the paper leaves open"}
-    counts: dict[str, Counter] = {name: Counter() for name in ("claims of the paper", *whose.values())}
+    groups: dict[str, list[Verdict]] = {name: [] for name in ("claims of the paper", *whose.values())}
     for verdict in verdicts:
-        counts[whose.get(verdict.claim.place, "claims of the paper")][verdict.verdict] += 1
-    said = "".join(f"<li>{_counted(name, count)}</li>" for name, count in counts.items() if count)
+        groups[whose.get(verdict.claim.place, "claims of the paper")].append(verdict)
+    said = "".join(f"<li>{_counted(name, group)}</li>" for name, group in groups.items() if group)
     order = f"The tests were fixed at {_time(fixed_at)}; the first training began at {_time(first_training)}."
     if first_training and fixed_at > first_training:
         order = (
             f"<b>The tests were fixed at {_time(fixed_at)}, after the first training began at "
             f"{_time(first_training)}</b>: results may have been known."
         )
-    return f"<ul>{said}</ul><p>{order}</p>"
+    return f"<ul>{said}</ul><p>{_looks(verdicts, claims)}{order}</p>"
 
 
-def _counted(name: str, counts: Counter[str]) -> str:
-    parts = [f"<b>{counts[verdict]}</b> {_looking(verdict, plural=True)}" for verdict in VERDICTS]
-    return f"Of {counts.total()} {name} {', '.join(parts)}."
+def _counted(name: str, group: Sequence[Verdict]) -> str:
+    plain, corrected = (Counter(values) for values in zip(*((v.verdict, v.family_wise) for v in group), strict=True))
+    parts = [f"<b>{plain[verdict]}</b> {_looking(verdict, plural=True)}" for verdict in VERDICTS]
+    stand = ", ".join(str(corrected[verdict]) for verdict in VERDICTS)
+    return f"Of {len(group)} {name} {', '.join(parts)}; with Holm's correction {stand}."
+
+
+def _looks(verdicts: Sequence[Verdict], claims: Claims) -> str:
+    if not claims.looks:
+        return ""
+    counts = Counter(verdict.looked_at for verdict in verdicts if verdict.claim.measure != "step_cost")
+    first = claims.first_world
+    planned = ", ".join(f"{look.worlds} ({1 - look.error:.1%})" for look in claims.looks)
+    taken = ", ".join(f"{counts[look.worlds]} after {look.worlds}" for look in claims.looks)
+    return (
+        f"Looks were planned after {planned} worlds, seeds {first} to {first + claims.worlds - 1}, with intervals of "
+        f"the coverage in brackets; a claim's last look was for {taken} worlds. "
+    )
 
 
 def claims_table(verdicts: Sequence[Verdict]) -> str:
     """One row per claim: where the paper says it, what it says, the effect with its interval, range and verdict."""
-    head = "".join(f"<th>{name}</th>" for name in ("place", "claim", "test", "effect", "claimed", "verdict"))
+    head = "".join(f"<th>{name}</th>" for name in ("place", "claim", "test", "effect", "claimed", "verdict", "by Holm"))
     rows = "".join(_row(verdict) for verdict in verdicts)
     return f"<table class='claims'><tr>{head}</tr>{rows}</table>"
 
@@ -61,9 +82,14 @@ def _row(verdict: Verdict) -> str:
             effect += f" ({verdict.at_largest:.1%} of pairs count with {verdict.largest:g}, the largest ε tried)"
         if claim.measure == "step_cost":  # the others' are over worlds
             effect += f", over {len(verdict.effects)} rounds on one machine"
+        else:
+            effect += f", over {len(verdict.effects)} worlds"
     outcome = _looking(verdict.verdict) + (f"<br><small>{html.escape(verdict.why)}</small>" if verdict.why else "")
     cells = [html.escape(claim.place), html.escape(claim.says), _test(verdict), html.escape(effect)]
-    cells += [html.escape(claimed_range(claim.above, claim.below)), outcome]
+    claimed = claimed_range(claim.above, claim.below)
+    if verdict.margin is not None:
+        claimed += f"; up to ±{verdict.margin:g} makes no practical difference"
+    cells += [html.escape(claimed), outcome, _looking(verdict.family_wise)]
     return "<tr>" + "".join(f"<td style='{_CELL}'>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -94,3 +120,23 @@ def _looking(verdict: str, plural: bool = False) -> str:
 
 def _time(moment: str) -> str:
     return html.escape(moment.replace("T", " ").split("+")[0]) + " UTC" if moment else "no time (nothing was trained)"
+
+
+def what_it_would_take(table: pd.DataFrame) -> str:
+    """The table of `power.what_it_would_take` as a page shows it."""
+    head = ("claim", "worlds", "deviation over worlds", "smallest effect that could be told", "the paper's effect")
+    rows = "".join(_wanting(row) for row in table.to_dict("records"))
+    names = "".join(f"<th>{name}</th>" for name in (*head, "worlds that it would need"))
+    return f"<table class='claims'><tr>{names}</tr>{rows}</table>"
+
+
+def _wanting(row: dict[str, Any]) -> str:
+    def number(value: float | None) -> str:
+        return "–" if pd.isna(value) else f"{value:.3g} {row['unit']}"
+
+    needed = row["worlds_needed"]
+    if pd.isna(needed):
+        needed = "–" if pd.isna(row["printed"]) or pd.isna(row["smallest_told"]) else f"over {MOST_WORLDS:,}"
+    numbers = (number(row[name]) for name in ("deviation", "smallest_told", "printed"))
+    cells = (row["says"], str(row["worlds"]), *numbers, str(needed))
+    return "<tr>" + "".join(f"<td style='{_CELL}'>{html.escape(cell)}</td>" for cell in cells) + "</tr>"

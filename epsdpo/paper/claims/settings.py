@@ -1,27 +1,23 @@
 """The claims file: what is claimed, by which numbers of which runs it is tested, and what counts as holding.
 
-It is read and checked here, and a run folder gets a copy of it before its first run.
+It may plan several looks, each after more worlds. It is read and checked here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from epsdpo.experiment import ConfigError, Experiment
+from epsdpo.experiment.load import read_extended
 from epsdpo.experiment.sections.base import Section
 from epsdpo.experiment.sweep import recipe_and_world
-from epsdpo.experiment.values import number_advice, unusable
-from epsdpo.files import read_text, written_whole
+from epsdpo.experiment.values import number_advice
 from epsdpo.methods.catalogue import SHARED_PASS
 from epsdpo.paper.claims.names import MEASURES
-
-CLAIMS_FILE = "claims.yaml"  # in a run folder: the copy that was made before the first run
 
 # Places of claims that are not the paper's, and are counted apart from those that are.
 THIS_KIT, NOT_IN_THE_PAPER = "this kit", "not in the paper"
@@ -75,11 +71,34 @@ class Claim(Section):
         return self.model_dump(exclude={"place", "says"})
 
 
+class Look(Section):
+    """One look at the claims that are still open, and the share of all error that it may spend."""
+
+    worlds: Annotated[int, Field(ge=2)] = Field(description="How many worlds have been run by then.")
+    error: Annotated[float, Field(gt=0, lt=1)] = Field(description="1 less the coverage of its intervals.")
+
+
 class Claims(Section):
     """All claims of a file, and what they have in common."""
 
-    worlds: Annotated[int, Field(ge=2)] = Field(description="How many worlds each recipe must have been run in.")
-    level: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Coverage of the intervals over worlds.")
+    worlds: Annotated[int, Field(ge=2)] = Field(description="How many worlds a recipe is run in, or at most.")
+    level: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="Coverage of the intervals over worlds; of several looks, of all of a claim's together."
+    )
+    first_world: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Seed of the first world of `looks`; the others follow on it."
+    )
+    looks: list[Look] = Field(
+        default_factory=list,
+        description="When the claims that are open are looked at. Recipes that none of them needs get no more worlds.",
+    )
+    margins: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="Claim -> the largest effect, either way and in its unit, that makes no practical difference.",
+    )
+    printed: dict[str, float] = Field(
+        default_factory=dict, description="Claim -> the paper's own effect, in the unit of its measure."
+    )
     figures: dict[str, dict[str, list[str]]] = Field(
         default_factory=dict, description="Figure -> group -> the recipes that it shows, in their order."
     )
@@ -90,13 +109,50 @@ class Claims(Section):
         names = [claim.name for claim in self.claims]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"claims: {', '.join(twice)} is the name of several claims; give each its own")
+        for key, named in (("margins", self.margins), ("printed", self.printed)):
+            if unknown := sorted(named.keys() - set(names)):
+                raise ValueError(f"{key}: {', '.join(unknown)} is no claim of this file; name one that is")
         return self
+
+    @model_validator(mode="after")
+    def _keeps_its_level(self) -> Claims:
+        if bool(self.looks) != (self.first_world is not None):
+            raise ValueError("looks and first_world go together: state both, or neither")
+        if self.looks:
+            worlds = [look.worlds for look in self.looks]
+            if worlds != sorted(set(worlds)) or worlds[-1] != self.worlds:
+                raise ValueError(
+                    f"looks are after {worlds} worlds; let them grow, and the last be after all, which `worlds` says "
+                    f"are {self.worlds}"
+                )
+            spent = sum(look.error for look in self.looks)
+            if abs(spent - (1.0 - self.level)) > 1e-9:
+                raise ValueError(
+                    f"looks: their errors sum to {spent:g}, but level is {self.level:g}: the sum must be "
+                    f"{1.0 - self.level:g}, for all looks together to keep the level"
+                )
+        return self
+
+    def looks_at(self, claim: Claim) -> list[Look]:
+        """The looks at a claim; one at the whole level where none are planned, or worlds do not matter to it."""
+        if self.looks and claim.measure != "step_cost":
+            return self.looks
+        return [Look(worlds=self.looks[0].worlds if self.looks else self.worlds, error=1.0 - self.level)]
+
+    def worlds_of(self, look: Look) -> range | None:
+        """The worlds that a look sees; None for all that there are, where no looks are planned."""
+        return None if self.first_world is None else range(self.first_world, self.first_world + look.worlds)
+
+    @property
+    def tested(self) -> list[str]:
+        """Every recipe that a claim needs."""
+        return list(dict.fromkeys(recipe for claim in self.claims for recipe in claim.recipes))
 
     @property
     def recipes(self) -> list[str]:
         """Every recipe that a claim or a figure needs."""
         shown = (recipe for groups in self.figures.values() for recipes in groups.values() for recipe in recipes)
-        return list(dict.fromkeys([*(recipe for claim in self.claims for recipe in claim.recipes), *shown]))
+        return list(dict.fromkeys([*self.tested, *shown]))
 
     def recipes_for(self, prefix: str) -> list[str]:
         """The recipes of the claims whose measure begins so, and of the figure that is called so."""
@@ -105,8 +161,9 @@ class Claims(Section):
         return list(dict.fromkeys([*tested, *shown]))
 
     def decisive(self) -> dict[str, Any]:
-        """What the verdicts depend on: everything but wording and figures."""
-        return {"worlds": self.worlds, "level": self.level, "claims": [claim.decisive() for claim in self.claims]}
+        """What the verdicts depend on: everything but wording, figures and what the paper printed."""
+        common = self.model_dump(include={"worlds", "level", "first_world", "looks", "margins"})
+        return {**common, "claims": [claim.decisive() for claim in self.claims]}
 
 
 def has_fixed_reference(experiment: Experiment) -> bool:
@@ -116,19 +173,12 @@ def has_fixed_reference(experiment: Experiment) -> bool:
 
 
 def read_claims(path: str | Path) -> Claims:
-    """Read and check a claims file.
+    """Read and check a claims file, on top of those that it `extends`.
 
     Raises:
         ConfigError: naming the file, each key and what is wrong with it.
     """
-    try:
-        values = yaml.safe_load(read_text(Path(path)))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such claims file") from None
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-    if problems := [f"{path}: {'.'.join(map(str, key))} {problem}" for key, problem in unusable(values)]:
-        raise ConfigError("\n".join(problems))
+    values = read_extended(path)
     try:
         return Claims.model_validate(values)
     except ValidationError as error:
@@ -159,55 +209,15 @@ def check_runs(claims: Claims, experiments: Iterable[Experiment]) -> None:
                 f"that stays; with method {experiment.method}{' and LoRA' if experiment.model.lora else ''} they have "
                 "none. Name another recipe"
             )
-    for recipe in claims.recipes:
+    # Several looks are for the verdicts; figures show of them what there is.
+    needed = claims.looks[0].worlds if claims.looks else claims.worlds
+    for recipe in claims.tested if claims.looks else claims.recipes:
         count = len(worlds.get(recipe, ()))
-        if count < claims.worlds:
+        if count < needed:
             known = ", ".join(sorted(worlds)) or "none"
             problems.append(
-                f"--claims: recipe {recipe!r} has {count} of {claims.worlds} worlds. A recipe is an experiment's name "
+                f"--claims: recipe {recipe!r} has {count} of {needed} worlds. A recipe is an experiment's name "
                 f"without its -seedN, and data.world.seed is swept; recipes here are {known}"
             )
     if problems:
         raise ConfigError("\n".join(problems))
-
-
-def fix_claims(claims: Claims, run_dir: Path) -> None:
-    """Leave the claims in a run folder before its first run; later they can be reworded, but no longer changed.
-
-    Raises:
-        ConfigError: if the folder holds claims that are tested otherwise.
-    """
-    path = run_dir / CLAIMS_FILE
-    fixed_at = datetime.now(UTC).isoformat(timespec="seconds")
-    if path.exists():
-        fixed_at, before = fixed_claims(run_dir)
-        if before.decisive() != claims.decisive():
-            tests = [claim.decisive() for claim in before.claims]
-            changed = [claim.name for claim in claims.claims if claim.decisive() not in tests]
-            raise ConfigError(
-                f"{path}: claims were fixed at {fixed_at}, before the runs of this folder, and are now tested "
-                f"otherwise ({', '.join(changed) or 'worlds, level or fewer claims'}). Restore them, or choose "
-                "another folder with --output"
-            )
-    with written_whole(path) as partial:
-        content = {"fixed_at": fixed_at, "claims": claims.model_dump()}
-        partial.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-
-
-def fixed_claims(run_dir: Path) -> tuple[str, Claims]:
-    """When the claims of a run folder were fixed (UTC), and what they are.
-
-    Raises:
-        ConfigError: if the folder has none.
-    """
-    path = run_dir / CLAIMS_FILE
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file. Give the folder of a batch that was run with --claims")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return content["fixed_at"], Claims.model_validate(content["claims"])
-    except (IsADirectoryError, ValueError, TypeError, KeyError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path} cannot be read as the claims that were fixed before the runs ({' '.join(str(error).split())}). "
-            "Restore it: what they were cannot be known otherwise"
-        ) from error
