@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,8 +59,11 @@ class StageStatus:
     detail: str = ""
 
 
-def batch_status(run_dir: str | Path) -> list[StageStatus]:
+def batch_status(run_dir: str | Path, known: Mapping[str, StageStatus] | None = None) -> list[StageStatus]:
     """The stages that `epsdpo run` last planned in `run_dir`, in order, and where each stands now.
+
+    Args:
+        known: by name, stages that stand as they are here and are not looked at again.
 
     Raises:
         ConfigError: if no batch was ever run there.
@@ -76,7 +79,8 @@ def batch_status(run_dir: str | Path) -> list[StageStatus]:
         ]
     except (TypeError, KeyError, AttributeError):
         raise ConfigError(f"{path} cannot be read. The same `epsdpo run` writes it anew, and goes on") from None
-    return [_status(*entry) for entry in entries]
+    known = known or {}
+    return [known.get(entry[0]) or _status(*entry) for entry in entries]
 
 
 def _status(name: str, stage: str, folder: Path, error: str | None) -> StageStatus:
@@ -187,6 +191,8 @@ class Display:
         self.run_dir = run_dir
         self.console = Console()
         self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        # Of hundreds of stages nearly all are finished, and are not read again every second.
+        self.finished: dict[str, StageStatus] = {}
         self.states = {stage.name: stage.state for stage in batch_status(run_dir)}
         self.last_line = time.monotonic()
         self.told: set[str] = set()
@@ -206,7 +212,8 @@ class Display:
 
     def refresh(self) -> bool:
         """Look once more; whether a stage has begun or ended since the last look."""
-        stages = batch_status(self.run_dir)
+        stages = batch_status(self.run_dir, self.finished)
+        self.finished = {stage.name: stage for stage in stages if stage.state == "finished"}
         changed = [stage for stage in stages if stage.state != self.states.get(stage.name)]
         if self.live is not None:
             self.live.update(status_table(_around_the_front(stages, self.console.height - 4)), refresh=True)

@@ -85,7 +85,7 @@ def test_two_claims_of_one_name_are_refused(tmp_path):
     path.write_text(yaml.safe_dump({"worlds": 2, "claims": [claim().model_dump()] * 2}), encoding="utf-8")
     with pytest.raises(ConfigError, match="wins is the name of several"):
         read_claims(path)
-    with pytest.raises(ConfigError, match="no such claims file"):
+    with pytest.raises(ConfigError, match="no such config file"):
         read_claims(tmp_path / "none.yaml")
 
 
@@ -248,9 +248,13 @@ def test_claims_are_counted_by_whose_they_are_and_rounds_are_no_worlds():
     timed = claim(name="timed", measure="step_cost", of=["slow"], minus=["fast"], place="this kit")
     rows = [(name, 8, turn, seconds * turn) for name, seconds in (("slow", 2.0), ("fast", 1.0)) for turn in (1, 2, 3)]
     rounds = pd.DataFrame(rows, columns=["contender", "length", "round", "seconds"])
-    found = verdicts_on(Claims(worlds=3, claims=[sure, own, timed]), table, rounds)
-    text = re.sub("<[^>]+>", "", page.summary(found, "2026-01-01", "2026-01-02"))
-    assert "Of 1 claims of the paper 1 ✓ hold, 0 ✗ do not hold, 0 ? cannot be told." in text
+    claims = Claims(worlds=3, claims=[sure, own, timed])
+    found = verdicts_on(claims, table, rounds)
+    text = re.sub("<[^>]+>", "", page.summary(found, claims, "2026-01-01", "2026-01-02"))
+    assert (
+        "Of 1 claims of the paper 1 ✓ hold, 0 ✗ do not hold, 0 ≈ no difference of practical size, 0 ? cannot be told;"
+        in text
+    )
     assert "Of 2 claims of this kit 2 ✓ hold" in text and "leaves open" not in text
     assert page.claims_table(found).count("over 3 rounds on one machine") == 1
 
@@ -330,7 +334,7 @@ def bound_measures_of(at_largest, measure="bound_late_float32"):
         (
             "bound_late_bfloat16",
             [0.0, 0.0],
-            "<td style='text-align: left; vertical-align: top'>+0.02 [+0.02, +0.02] ε<",
+            "<td style='text-align: left; vertical-align: top'>+0.02 [+0.02, +0.02] ε, over 2 worlds<",
         ),
         ("bound_rise_bfloat16", [0.5, 0.5], "+0.02 [+0.02, +0.02] ε (50.0% of pairs count with 0.02, the largest ε"),
     ],

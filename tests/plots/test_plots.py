@@ -235,7 +235,16 @@ def bounds():
 
 
 def verdict_table():
-    ends = {"effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.0, "below": None, "unit": "points", "why": ""}
+    ends = {
+        "effect": 0.5,
+        "low": 0.4,
+        "high": 0.6,
+        "above": 0.0,
+        "below": None,
+        "unit": "points",
+        "why": "",
+        "margin": 0.7,
+    }
     return pd.DataFrame([{"name": verdict, "says": verdict, "verdict": verdict, **ends} for verdict in VERDICTS])
 
 

@@ -30,31 +30,31 @@ def effects_of(claim: Claim, measures: pd.DataFrame, rounds: pd.DataFrame) -> pd
     needed = ["win_rate", "forward_kl_per_response"] if claim.combine == "frontier" else [claim.measure]
     if not {"recipe", "world", *needed} <= set(measures):  # no run, or none that was measured in this way
         return pd.Series(dtype=float)
-    rows = measures[measures["recipe"].isin(claim.recipes)]
-    effects = {}
-    for world, inside in rows.dropna(subset=needed).groupby("world"):
-        by_recipe = inside.set_index("recipe")
-        if set(claim.recipes) <= set(by_recipe.index):
-            effects[world] = _effect(claim, by_recipe)
-    return pd.Series(effects, dtype=float).dropna()
+    rows = measures[measures["recipe"].isin(claim.recipes)].dropna(subset=needed)
+    if claim.combine == "frontier":
+        effects = {world: _height(claim, inside.set_index("recipe")) for world, inside in rows.groupby("world")}
+        return pd.Series(effects, dtype=float).dropna()
+    by_world = rows.pivot(index="world", columns="recipe", values=claim.measure).reindex(columns=claim.recipes).dropna()
+    combined = {"mean": np.mean, "sum": np.sum, "range": np.ptp}[claim.combine]
+    effects = by_world[claim.of].apply(combined, axis=1, raw=True)
+    if claim.minus:
+        effects -= by_world[claim.minus].apply(combined, axis=1, raw=True)
+    return effects.astype(float)
+
+
+def _height(claim: Claim, by_recipe: pd.DataFrame) -> float:
+    if not set(claim.recipes) <= set(by_recipe.index):
+        return float("nan")
+    return frontier_height(by_recipe.loc[claim.of], by_recipe.loc[claim.minus])
 
 
 def measured_worlds(claim: Claim, measures: pd.DataFrame) -> set[int]:
     """The worlds in which all recipes of a claim were run, whether or not they have an effect there."""
     if not claim.recipes or "recipe" not in measures:
         return set()
-    of_recipe = measures.groupby("recipe")["world"].agg(set)
-    return set.intersection(*(of_recipe.get(recipe, set()) for recipe in claim.recipes))
-
-
-def _effect(claim: Claim, by_recipe: pd.DataFrame) -> float:
-    if claim.combine == "frontier":
-        return frontier_height(by_recipe.loc[claim.of], by_recipe.loc[claim.minus])
-    combined = {"mean": np.mean, "sum": np.sum, "range": np.ptp}[claim.combine]
-    effect = combined(by_recipe.loc[claim.of, claim.measure].to_numpy())
-    if claim.minus:
-        effect -= combined(by_recipe.loc[claim.minus, claim.measure].to_numpy())
-    return float(effect)
+    rows = measures[measures["recipe"].isin(claim.recipes)]
+    runs = set(zip(rows["recipe"], rows["world"], strict=True))
+    return {world for _, world in runs if all((recipe, world) in runs for recipe in claim.recipes)}
 
 
 def frontier_height(above: pd.DataFrame, below: pd.DataFrame) -> float:

@@ -74,13 +74,13 @@ class Verdict:
 def verdict_on(claim: Claim, claims: Claims, measures: pd.DataFrame, rounds: pd.DataFrame) -> Verdict:
     """Test one claim on the measures of all runs, or on the rounds of the benchmark, look after look."""
     effects, margin = effects_of(claim, measures, rounds), claims.margins.get(claim.name)
-    timed = claim.measure == "step_cost"
+    timed, measured = claim.measure == "step_cost", measured_worlds(claim, measures)
     looks = claims.looks_at(claim)
     at_largest, largest = _at_largest(claim, measures)
     found, p = None, 1.0
     for look in looks:
         worlds = None if timed else claims.worlds_of(look)
-        if worlds is not None and not measured_worlds(claim, measures).issuperset(worlds):
+        if worlds is not None and not measured.issuperset(worlds):
             break
         seen = effects if worlds is None else effects[effects.index.isin(worlds)]
         found = _at_look(claim, seen, look, margin)
