@@ -41,7 +41,7 @@ paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's clai
 # As many prompts as suit a training's length; the intervals of one run, which its resamples are for, decide nothing here.
 paper-mini-more: $(READY) $(PAPER_MINI_MORE)/step_cost/mini.json  ## test them in new worlds until decided, under 3 hours on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims_2.yaml \
-		--output $(PAPER_MINI_MORE) --jobs $(JOBS) --set data.world.prompts=1024 --set evaluate.bootstrap_samples=20 \
+		--output $(PAPER_MINI_MORE) --jobs $(JOBS) --set data.world.prompts=768 --set evaluate.bootstrap_samples=20 \
 		--set trajectory=false
 
 # Before all else, while nothing else runs, and once.

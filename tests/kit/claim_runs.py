@@ -104,6 +104,9 @@ def as_two_worlds(batch: Path, recipes: dict[str, str], target: Path) -> None:
     first, *others = recipes.values()
     content = {
         "worlds": 2,
+        "first_world": 1,
+        "looks": [{"worlds": 2, "error": 0.05}],
+        "margins": {"wins_far_more": 99.0},
         "figures": dict.fromkeys(FIGURES, {"compared": list(recipes.values())}) | {"bound": {"all": others}},
         "claims": [
             {**claim, "name": "wins", "of": others or [first], "above": 10.0},
