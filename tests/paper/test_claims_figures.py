@@ -301,7 +301,7 @@ def test_an_interval_of_two_worlds_does_not_set_the_scale_of_the_margins():
 
 def test_verdicts_are_labelled_by_the_words_of_the_table():
     says = "ε-DPO has a higher length-controlled win rate than TR-DPO that replaces its reference, in words."
-    ends = {"effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.0, "below": None, "margin": None, "unit": "points"}
+    ends = {"effect": 0.5, "low": 0.4, "high": 0.6, "above": 0.0, "below": None, "margin": 0.7, "unit": "points"}
     figure = all_verdicts(
         pd.DataFrame([{"name": "beats_tr", "says": says, "verdict": "holds", "why": "", **ends}]), "title"
     )

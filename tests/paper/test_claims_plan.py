@@ -188,7 +188,8 @@ def test_verdicts_by_themselves_and_all_together_are_both_shown():
     assert [verdict.family_wise for verdict in found] == [HOLDS, CANNOT_BE_TOLD, CANNOT_BE_TOLD]
     text = page.summary(found, claims, "2026-01-01", "2026-01-02")
     assert "with Holm's correction 1, 0, 0, 2" in text
-    assert "after 3 (99.0%), 5 (96.0%) worlds, seeds 11 to 15" in text and "1 after 3, 2 after 5 worlds" in text
+    assert "after 3 worlds (99.0%), 5 worlds (96.0%), seeds 11 to 15" in text
+    assert "after 3 worlds for 1; after 5 worlds for 2." in text
     shown = page.claims_table(found)
     assert shown.count("✓ holds") == 3 and shown.count("? cannot be told") == 3 and "over 5 worlds" in shown
 
@@ -231,4 +232,4 @@ def test_what_it_would_take_is_told_of_open_claims():
     assert wanting["worlds_needed"].isna().tolist() == [False, True]
     shown = page.what_it_would_take(wanting.reset_index())
     assert "2 points" in shown and shown.count("<tr>") == 3
-    assert what_it_would_take([], claims).empty
+    assert "All claims were decided" in page.what_it_would_take(what_it_would_take([], claims))

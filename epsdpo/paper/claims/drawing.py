@@ -144,7 +144,8 @@ def two_epsilons(table: pd.DataFrame) -> Figure:
             axes.set_title(
                 f"{source}: {'win rate (%)' if (source, measure) == ('paper', 'win_rate') else label}", fontsize=10
             )
-    figure.suptitle("The size ε_c that is checked, and the size ε_s of the step")
+    between = " " if len(sources) > 1 else "\n"  # with no run finished the paper's maps stand alone
+    figure.suptitle(f"The size ε_c that is checked,{between}and the size ε_s of the step")
     return figure
 
 

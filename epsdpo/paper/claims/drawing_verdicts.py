@@ -47,7 +47,7 @@ def all_verdicts(table: pd.DataFrame, title: str) -> Figure:
     handles.append(panels[0].fill_between([], [], [], color=NEUTRAL, alpha=0.12, linewidth=0, label="claimed range"))
     if table["margin"].notna().any():
         handles += panels[0].plot([], [], label="no practical difference between", **_MARGIN)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(title)
     return figure
 

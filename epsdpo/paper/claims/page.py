@@ -55,11 +55,11 @@ def _looks(verdicts: Sequence[Verdict], claims: Claims) -> str:
         return ""
     counts = Counter(verdict.looked_at for verdict in verdicts if verdict.claim.measure != "step_cost")
     first = claims.first_world
-    planned = ", ".join(f"{look.worlds} ({1 - look.error:.1%})" for look in claims.looks)
-    taken = ", ".join(f"{counts[look.worlds]} after {look.worlds}" for look in claims.looks)
+    planned = ", ".join(f"{look.worlds} worlds ({1 - look.error:.1%})" for look in claims.looks)
+    taken = "; ".join(f"after {look.worlds} worlds for {counts[look.worlds]}" for look in claims.looks)
     return (
-        f"Looks were planned after {planned} worlds, seeds {first} to {first + claims.worlds - 1}, with intervals of "
-        f"the coverage in brackets; a claim's last look was for {taken} worlds. "
+        f"Looks were planned after {planned}, seeds {first} to {first + claims.worlds - 1}; in brackets is the coverage "
+        f"of their intervals. The last look at a claim was {taken}. "
     )
 
 
@@ -124,6 +124,8 @@ def _time(moment: str) -> str:
 
 def what_it_would_take(table: pd.DataFrame) -> str:
     """The table of `power.what_it_would_take` as a page shows it."""
+    if table.empty:
+        return "<p>All claims were decided.</p>"
     head = ("claim", "worlds", "deviation over worlds", "smallest effect that could be told", "the paper's effect")
     rows = "".join(_wanting(row) for row in table.to_dict("records"))
     names = "".join(f"<th>{name}</th>" for name in (*head, "worlds that it would need"))
