@@ -58,8 +58,8 @@ def _looks(verdicts: Sequence[Verdict], claims: Claims) -> str:
     planned = ", ".join(f"{look.worlds} worlds ({1 - look.error:.1%})" for look in claims.looks)
     taken = "; ".join(f"after {look.worlds} worlds for {counts[look.worlds]}" for look in claims.looks)
     return (
-        f"Looks were planned after {planned}, seeds {first} to {first + claims.worlds - 1}; in brackets is the coverage "
-        f"of their intervals. The last look at a claim was {taken}. "
+        f"Looks were planned after {planned}, seeds {first} to {first + claims.worlds - 1}; in brackets is the "
+        f"coverage of their intervals. The last look at a claim was {taken}. "
     )
 
 
