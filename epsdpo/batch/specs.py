@@ -135,7 +135,7 @@ STAGES = {
     "report": Spec(
         "05_report.ipynb", takes=("run_dir", "links_from"), joins=finished_analyses, settings_of_run=_report
     ),
-    "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims),
+    "claims": Spec("06_claims.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_claims, alone=True),
     "precision": Spec("07_precision.ipynb", takes=("run_dir",), joins=tested_on, settings_of_run=_nothing),
     "real_text": Spec("08_real_text.ipynb", takes=("run_dir",), joins=trained_in, settings_of_run=_titles, alone=True),
     "compare": Spec("03b_compare_trajectories.ipynb"),
