@@ -17,6 +17,7 @@ from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.worlds import by_recipe, in_world
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD
+from epsdpo.runs.manifest import read_manifest
 
 VERDICTS_TABLE = Path("claims") / "verdicts.csv"  # in a run folder, as 06_claims writes it
 
@@ -60,13 +61,20 @@ def wanted_experiments(claims: Claims, experiments: Iterable[Experiment], run_di
             f"--claims: {', '.join(missing)}: no such recipe. A recipe is an experiment's name without its -seedN, and "
             f"data.world.seed is swept; recipes here are {', '.join(sorted(recipes)) or 'none'}"
         )
-    path = run_dir / VERDICTS_TABLE
-    wanted = worlds_wanted(claims, pd.read_csv(path) if path.exists() else None)
+    wanted = worlds_wanted(claims, _last_verdicts(run_dir))
     return [
         in_world(experiment, claims.first_world + number)
         for recipe, experiment in recipes.items()
         for number in range(wanted.get(recipe, 0))
     ]
+
+
+def _last_verdicts(run_dir: Path) -> pd.DataFrame | None:
+    """The table of the last look whose page is finished; None where there is none, or none of several looks."""
+    if read_manifest(run_dir / VERDICTS_TABLE.parent) is None or not (run_dir / VERDICTS_TABLE).exists():
+        return None
+    table = pd.read_csv(run_dir / VERDICTS_TABLE)
+    return table if {"name", "verdict", "worlds", "looked_at"} <= set(table) else None
 
 
 def run_looks(

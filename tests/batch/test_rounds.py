@@ -1,5 +1,7 @@
 """Worlds added where claims are open: which experiments are wanted, and a batch run look after look."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -9,6 +11,7 @@ from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.worlds import by_recipe, in_world
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, HOLDS
+from epsdpo.runs.manifest import MANIFEST
 
 CLAIM = {"place": "Table 1", "says": "", "measure": "win_rate", "above": 0.0}
 PLAN = Claims.model_validate(
@@ -28,6 +31,13 @@ PLAN = Claims.model_validate(
 def verdicts(**stood):
     rows = [{"name": name, "verdict": verdict, "looked_at": at, "worlds": at} for name, (verdict, at) in stood.items()]
     return pd.DataFrame(rows)
+
+
+def leave_verdicts(path, table, finished=True):
+    path.parent.mkdir(exist_ok=True)
+    table.to_csv(path, index=False)
+    if finished:
+        (path.parent / MANIFEST).write_text(json.dumps({"key": "of the page"}), encoding="utf-8")
 
 
 @pytest.fixture
@@ -68,6 +78,15 @@ def test_what_no_claim_needs_is_not_run(experiments, tmp_path):
     assert {one.data.world.seed for one in wanted} == {11, 12}
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_page_that_was_not_finished_or_is_of_no_looks_says_nothing(experiments, tmp_path, finished):
+    table = verdicts(one=(CANNOT_BE_TOLD, 2), other=(HOLDS, 2))
+    leave_verdicts(tmp_path / VERDICTS_TABLE, table.drop(columns="looked_at") if finished else table, finished)
+    assert len(wanted_experiments(PLAN, experiments, tmp_path)) == 4
+    leave_verdicts(tmp_path / VERDICTS_TABLE, table)
+    assert len(wanted_experiments(PLAN, experiments, tmp_path)) == 8
+
+
 def test_a_recipe_that_is_not_there_is_refused(experiments, tmp_path):
     with pytest.raises(ConfigError, match=r"a: no such recipe.*recipes here are b-beta0.1, b-beta0.3, c"):
         wanted_experiments(PLAN, [one for one in experiments if not one.name.startswith("a")], tmp_path)
@@ -85,8 +104,7 @@ class Batches:
         if len(self.ran) == self.trouble:
             failed = {"a-seed11/train": Failure(self.path.parent, "it broke")}
         elif self.tables:
-            self.path.parent.mkdir(exist_ok=True)
-            self.tables.pop(0).to_csv(self.path, index=False)
+            leave_verdicts(self.path, self.tables.pop(0))
         return Outcome([], {}, failed, {}, "")
 
 
