@@ -65,7 +65,10 @@ def _looks(verdicts: Sequence[Verdict], claims: Claims) -> str:
 
 def claims_table(verdicts: Sequence[Verdict]) -> str:
     """One row per claim: where the paper says it, what it says, the effect with its interval, range and verdict."""
-    head = "".join(f"<th>{name}</th>" for name in ("place", "claim", "test", "effect", "claimed", "verdict", "by Holm"))
+    head = "".join(
+        f"<th style='{_CELL}'>{name}</th>"
+        for name in ("place", "claim", "test", "effect", "claimed", "verdict", "by Holm")
+    )
     rows = "".join(_row(verdict) for verdict in verdicts)
     return f"<table class='claims'><tr>{head}</tr>{rows}</table>"
 
@@ -128,7 +131,7 @@ def what_it_would_take(table: pd.DataFrame) -> str:
         return "<p>All claims were decided.</p>"
     head = ("claim", "worlds", "deviation over worlds", "smallest effect that could be told", "the paper's effect")
     rows = "".join(_wanting(row) for row in table.to_dict("records"))
-    names = "".join(f"<th>{name}</th>" for name in (*head, "worlds that it would need"))
+    names = "".join(f"<th style='{_CELL}'>{name}</th>" for name in (*head, "worlds that it would need"))
     return f"<table class='claims'><tr>{names}</tr>{rows}</table>"
 
 
