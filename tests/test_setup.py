@@ -260,6 +260,7 @@ def test_make_lists_its_targets(checkout):
         "help",
         "demo",
         "paper-mini",
+        "paper-mini-more",
         "real-mini",
         "gpu-check",
         "models-real",
