@@ -58,7 +58,7 @@ def test_hooks_check_with_the_versions_and_options_of_make_lint():
 @pytest.mark.parametrize(
     ("name", "jobs"),
     [
-        (WORKFLOW, [[".ci/run"], ["make demo", "actions/upload-artifact"]]),
+        (WORKFLOW, [[".ci/run"], ["make ${{ matrix.target }}"], ["make demo", "actions/upload-artifact"]]),
         (NEWEST, [["make lock TORCH=torch", "make test TORCH=torch", "actions/upload-artifact"]]),
     ],
 )
@@ -76,6 +76,15 @@ def test_the_workflows_run_what_has_to_pass_and_what_may_pass_and_keep_what_they
         done.append([step["run"] for step in job["steps"] if "run" in step] + list(steps)[2:])
     assert done == jobs
     assert steps["actions/upload-artifact"]["path"] == {WORKFLOW: "runs/demo/report", NEWEST: "requirements.lock"}[name]
+
+
+def test_each_target_with_tests_is_run_before_a_change_or_beside_it():
+    jobs = yaml.safe_load((ROOT / WORKFLOW).read_text(encoding="utf-8"))["jobs"]
+    apart = jobs["apart"]["strategy"]["matrix"]["target"]
+    before = re.findall(r"^make (.*)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), re.MULTILINE)
+    run = re.findall(r"\btest\S*", " ".join(before)) + apart
+    targets = re.findall(r"^(test[a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(run) == sorted(targets)
 
 
 def test_the_licence_is_the_complete_apache_2_text():
