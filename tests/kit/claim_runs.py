@@ -14,6 +14,7 @@ from epsdpo.paper.claims.settings import Claims
 from epsdpo.runs.manifest import MANIFEST
 
 FIGURES = ("main", "frontier", "two_epsilons", "dynamics", "margins", "initial_beta", "label_noise")
+NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 SUMMARY = {
     "win_rate": 55.0,
     "length_controlled_win_rate": 53.0,

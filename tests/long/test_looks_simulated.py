@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from kit.claim_runs import NO_ROUNDS
 
 from epsdpo.batch.rounds import worlds_wanted
 from epsdpo.paper.claims.settings import Claim, Claims, read_claims
@@ -19,7 +20,6 @@ from epsdpo.paper.claims.verdicts import (
 )
 
 PLAN = read_claims(Path(__file__).parents[2] / "configs" / "paper_mini" / "_claims_2.yaml")
-NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 
 FAMILIES, CLAIMS_EACH = 50, 20
 

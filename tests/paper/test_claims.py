@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from kit.claim_runs import write_run
+from kit.claim_runs import NO_ROUNDS, write_run
 
 from epsdpo.experiment import ConfigError, check_experiment
 from epsdpo.experiment.sweep import recipe_and_world
@@ -37,8 +37,6 @@ from epsdpo.paper.claims.verdicts import (
     where_lies,
 )
 from epsdpo.runs.layout import NOTEBOOKS
-
-NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 
 
 def claim(**changes):

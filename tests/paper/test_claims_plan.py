@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from kit.claim_runs import NO_ROUNDS
 from scipy import stats
 
 from epsdpo.batch.rounds import worlds_wanted
@@ -28,7 +29,6 @@ from epsdpo.paper.claims.verdicts import (
 )
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "paper_mini"
-NO_ROUNDS = pd.DataFrame(columns=["contender", "length", "round", "seconds"])
 LOOKS = [{"worlds": 3, "error": 0.01}, {"worlds": 5, "error": 0.04}]
 
 
