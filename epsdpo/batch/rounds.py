@@ -17,9 +17,10 @@ from epsdpo.experiment import ConfigError, Experiment
 from epsdpo.experiment.worlds import by_recipe, in_world
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD
+from epsdpo.runs.layout import SUPERSEDED
 from epsdpo.runs.manifest import read_manifest
 
-VERDICTS_TABLE = Path("claims") / "verdicts.csv"  # in a run folder, as 06_claims writes it
+CLAIMS, VERDICTS_TABLE = "claims", "verdicts.csv"  # in a run folder, as 06_claims writes it
 
 
 def worlds_wanted(claims: Claims, verdicts: pd.DataFrame | None) -> dict[str, int]:
@@ -70,11 +71,17 @@ def wanted_experiments(claims: Claims, experiments: Iterable[Experiment], run_di
 
 
 def _last_verdicts(run_dir: Path) -> pd.DataFrame | None:
-    """The table of the last look whose page is finished; None where there is none, or none of several looks."""
-    if read_manifest(run_dir / VERDICTS_TABLE.parent) is None or not (run_dir / VERDICTS_TABLE).exists():
-        return None
-    table = pd.read_csv(run_dir / VERDICTS_TABLE)
-    return table if {"name", "verdict", "worlds", "looked_at"} <= set(table) else None
+    """The table of the last look whose page is finished; None where there is none, or none of several looks.
+
+    The batch of the next look moves that page aside when it begins, so that one which was interrupted left it there.
+    """
+    pages = [run_dir / CLAIMS, *(run_dir / SUPERSEDED).glob(f"{CLAIMS}-*")]
+    finished = [(manifest["finished"], page) for page in pages if (manifest := read_manifest(page)) is not None]
+    for _, page in sorted(finished, reverse=True):
+        if (page / VERDICTS_TABLE).exists():
+            table = pd.read_csv(page / VERDICTS_TABLE)
+            return table if {"name", "verdict", "worlds", "looked_at"} <= set(table) else None
+    return None
 
 
 def run_looks(

@@ -5,12 +5,13 @@ import json
 import pandas as pd
 import pytest
 
-from epsdpo.batch.rounds import VERDICTS_TABLE, run_looks, wanted_experiments, worlds_wanted
+from epsdpo.batch.rounds import CLAIMS, VERDICTS_TABLE, run_looks, wanted_experiments, worlds_wanted
 from epsdpo.batch.runner import Failure, Outcome
 from epsdpo.experiment import ConfigError, load_experiments
 from epsdpo.experiment.worlds import by_recipe, in_world
 from epsdpo.paper.claims.settings import Claims
 from epsdpo.paper.claims.verdicts import CANNOT_BE_TOLD, HOLDS
+from epsdpo.runs.layout import SUPERSEDED
 from epsdpo.runs.manifest import MANIFEST
 
 CLAIM = {"place": "Table 1", "says": "", "measure": "win_rate", "above": 0.0}
@@ -33,11 +34,11 @@ def verdicts(**stood):
     return pd.DataFrame(rows)
 
 
-def leave_verdicts(path, table, finished=True):
-    path.parent.mkdir(exist_ok=True)
-    table.to_csv(path, index=False)
+def leave_verdicts(page, table, finished="2026-01-01T00:00:00+00:00"):
+    page.mkdir(parents=True, exist_ok=True)
+    table.to_csv(page / VERDICTS_TABLE, index=False)
     if finished:
-        (path.parent / MANIFEST).write_text(json.dumps({"key": "of the page"}), encoding="utf-8")
+        (page / MANIFEST).write_text(json.dumps({"key": "of the page", "finished": finished}), encoding="utf-8")
 
 
 @pytest.fixture
@@ -78,12 +79,21 @@ def test_what_no_claim_needs_is_not_run(experiments, tmp_path):
     assert {one.data.world.seed for one in wanted} == {11, 12}
 
 
-@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("finished", ["2026-01-01T00:00:00+00:00", None])
 def test_a_page_that_was_not_finished_or_is_of_no_looks_says_nothing(experiments, tmp_path, finished):
     table = verdicts(one=(CANNOT_BE_TOLD, 2), other=(HOLDS, 2))
-    leave_verdicts(tmp_path / VERDICTS_TABLE, table.drop(columns="looked_at") if finished else table, finished)
+    leave_verdicts(tmp_path / CLAIMS, table.drop(columns="looked_at") if finished else table, finished)
     assert len(wanted_experiments(PLAN, experiments, tmp_path)) == 4
-    leave_verdicts(tmp_path / VERDICTS_TABLE, table)
+    leave_verdicts(tmp_path / CLAIMS, table)
+    assert len(wanted_experiments(PLAN, experiments, tmp_path)) == 8
+
+
+def test_the_last_look_counts_though_the_next_one_has_moved_its_page(experiments, tmp_path):
+    early, late = ("2026-01-01T09:00:00+00:00", "2026-01-01T10:00:00+00:00")
+    aside = tmp_path / SUPERSEDED
+    leave_verdicts(aside / f"{CLAIMS}-aaaaaaaa-2", OPEN, late)
+    leave_verdicts(aside / f"{CLAIMS}-bbbbbbbb", verdicts(one=(HOLDS, 2), other=(HOLDS, 2)), early)
+    leave_verdicts(tmp_path / CLAIMS, verdicts(one=(HOLDS, 2), other=(HOLDS, 2)), finished=None)
     assert len(wanted_experiments(PLAN, experiments, tmp_path)) == 8
 
 
@@ -93,18 +103,22 @@ def test_a_recipe_that_is_not_there_is_refused(experiments, tmp_path):
 
 
 class Batches:
-    """Runs nothing, and leaves the verdicts that are due after each look; batch number `trouble` fails."""
+    """Runs nothing: moves the page of claims aside and leaves the next; batch number `trouble` fails before that."""
 
     def __init__(self, run_dir, *tables, trouble=None):
-        self.path, self.tables, self.trouble, self.ran = run_dir / VERDICTS_TABLE, list(tables), trouble, []
+        self.page, self.tables, self.trouble, self.ran = run_dir / CLAIMS, list(tables), trouble, []
 
     def __call__(self, experiments):
         self.ran.append(len(experiments))
+        if self.page.exists():
+            aside = self.page.parent / SUPERSEDED / f"{CLAIMS}-{len(self.ran)}"
+            aside.parent.mkdir(exist_ok=True)
+            self.page.rename(aside)
         failed = {}
         if len(self.ran) == self.trouble:
-            failed = {"a-seed11/train": Failure(self.path.parent, "it broke")}
+            failed = {"a-seed11/train": Failure(self.page, "it broke")}
         elif self.tables:
-            leave_verdicts(self.path, self.tables.pop(0))
+            leave_verdicts(self.page, self.tables.pop(0), f"2026-01-01T{len(self.ran):02}:00:00+00:00")
         return Outcome([], {}, failed, {}, "")
 
 
