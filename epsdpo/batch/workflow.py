@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 
-from snakemake.cli import main
+from snakemake.cli import args_to_api, main, parse_args
 
 from epsdpo.runs.watch import end_with_stdin
 
@@ -23,10 +23,20 @@ def _interrupt() -> None:
     time.sleep(_SECONDS_TO_CANCEL)
 
 
+def _run_here() -> None:
+    """As Snakemake's own `main`, but for its limit of submissions per second, which is meant for clusters.
+
+    With it each job that ends adds one more look at all that wait to every second: with hundreds, most of a core.
+    """
+    end_with_stdin()
+    parser, arguments = parse_args(sys.argv[1:])
+    arguments.max_jobs_per_timespan = None
+    sys.exit(not args_to_api(arguments, parser))
+
+
 if __name__ == "__main__":
-    if "--profile" in sys.argv:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off for what they start with &
-        end_with_stdin(first=_interrupt)
-    else:
-        end_with_stdin()
+    if "--profile" not in sys.argv:
+        _run_here()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off for what they start with &
+    end_with_stdin(first=_interrupt)
     main(sys.argv[1:])
