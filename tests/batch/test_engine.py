@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 
 import psutil
@@ -204,3 +206,25 @@ def test_the_study_that_comes_last_has_all_cores(batch, tmp_path, monkeypatch):
     for name in threads:
         assert exports not in (state / "stages" / f"{name}.sh").read_text()
     assert exports in (state / "stages" / "real_text__real_text.sh").read_text()
+
+
+SNAKEFILE = """
+import threading
+rule all:
+    input: [f"made/{number}" for number in range(20)]
+rule one:
+    output: "made/{number}"
+    shell: "touch {output}"
+onsuccess:
+    with open("threads", "w") as file:
+        file.write(str(threading.active_count()))
+"""
+
+
+def test_stages_that_ended_leave_the_scheduler_nothing_to_do(tmp_path):
+    """Snakemake's limit of submissions would keep a timer for each, and look at all that waits when one runs out."""
+    (tmp_path / "Snakefile").write_text(SNAKEFILE, encoding="utf-8")
+    command = [sys.executable, "-m", "epsdpo.batch.workflow", "--snakefile", "Snakefile", "--cores", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        assert process.wait(120) == 0
+    assert int((tmp_path / "threads").read_text(encoding="utf-8")) < 15
