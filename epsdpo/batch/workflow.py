@@ -28,15 +28,16 @@ def _run_here() -> None:
 
     With it each job that ends adds one more look at all that wait to every second: with hundreds, most of a core.
     """
-    end_with_stdin()
     parser, arguments = parse_args(sys.argv[1:])
     arguments.max_jobs_per_timespan = None
     sys.exit(not args_to_api(arguments, parser))
 
 
 if __name__ == "__main__":
-    if "--profile" not in sys.argv:
+    if "--profile" in sys.argv:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off for what they start with &
+        end_with_stdin(first=_interrupt)
+        main(sys.argv[1:])
+    else:
+        end_with_stdin()
         _run_here()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which shells switch off for what they start with &
-    end_with_stdin(first=_interrupt)
-    main(sys.argv[1:])
