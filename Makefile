@@ -39,7 +39,7 @@ paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's clai
 		--output $(PAPER_MINI) --jobs $(JOBS)
 
 # As many prompts as suit a training's length; the intervals of one run, which its resamples are for, decide nothing here.
-paper-mini-more: $(READY) $(PAPER_MINI_MORE)/step_cost/mini.json  ## test them in new worlds until decided, under 3 hours on two cores
+paper-mini-more: $(READY) $(PAPER_MINI_MORE)/step_cost/mini.json  ## test them in new worlds until decided, about 3 hours on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims_2.yaml \
 		--output $(PAPER_MINI_MORE) --jobs $(JOBS) --set data.world.prompts=768 --set evaluate.bootstrap_samples=20 \
 		--set trajectory=false

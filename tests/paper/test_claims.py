@@ -20,8 +20,6 @@ from epsdpo.paper.claims.fixed import fix_claims, fixed_claims
 from epsdpo.paper.claims.page import claims_table
 from epsdpo.paper.claims.run_table import WITHIN_TRAINING, finished_runs, first_training, measure_runs, tightened_margin
 from epsdpo.paper.claims.settings import (
-    NOT_IN_THE_PAPER,
-    THIS_KIT,
     Claim,
     Claims,
     check_runs,
@@ -255,24 +253,6 @@ def test_claims_are_counted_by_whose_they_are_and_rounds_are_no_worlds():
     )
     assert "Of 2 claims of this kit 2 ✓ hold" in text and "leaves open" not in text
     assert page.claims_table(found).count("over 3 rounds on one machine") == 1
-
-
-def test_documents_say_what_the_recorded_verdicts_come_to():
-    """Three counts, of the paper's claims, the kit's own and open questions, from the recorded verdicts."""
-    root = Path(__file__).parents[2]
-    recorded = pd.read_csv(root / "docs" / "paper_mini" / "verdicts.csv")
-    claims = read_claims(root / "configs" / "paper_mini" / "_claims.yaml").claims
-    assert recorded[["name", "place", "says"]].to_numpy().tolist() == [[c.name, c.place, c.says] for c in claims]
-    whose = recorded["place"].where(recorded["place"].isin([THIS_KIT, NOT_IN_THE_PAPER]), "paper")
-    counts = pd.crosstab(whose, recorded["verdict"])[[HOLDS, DOES_NOT_HOLD, CANNOT_BE_TOLD]]
-    assert counts.loc["paper"].tolist() == [12, 3, 20]
-    assert counts.loc[THIS_KIT].tolist() == [5, 0, 1] and counts.loc[NOT_IN_THE_PAPER].tolist() == [1, 0, 3]
-    readme, page_of_it = ((root / name).read_text(encoding="utf-8") for name in ("README.md", "docs/paper_mini.md"))
-    for text in (readme, page_of_it):
-        assert "12 hold, 3 do not hold, 20 cannot be told" in " ".join(text.split()).replace("**", "")
-    for row in recorded.itertuples():
-        (line,) = [line for line in page_of_it.splitlines() if line.startswith(f"| {row.place} | {row.says} |")]
-        assert line.split(" | ")[-1][2:].startswith(row.verdict)
 
 
 # -------------------------------------------------------------------------------------------------------- measures
