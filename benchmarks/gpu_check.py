@@ -137,7 +137,7 @@ def check_model(model: str) -> dict[str, Any]:
         f"train.use_cpu={str(not torch.cuda.is_available()).lower()}",
         "train.bf16=true",
         "train.per_device_train_batch_size=8",
-        "train.save_steps=25",
+        f"train.save_steps={STEPS // 2}",
     ]
     experiment = load_variant(CONFIG, changes)
     with tempfile.TemporaryDirectory(prefix="epsdpo-gpu-check-") as scratch:

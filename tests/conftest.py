@@ -1,5 +1,6 @@
 """What the tests share: the reference models and pairs in tests/data/official, and quick trainers over them."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 
 import pytest
 from kit.official import OFFICIAL, tokenised_pairs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_garbage_to_look_for():
+    """accelerate collects garbage after each training, which over all that is imported takes longer than a tiny one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """The test for everybody's ε-DPO: its vectors against plain formulas, and what it says of good and bad trainers."""
 
-import gc
 import logging
 import math
 from dataclasses import replace
@@ -23,15 +22,12 @@ KITS, PLAIN = "epsdpo:EpsilonDPOTrainer", "kit.plain_epsilon_dpo:PlainTrainer"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_and_quiet():
-    """accelerate collects garbage after each training, which takes longer than that where all of torch is looked at."""
+def quiet():
     datasets.disable_progress_bars()
     level, package = transformers.logging.get_verbosity(), logging.getLogger("epsdpo")
     levels, package.level = (level, package.level), logging.ERROR
     transformers.logging.set_verbosity_error()
-    gc.freeze()
     yield
-    gc.unfreeze()
     transformers.logging.set_verbosity(levels[0])
     package.level = levels[1]
     datasets.enable_progress_bars()
