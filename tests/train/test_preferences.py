@@ -1,4 +1,4 @@
-"""The entry point: interrupted runs, refused checkpoints and folders, the released recipes through accelerate."""
+"""The entry point: interrupted runs, refused checkpoints and folders, launch configs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from kit.official import save_official_model
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import TrainerCallback
 
 from epsdpo.experiment import load_experiment
 from epsdpo.methods.record import read_pairs, read_steps
@@ -26,12 +26,6 @@ from epsdpo.train.checkpoints import whole_checkpoints
 from epsdpo.train.preferences import main
 
 REPOSITORY = Path(__file__).parents[2]
-
-CHAT_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
 
 
 @pytest.fixture
@@ -69,16 +63,16 @@ def write_config(path, values, **changes):
     return path
 
 
-def start(config, output, *launcher):
-    command = [sys.executable, *launcher, "-m", "epsdpo.train", "--config", str(config), "--output", str(output)]
+def start(config, output):
+    command = [sys.executable, "-m", "epsdpo.train", "--config", str(config), "--output", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def run(config, output, *launcher):
-    process = start(config, output, *launcher)
+def run(config, output):
+    process = start(config, output)
     try:
         log, _ = process.communicate(timeout=200)
     finally:
@@ -230,63 +224,3 @@ def test_every_launch_config_is_one_and_leaves_precision_to_the_experiment(path)
     assert launch.use_cpu == path.stem.endswith("cpu")
     if launch.distributed_type == "FSDP":
         assert launch.fsdp_config["fsdp_version"] == 2
-
-
-@pytest.fixture
-def tiny_ultrafeedback(tmp_path, official):
-    """Rows as princeton-nlp's sets have them: a prompt string, and whole conversations as chosen and rejected."""
-    folder = tmp_path / "ultrafeedback"
-    folder.mkdir()
-    lines = (official / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = []
-    for line in lines:
-        row = json.loads(line)
-        user = {"role": "user", "content": row["prompt"]}
-        rows.append(
-            {
-                "prompt": row["prompt"],
-                **{
-                    side: [user, {"role": "assistant", "content": row[side].strip()}] for side in ("chosen", "rejected")
-                },
-            }
-        )
-    for split, part in {"train": rows[:36], "test": rows[36:44]}.items():
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
-    return folder
-
-
-TWO_PROCESSES = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
-
-
-@pytest.mark.parametrize(("recipe", "processes"), [("table1_llama3", 1), ("table1_mistral", 1), ("table1_mistral", 2)])
-def test_released_recipes_run_with_model_and_data_swapped(recipe, processes, tiny_ultrafeedback, official, tmp_path):
-    values = load_experiment(REPOSITORY / "configs" / "paper" / recipe / "epsilon_dpo.yaml").model_dump()
-    model = tmp_path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(official / "tok")
-    tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.save_pretrained(model)
-    for source in (official / "policy").iterdir():
-        (model / source.name).write_bytes(source.read_bytes())
-    config = write_config(
-        tmp_path / f"{recipe}.yaml",
-        values,
-        model__name_or_path=str(model),
-        model__revision=None,
-        data__source=str(tiny_ultrafeedback),
-        train__use_cpu=True,
-        train__global_batch_size=8,
-    )
-    if processes == 1:
-        assert main(["--config", str(config), "--output", str(tmp_path / "out")]) == 0
-    else:
-        code, log = run(config, tmp_path / "out", *TWO_PROCESSES)
-        assert code == 0, log
-    steps = read_steps(tmp_path / "out" / "train")
-    assert len(steps) == 5 and steps["beta_before"][0] == 0.01  # 36 pairs in batches of 8
-    pairs = read_pairs(tmp_path / "out" / "train")
-    assert len(pairs) == pairs["pair_id"].nunique() == 36  # none twice, though 36 pairs fill no whole batch
-    assert {path.name for path in (tmp_path / "out" / "train").glob("checkpoint-*")} == {
-        f"checkpoint-{step}" for step in range(1, 6)
-    }
-    weights = load_file(tmp_path / "out" / "train" / "model" / "model.safetensors")
-    assert {str(weight.dtype) for weight in weights.values()} == {"torch.bfloat16"}
