@@ -90,7 +90,7 @@ test: $(READY)  ## run the tests
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 \
 		--numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-distributed: $(READY)  ## run the tests that train in two processes, about 4 minutes
+test-distributed: $(READY)  ## run the tests that train in two processes, 5 to 10 minutes
 	HF_HUB_OFFLINE=1 .venv/bin/python -m pytest -q --durations=5 tests/distributed
 
 # Needs root, to make the two hosts of network namespaces; without, all its tests are skipped and say so.
