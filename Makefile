@@ -20,6 +20,7 @@ SMOLLM2_CONTENT := sha256:b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373
 GEMMA := $(MODELS)/gemma-3-270m.Q4_K_M.gguf
 GEMMA_CONTENT := sha256:a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
 CONVERT := import sys; from epsdpo.models.gguf import as_folder; print(as_folder(*sys.argv[1:])[0])
+# Stages at once, which share out the cores.
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
@@ -30,10 +31,9 @@ help:  ## list these targets
 
 # The Hub is switched off to make sure of what the README says: demo and tests need no network.
 demo: $(READY)  ## run the demo from data to report, under 10 minutes on two cores
-	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo
+	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/demo --jobs $(JOBS)
 	@.venv/bin/python -m epsdpo verify runs/demo --against configs/demo/gold
 
-# JOBS stages at once, which share out the cores.
 paper-mini: $(READY) $(PAPER_MINI)/step_cost/mini.json  ## test the paper's claims in miniature, about 90 minutes on two cores
 	HF_HUB_OFFLINE=1 .venv/bin/python -m epsdpo run configs/paper_mini --claims configs/paper_mini/_claims.yaml \
 		--output $(PAPER_MINI) --jobs $(JOBS)

@@ -23,7 +23,7 @@ from packaging.version import Version
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE))
-DEMO = ["-m epsdpo run configs/demo", "-m epsdpo verify runs/demo --against configs/demo/gold"]
+DEMO = ["-m epsdpo run configs/demo --jobs 2", "-m epsdpo verify runs/demo --against configs/demo/gold"]
 
 
 WORKFLOW, NEWEST = ".github/workflows/ci.yml", ".github/workflows/newest.yml"
