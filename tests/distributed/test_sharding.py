@@ -2,14 +2,12 @@
 
 import os
 import subprocess
-import sys
-from pathlib import Path
 
 import yaml
+from kit.launching import REPOSITORY, launcher
 
 from epsdpo.train.memory import Sharding
 
-REPOSITORY = Path(__file__).parents[2]
 LAUNCHED = """
 import os, sys
 from epsdpo import EpsilonDPOConfig
@@ -29,9 +27,8 @@ def test_sharding_is_read_from_the_launch(tmp_path):
     values["fsdp_config"]["fsdp_reshard_after_forward"] = False
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     (tmp_path / "launched.py").write_text(LAUNCHED, encoding="utf-8")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", str(tmp_path / "fsdp2.yaml")]
     ended = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path / "launched.py"), str(tmp_path)],
+        [*launcher(tmp_path / "fsdp2.yaml"), str(tmp_path / "launched.py"), str(tmp_path)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -132,6 +132,7 @@ def test_no_rounding_can_be_left_out(name, change):
     ("name", "epsilon"),
     [
         ("R1_zero3_1proc", 0.01),
+        ("R1_zero3_1proc", 0.1),
         ("R3_single_bf16loaded", 0.1),
         ("R3_single_fp32loaded", 0.01),
         ("R5_single_fp32", 0.1),

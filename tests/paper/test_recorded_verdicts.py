@@ -19,6 +19,7 @@ from epsdpo.paper.claims.verdicts import (
 )
 
 ROOT = Path(__file__).parents[2]
+SECOND_ROUND = ROOT / "docs" / "paper_mini" / "second_round"
 # By whose claims they are, in each round: how many hold, do not hold, make no practical difference and cannot be told.
 COUNTS = {
     "first": {"paper": (12, 3, 0, 20), THIS_KIT: (5, 0, 0, 1), NOT_IN_THE_PAPER: (1, 0, 0, 3)},
@@ -30,16 +31,14 @@ STAND_BY_HOLM = (8, 1, 3)  # of the paper's claims, in the second round
 @pytest.fixture(scope="module")
 def recorded():
     """The verdicts of both rounds as docs/paper_mini has them, by name."""
-    docs = ROOT / "docs" / "paper_mini"
-    files = {"first": docs / "verdicts.csv", "second": docs / "second_round" / "verdicts.csv"}
+    files = {"first": SECOND_ROUND.parent / "verdicts.csv", "second": SECOND_ROUND / "verdicts.csv"}
     return {turn: pd.read_csv(file).set_index("name") for turn, file in files.items()}
 
 
 def test_recorded_verdicts_follow_from_the_recorded_measures(recorded):
     """The second round's, by the claims file and today's code, to the last digits."""
-    folder = ROOT / "docs" / "paper_mini" / "second_round"
     claims = read_claims(ROOT / "configs" / "paper_mini" / "_claims_2.yaml")
-    measures, rounds = pd.read_csv(folder / "measures.csv"), read_rounds(folder / "step_cost.json")
+    measures, rounds = pd.read_csv(SECOND_ROUND / "measures.csv"), read_rounds(SECOND_ROUND / "step_cost.json")
     verdicts = verdicts_on(claims, measures, rounds)
     again = as_table(verdicts).set_index("name")
     kept = recorded["second"]
@@ -48,7 +47,7 @@ def test_recorded_verdicts_follow_from_the_recorded_measures(recorded):
     for column in ("effect", "low", "high", "p"):
         np.testing.assert_allclose(again[column], kept[column], rtol=1e-9, err_msg=column)
     wanting = what_it_would_take(verdicts, claims)
-    assert wanting["name"].tolist() == pd.read_csv(folder / "what_it_would_take.csv")["name"].tolist()
+    assert wanting["name"].tolist() == pd.read_csv(SECOND_ROUND / "what_it_would_take.csv")["name"].tolist()
 
 
 def test_documents_say_what_the_recorded_verdicts_come_to(recorded):
@@ -79,7 +78,6 @@ def test_documents_say_what_the_recorded_verdicts_come_to(recorded):
         if np.isfinite(row.effect):
             shown = f"{row.effect:+.3g} [{row.low:+.3g}, {row.high:+.3g}]".replace("-", "\N{MINUS SIGN}")
             assert effect.removeprefix("≥ ").startswith(shown), row.Index
-    folder = ROOT / "docs" / "paper_mini" / "second_round"
-    for row in pd.read_csv(folder / "what_it_would_take.csv").dropna(subset="deviation").itertuples():
+    for row in pd.read_csv(SECOND_ROUND / "what_it_would_take.csv").dropna(subset="deviation").itertuples():
         told = f"| {row.says} | {row.worlds} | {row.deviation:.3g} {row.unit} | {row.smallest_told:.3g} {row.unit} |"
         assert told in page_of_it

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -14,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from kit.launching import REPOSITORY, run, start, train_here
 from kit.official import save_official_model
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -24,8 +24,6 @@ from epsdpo.runs.preempted import PREEMPTED
 from epsdpo.train import preferences
 from epsdpo.train.checkpoints import whole_checkpoints
 from epsdpo.train.preferences import main
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -63,21 +61,8 @@ def write_config(path, values, **changes):
     return path
 
 
-def start(config, output):
-    command = [sys.executable, "-m", "epsdpo.train", "--config", str(config), "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def run(config, output):
-    process = start(config, output)
-    try:
-        log, _ = process.communicate(timeout=200)
-    finally:
-        process.kill()  # does nothing to a process that has ended
-    return process.returncode, log
+def train_command(config, output):
+    return [sys.executable, "-m", "epsdpo.train", "--config", config, "--output", output]
 
 
 def kill_after_step(process, train_dir, step):
@@ -94,7 +79,7 @@ def kill_after_step(process, train_dir, step):
 
 @pytest.fixture
 def one_thread():
-    """As processes that `start` starts have; CPU arithmetic depends on their number in its last bits."""
+    """As the processes of `kit.launching` have; CPU arithmetic depends on their number in its last bits."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -103,13 +88,12 @@ def one_thread():
 
 def test_a_killed_run_resumes_as_if_it_had_not_been_killed(config, tmp_path, one_thread):
     """Killed twice: before its first checkpoint, and later between two of them."""
-    assert main(["--config", str(config), "--output", str(tmp_path / "whole")]) == 0
+    train_here(config, tmp_path / "whole")
     killed = tmp_path / "killed"
     for step in (2, 13):
-        kill_after_step(start(config, killed), killed / "train", step)
+        kill_after_step(start(*train_command(config, killed)), killed / "train", step)
     assert not (killed / "train" / "model").exists()
-    code, log = run(config, killed)
-    assert code == 0 and "continuing run from" in log
+    assert "continuing run from" in run(*train_command(config, killed))
 
     assert_same_results(tmp_path / "whole" / "train", killed / "train")
 
